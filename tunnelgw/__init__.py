@@ -1,0 +1,3 @@
+"""tunnelgw: a self-hosted reverse-proxy tunnel gateway."""
+
+__version__ = "0.1.0"

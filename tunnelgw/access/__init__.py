@@ -1,0 +1,1 @@
+"""Who may come in: grants, address rules and limits as pure decisions."""

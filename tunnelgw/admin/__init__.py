@@ -1,0 +1,1 @@
+"""What an operator asks a running process: control socket, metrics, health."""

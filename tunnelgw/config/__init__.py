@@ -1,0 +1,1 @@
+"""edge.toml and connector.toml: frozen, documented, validated models."""

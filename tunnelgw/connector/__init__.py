@@ -1,0 +1,1 @@
+"""The process at home: dials the edge and serves local targets."""

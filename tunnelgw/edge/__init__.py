@@ -1,0 +1,1 @@
+"""The process on the VPS: front door, tunnels, routes, ports."""

@@ -1,0 +1,1 @@
+"""The private CA, invitations and certificates (the only importer of cryptography)."""

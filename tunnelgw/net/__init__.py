@@ -1,0 +1,1 @@
+"""asyncio shells without policy: loop, tasks, timers, flow control, splices, links, TLS, accepting."""

@@ -1,0 +1,1 @@
+"""From a name, a path or a ClientHello to a route, without I/O."""
