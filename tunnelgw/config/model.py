@@ -1,0 +1,274 @@
+"""What edge.toml and connector.toml mean: frozen values, every one of them already checked.
+
+`load.py` is the only maker of these for files; code that needs none (the demo, tests, `tunnelgw http`) builds them
+directly. Field names are the keys of the files. Networks are kept as normalised text (`192.0.2.0/24`), hosts in lower
+case as A-labels, paths absolute. Invariant: a value that exists can be used; nothing here needs a further check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tunnelgw.config.secret import Secret
+
+_KINDS = {
+    "http": "http",
+    "https": "http",
+    "http+unix": "http",
+    "file": "http",
+    "h2c": "h2c",
+    "tcp": "tcp",
+    "unix": "tcp",
+    "tls": "tls",
+    "udp": "udp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A host and a port.
+
+    host: a name (lower case) or an address; an IPv6 address without brackets.
+    port: 0 to 65535; 0 (any free port) only where something listens.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Public ports `first` to `last`, both included; one port where they are equal."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    def __contains__(self, port: int) -> bool:
+        return self.first <= port <= self.last
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a service really is, as the connector reaches it. `str(target)` is its normal form.
+
+    scheme: http, https, h2c, tcp, tls, udp, unix, http+unix or file.
+    host, port: for the schemes that dial; a name is resolved at each dial.
+    path: the socket of unix and http+unix, the folder of file; absolute.
+    """
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What the bytes of a stream are: "http", "h2c", "tcp", "tls" or "udp"."""
+        return _KINDS[self.scheme]
+
+    @property
+    def is_http(self) -> bool:
+        """True where the edge speaks HTTP to visitors for this target."""
+        return self.kind in ("http", "h2c")
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"{self.scheme}:{self.path}"
+        return f"{self.scheme}://{Endpoint(self.host, self.port)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """One service of a connector: `[services.NAME]`.
+
+    name: DNS label; the default host is `<name>.<domain of the edge>`.
+    target: where it is at home.
+    host: public host names, or `*.example.com`; empty: the default host, or none for a service with `port`.
+    path: prefix of whole segments; "/" is everything. strip_path: the target does not see it.
+    port: public TCP or UDP ports at the edge; a range maps one to one from the target's port on.
+    response_seconds: until the first byte of a response.
+    plain_http: serve on port 80 too, without redirect.
+    verify: check the certificate of an https target.
+    proxy_protocol: "", "v1" or "v2": tell the target the visitor's address.
+    allow_from: networks of visitors; empty: everybody. The edge enforces it.
+    listing: a file target lists folders that have no index.html.
+    group, priority: for several connectors that serve one service.
+    private: no public address. tls: "home" (TLS ends in the connector) or "".
+    protocol: "minecraft", "postgres", "mysql" or "": several hosts share one port.
+    transparent: the target sees the visitor's own address. basic_auth_file: users and hashes.
+    """
+
+    name: str
+    target: Target
+    host: tuple[str, ...] = ()
+    path: str = "/"
+    strip_path: bool = False
+    port: tuple[PortRange, ...] = ()
+    response_seconds: float = 60.0
+    plain_http: bool = False
+    verify: bool = True
+    proxy_protocol: str = ""
+    allow_from: tuple[str, ...] = ()
+    listing: bool = False
+    group: str = ""
+    priority: int = 0
+    private: bool = False
+    tls: str = ""
+    protocol: str = ""
+    transparent: bool = False
+    basic_auth_file: Path | None = None
+
+    def target_port(self, public_port: int) -> int:
+        """The target's port for a public port: the same distance into the range. 0 if the port is not ours."""
+        for ports in self.port:
+            if public_port in ports:
+                return self.target.port + public_port - ports.first
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorConfig:
+    """connector.toml.
+
+    path: the file this came from.
+    edge: edges to serve; empty: every edge that was joined.
+    state_dir: identities and the control socket.
+    networks: what joined visitors with a grant may reach. exit: may be an exit node.
+    services: in the file's order.
+    invitation, invitation_file: joins where there is no identity yet (read only then; the file may vanish after).
+    """
+
+    path: Path
+    state_dir: Path
+    edge: tuple[Endpoint, ...] = ()
+    networks: tuple[str, ...] = ()
+    exit: bool = False
+    services: tuple[ServiceConfig, ...] = ()
+    invitation: Secret | None = None
+    invitation_file: Path | None = None
+
+    def service(self, name: str) -> ServiceConfig | None:
+        """The service of that name."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFiles:
+    """A certificate chain and its key, PEM files; relative paths are beside the configuration file."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """`[tls]`: where certificates for visitors come from.
+
+    issuer: "files" (the certificates below), "self-signed" (the edge's own visitor CA) or "acme".
+        Default: "files" where certificates are given, else "self-signed".
+    certificates: for "files"; picked by the names in them.
+    """
+
+    issuer: str = "self-signed"
+    certificates: tuple[CertificateFiles, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeConfig:
+    """`[acme]`: the account that orders certificates.
+
+    directory: URL of the ACME server. email: for expiry notices. ca_file: to trust a private server.
+    dns: how dns-01 is answered, as given (may hold a secret: never shown).
+    """
+
+    directory: str = "https://acme-v02.api.letsencrypt.org/directory"
+    email: str = ""
+    ca_file: Path | None = None
+    dns: tuple[tuple[str, object], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """`[limits]`: what one visitor may take.
+
+    connections_per_address: open connections of one IPv4 address or IPv6 /64.
+    request_head_bytes: request line and fields together. request_head_seconds: until they are complete.
+    idle_seconds: between requests only.
+    """
+
+    connections_per_address: int = 1024
+    request_head_bytes: int = 32768
+    request_head_seconds: float = 10.0
+    idle_seconds: float = 75.0
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """`[metrics]`: listen is where /metrics, /livez and /readyz are served; None: nowhere."""
+
+    listen: Endpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdminConfig:
+    """`[admin]`: listen is where the REST API will be; accepted and not used yet."""
+
+    listen: Endpoint | None = None
+
+
+DEFAULT_LISTEN = (Endpoint("0.0.0.0", 443), Endpoint("::", 443))
+DEFAULT_LISTEN_HTTP = (Endpoint("0.0.0.0", 80), Endpoint("::", 80))
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeConfig:
+    """edge.toml.
+
+    path: the file this came from.
+    domain: services get `<service>.<domain>` unless they say otherwise.
+    address: what invitations carry.
+    listen: visitors and tunnels. listen_http: redirects and routes in plain HTTP; empty: off.
+    listen_is_default, listen_http_is_default: not in the file, so a family that the kernel lacks is skipped.
+    port_bind: address of raw TCP and UDP ports.
+    state_dir: the store, the CA keys and the control socket.
+    workers: processes; "auto" in the file is the number of usable CPUs.
+    trusted_proxies: networks whose forwarding fields and PROXY headers are believed.
+    proxy_protocol: every peer on listen sends a PROXY header.
+    resume_seconds: a tunnel without a link is kept this long.
+    park_seconds: a request waits this long for its connector.
+    access_log: "off", "text" or "json".
+    """
+
+    path: Path
+    domain: str
+    address: Endpoint
+    state_dir: Path
+    listen: tuple[Endpoint, ...] = DEFAULT_LISTEN
+    listen_is_default: bool = False
+    listen_http: tuple[Endpoint, ...] = DEFAULT_LISTEN_HTTP
+    listen_http_is_default: bool = False
+    port_bind: str = "::"
+    workers: int = 1
+    trusted_proxies: tuple[str, ...] = ()
+    proxy_protocol: bool = False
+    resume_seconds: float = 120.0
+    park_seconds: float = 20.0
+    access_log: str = "off"
+    tls: TlsConfig = TlsConfig()
+    acme: AcmeConfig = AcmeConfig()
+    limits: LimitsConfig = LimitsConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    admin: AdminConfig = AdminConfig()
