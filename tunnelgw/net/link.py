@@ -1,0 +1,245 @@
+"""A link: one TLS connection that carries a tunnel for a while.
+
+Two phases. First greetings: whole messages go to the owner, who answers with `greet`. Then `attach` joins the link to a
+session, and from then on the link does three things: bytes in go to `session.feed`, output goes out once per loop turn,
+and it sends just in time.
+
+Just in time means: what the kernel has not sent yet stays short, so that a small frame never waits behind a second of
+bulk data. Before a flush the unsent queue is read (SIOCOUTQNSD, only after enough bytes went out to matter); above the
+threshold the link waits until the socket is writable, which TCP_NOTSENT_LOWAT makes mean "nearly nothing unsent". The
+watcher sits on a dup of the descriptor, since the loop owns the original.
+
+Invariant: after `lost` nothing is written, the dup is closed, and the owner has been told exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from tunnelgw.errors import RemoteError
+from tunnelgw.net import sockets
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire import hello
+
+if TYPE_CHECKING:
+    from tunnelgw.wire.control import Greeting
+    from tunnelgw.wire.session import Session
+
+log = logging.getLogger(__name__)
+
+# One flush writes at most this much: eight full TLS records; also what one loop turn may add to the unsent queue.
+FLUSH_BYTES = 128 * 1024
+# The unsent queue is looked at only after this many bytes went out since the last look.
+LOOK_BYTES = 32 * 1024
+
+
+class LinkOwner(Protocol):
+    """The tunnel port at the edge, the dialler at home."""
+
+    def greeting_received(self, link: Link, message: Greeting) -> None:
+        """A whole greeting message. `RemoteError` and `Refused` may be raised: the link is then refused and closed."""
+
+    def link_lost(self, link: Link, error: Exception | None) -> None:
+        """The link is gone (once). The session, if any, is still attached: detach it."""
+
+
+class Link(asyncio.Protocol):
+    """One TLS connection of a tunnel; see the module's text."""
+
+    __slots__ = (
+        "_blocked", "_dup", "_loop", "_lost", "_reader", "_scheduled", "_since_look", "_timer", "_timer_at",
+        "_watching", "owner", "peer", "session", "transport",
+    )  # fmt: skip
+
+    def __init__(self, owner: LinkOwner, *, loop: asyncio.AbstractEventLoop) -> None:
+        self.owner = owner
+        self.session: Session | None = None
+        self.transport: asyncio.Transport | None = None
+        self.peer = ""  # the other side's address, for logs
+        self._loop = loop
+        self._reader: hello.GreetingReader | None = hello.GreetingReader()
+        self._dup = -1
+        self._watching = False
+        self._blocked = False
+        self._scheduled = False
+        self._since_look = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._lost = False
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.set_write_buffer_limits(FLUSH_BYTES, sockets.NOTSENT_LOWAT)
+        address = transport.get_extra_info("peername")
+        self.peer = f"{address[0]}:{address[1]}" if address else ""
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self._dup = os.dup(sock.fileno())
+
+    def data_received(self, data: bytes) -> None:
+        session = self.session
+        if session is None:
+            self._greetings(data)
+            return
+        try:
+            session.feed(data, self._loop.time())
+        except RemoteError as error:
+            self._broken(error)
+            return
+        if session.deadline < self._timer_at:
+            self._rearm()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self.wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._close(exc)
+
+    # The owner's side.
+
+    def greet(self, message: Greeting) -> None:
+        """Send a greeting message."""
+        if self.transport is not None and not self._lost:
+            self.transport.write(hello.encode_greeting(message))
+
+    def attach(self, session: Session, peer_received: int) -> None:
+        """Greetings are over: this link carries `session`, whose peer has `peer_received` counted bytes.
+
+        Raises `RemoteError` where that count cannot be.
+        """
+        reader = self._reader
+        rest = reader.rest if reader is not None else b""
+        session.attach(peer_received, self._loop.time())
+        self._reader = None
+        self.session = session
+        self._timer_at = float("inf")
+        self._rearm()
+        if rest:
+            self.data_received(rest)
+        self.wake()
+
+    def wake(self) -> None:
+        """The session has output: flush at the end of this loop turn."""
+        if not (self._scheduled or self._blocked or self._watching or self._lost) and self.session is not None:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        """Close in order: what was written goes out first."""
+        if self.transport is not None and not self._lost:
+            self._unwatch()
+            self.transport.close()
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Cut the link at once and tell the owner before this returns."""
+        transport = self.transport
+        self._close(error)
+        if transport is not None:
+            transport.abort()
+
+    # Inside.
+
+    def _greetings(self, data: bytes) -> None:
+        reader = self._reader
+        if reader is None or self._lost:
+            return
+        try:
+            message = reader.feed(data)
+            while message is not None:
+                self.owner.greeting_received(self, message)
+                if self.session is not None or self._lost:
+                    return  # attach() took the rest
+                message = reader.feed(b"")
+        except RemoteError as error:
+            self._broken(error)
+
+    def _broken(self, error: RemoteError) -> None:
+        log.warning("link %s broke the protocol: %s", self.peer, error.text)
+        session = self.session
+        self.abort(error)
+        if session is not None:
+            session.close(Reason.PROTOCOL_ERROR)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        session, transport = self.session, self.transport
+        if session is None or transport is None or self._blocked or self._lost:
+            return
+        if self._since_look >= LOOK_BYTES:
+            self._since_look = 0
+            if sockets.unsent(self._dup) > sockets.NOTSENT_LOWAT:
+                self._watch()
+                return
+        data = session.pull(FLUSH_BYTES, self._loop.time())
+        if data:
+            self._since_look += len(data)
+            transport.write(data)
+            if session.has_output:
+                self.wake()
+            if session.deadline < self._timer_at:
+                self._rearm()
+
+    def _watch(self) -> None:
+        if not self._watching and self._dup >= 0:
+            self._watching = True
+            self._loop.add_writer(self._dup, self._writable)
+
+    def _writable(self) -> None:
+        self._unwatch()
+        self._flush()
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove_writer(self._dup)
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        session = self.session
+        if session is None or self._lost:
+            return
+        self._timer_at = session.deadline
+        if self._timer_at != float("inf"):
+            self._timer = self._loop.call_at(self._timer_at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._timer_at = float("inf")
+        session = self.session
+        if session is None or self._lost:
+            return
+        session.tick(self._loop.time())
+        if session.link_dead:
+            log.warning("link %s is dead: no answer to a ping", self.peer)
+            self.abort(TimeoutError("no answer to a ping"))
+            return
+        self._rearm()
+
+    def _close(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self._unwatch()
+        if self._dup >= 0:
+            os.close(self._dup)
+            self._dup = -1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.owner.link_lost(self, error)
+        self.session = None

@@ -1,0 +1,61 @@
+"""Socket options of links and targets: each best effort, because kernels and MPTCP refuse some of them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+
+# Linux constants that Python's socket module does not name everywhere.
+IPPROTO_MPTCP = 262
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
+TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
+SIOCOUTQNSD = 0x894B
+
+# Unsent bytes in the kernel at which a link counts as writable again. Small, so that a new stream's first byte waits
+# behind little; large enough for one write of full TLS records per wake-up.
+NOTSENT_LOWAT = 32 * 1024
+# A link that cannot deliver for this long is dead to the kernel as well; the ping's deadline comes first.
+USER_TIMEOUT_MS = 20_000
+
+
+def option(sock: socket.socket, level: int, name: int, value: int | bytes) -> bool:
+    """Set an option; False where the kernel refuses it."""
+    try:
+        sock.setsockopt(level, name, value)
+    except OSError:
+        return False
+    return True
+
+
+def no_delay(sock: socket.socket) -> None:
+    """Send small writes at once (a no-op on Unix sockets)."""
+    if sock.family != socket.AF_UNIX:
+        option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def tune_link(sock: socket.socket) -> None:
+    """Options of a tunnel's link, on both sides."""
+    no_delay(sock)
+    option(sock, socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+    option(sock, socket.IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    option(sock, socket.IPPROTO_TCP, TCP_CONGESTION, b"bbr")
+
+
+def stream_socket(family: int, *, multipath: bool = False) -> socket.socket:
+    """A non-blocking TCP socket; MPTCP where asked for and there."""
+    if multipath:
+        with contextlib.suppress(OSError):
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, IPPROTO_MPTCP)
+            return sock
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+
+def unsent(descriptor: int) -> int:
+    """Bytes in the socket's queue that the kernel has not sent yet (SIOCOUTQNSD); 0 where it cannot tell."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(descriptor, SIOCOUTQNSD, b"\0\0\0\0"))[0])
+    except OSError:
+        return 0

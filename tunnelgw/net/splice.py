@@ -1,0 +1,167 @@
+"""A splice joins one stream to one transport: bytes, pauses, ends and resets, both ways, with no buffer of its own.
+
+It is the transport's protocol and the stream's sink in one object. The owner makes it with the stream, gives it to the
+loop as protocol, and from then on the splice owns both: it closes the transport and ends the stream.
+
+Invariants: each half ends once; an orderly end never overtakes bytes; after `connection_lost` nothing is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tunnelgw.net.flow import WRITE_HIGH, WRITE_LOW, Outlet
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnelgw.wire.stream import Stream
+
+
+class Splice(asyncio.Protocol):
+    """Stream to transport and back. `first` is written to the transport before any byte of the stream.
+
+    `lost` is the reason the stream is reset with when the transport breaks; `on_end` is called once at the end with
+    (bytes to the transport, bytes from it).
+    """
+
+    __slots__ = (
+        "_early", "_first", "_lost", "_on_end", "_out", "_reading_paused", "_stream", "_transport",
+        "ended_in", "ended_out", "received", "sent",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        first: bytes = b"",
+        lost: Reason = Reason.CANCELLED,
+        on_end: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._transport: asyncio.Transport | None = None
+        self._out = Outlet(stream)
+        self._early: list[bytes] = []  # arrived before the transport; bounded by the stream's window
+        self._first = first
+        self._lost = lost
+        self._on_end = on_end
+        self._reading_paused = False
+        self.ended_in = False  # the stream's peer sent FIN
+        self.ended_out = False  # the transport's peer sent EOF
+        self.sent = 0
+        self.received = 0
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._stream.closed:  # reset while the transport was being made
+            transport.abort()
+            return
+        transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        self._out.transport = transport
+        if self._first:
+            transport.write(self._first)
+            self._first = b""
+        for data in self._early:
+            self._out.write(data, len(data))
+        self._early.clear()
+        if self.ended_in:
+            self._end_transport()
+        if self._reading_paused:
+            # uvloop ignores pause_reading() inside connection_made on plain TCP; the next turn is early enough.
+            asyncio.get_running_loop().call_soon(self._pause_if_still)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        self._stream.write(data)
+
+    def eof_received(self) -> bool:
+        self.ended_out = True
+        self._stream.finish()
+        if self.ended_in and self._transport is not None:
+            self._transport.close()
+        # Keep our half open: the stream may still have bytes for this peer. TLS cannot (and would warn).
+        return self._transport is not None and self._transport.can_write_eof()
+
+    def pause_writing(self) -> None:
+        self._out.pause()
+
+    def resume_writing(self) -> None:
+        self._out.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._out.transport = None
+        self._out.resume()
+        stream = self._stream
+        if not stream.closed and not self.ended_out:
+            if self.ended_in and exc is None:
+                stream.finish()
+            else:
+                stream.reset(self._lost)
+        # With our FIN sent, bytes that wait in the stream must still arrive: see stream_data for the rest.
+        self._end()
+
+    # The stream's side.
+
+    def stream_data(self, data: bytes) -> None:
+        count = len(data)
+        self.sent += count
+        if self._out.transport is not None:
+            self._out.write(data, count)
+        elif self._transport is None and self.ended_out:
+            # The peer of the transport sent all it had and left: nobody reads this any more.
+            if self._stream.queued:
+                self._stream.consumed(count)
+            else:
+                self._stream.reset(Reason.CANCELLED)
+        else:
+            self._early.append(data)
+
+    def stream_finished(self) -> None:
+        self.ended_in = True
+        if self._out.transport is not None:
+            self._end_transport()
+
+    def stream_reset(self, reason: Reason) -> None:  # noqa: ARG002 - the transport cannot say why
+        transport = self._transport
+        if transport is None:
+            self._early.clear()
+            self._end()
+        elif self.ended_in:
+            transport.close()  # everything arrived in order: let it drain
+        else:
+            transport.abort()
+
+    def pause_sending(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            if self._transport is not None:
+                self._transport.pause_reading()
+
+    def resume_sending(self) -> None:
+        if self._reading_paused:
+            self._reading_paused = False
+            if self._transport is not None:
+                self._transport.resume_reading()
+
+    def _pause_if_still(self) -> None:
+        if self._reading_paused and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _end_transport(self) -> None:
+        transport = self._transport
+        assert transport is not None
+        if self.ended_out or not transport.can_write_eof():
+            transport.close()  # TLS has no half-close: this flushes, then says close_notify
+        else:
+            transport.write_eof()
+
+    def _end(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(self.sent, self.received)

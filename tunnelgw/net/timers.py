@@ -1,0 +1,80 @@
+"""One timer for all coarse deadlines: a wheel of buckets, so that a connection costs no timer object of its own.
+
+An item carries its own `deadline`. Moving it later, or clearing it (`inf`), is one attribute write and free; the wheel
+notices when the old bucket comes up and files the item again. Only moving a deadline earlier needs `arm` again.
+
+Invariant: an item with a finite deadline that was armed is in at least one bucket that comes up no later than one
+granule after that deadline. An item is never called before its deadline.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+INF = math.inf
+
+
+class Deadlined(Protocol):
+    """Whatever has a deadline: seconds of `loop.time()`, `inf` for none."""
+
+    deadline: float
+    armed_until: float  # the wheel's own note: when the item comes up next; start with inf
+
+    def on_deadline(self, now: float) -> None:
+        """The deadline passed. May set a new one and arm again."""
+
+
+class Wheel:
+    """Deadlines to the nearest `granularity` seconds (late by at most one granule, never early)."""
+
+    __slots__ = ("_buckets", "_granularity", "_handle", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, granularity: float = 0.25) -> None:
+        self._loop = loop
+        self._granularity = granularity
+        self._buckets: dict[int, list[Deadlined]] = {}
+        self._handle: asyncio.TimerHandle | None = None
+
+    def arm(self, item: Deadlined, when: float) -> None:
+        """Set `item.deadline = when` and see that the item comes up for it."""
+        item.deadline = when
+        if when < item.armed_until:
+            self._file(item, when)
+
+    def close(self) -> None:
+        """Stop; nothing is called any more."""
+        self._buckets.clear()
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _file(self, item: Deadlined, when: float) -> None:
+        slot = int(when / self._granularity) + 1
+        item.armed_until = slot * self._granularity
+        self._buckets.setdefault(slot, []).append(item)
+        if self._handle is None:
+            self._handle = self._loop.call_later(self._granularity, self._turn)
+
+    def _turn(self) -> None:
+        now = self._loop.time()
+        current = int(now / self._granularity)
+        for slot in sorted(slot for slot in self._buckets if slot <= current):
+            bucket = self._buckets.pop(slot)
+            comes_up = slot * self._granularity
+            for item in bucket:
+                if item.armed_until != comes_up:
+                    continue  # filed again for an earlier slot since: this is the stale entry
+                item.armed_until = INF
+                if item.deadline <= now:
+                    item.deadline = INF
+                    item.on_deadline(now)
+                elif item.deadline < INF:
+                    self._file(item, item.deadline)
+        if self._buckets:
+            self._handle = self._loop.call_later(self._granularity, self._turn)
+        else:
+            self._handle = None
