@@ -11,7 +11,7 @@ import enum
 
 
 class Reason(enum.Enum):
-    """A reason: `label` (metric and log), `code` (8 bits on the wire), `status` (HTTP), `retryable`, `text` (for people).
+    """A reason: `label` (metric, log), `code` (8 bits on the wire), `status` (HTTP), `retryable`, `text` (for people).
 
     `retryable` means: nothing of the request can have reached the target, or trying again soon is sensible.
     """
