@@ -1,0 +1,165 @@
+"""Who is compared: each does the same job on loopback, from TLS at the front to plain HTTP at one local nginx.
+
+    visitor -- TLS --> front -- TLS --> back -- plain HTTP --> nginx
+
+Every front shows the same ECDSA P-256 certificate, keeps connections alive everywhere and runs one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from processes import Group, free_port, wait_port
+
+HOST = "bench.example.com"
+
+
+def make_certificate(folder: Path) -> Path:
+    """cert.pem, key.pem and both.pem for HOST; returns the folder."""
+    if not (folder / "cert.pem").exists():
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "7",
+             "-keyout", "key.pem", "-out", "cert.pem", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"],
+            cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+        (folder / "both.pem").write_text((folder / "cert.pem").read_text() + (folder / "key.pem").read_text())
+    return folder
+
+
+def start_nginx(group: Group) -> int:
+    """The local service: a 13-byte, a 10 KiB and a 1 MiB body, and 256 MiB; plain HTTP, keep-alive. Returns its port."""
+    folder, port = group.folder, free_port()
+    pages = folder / "pages"
+    pages.mkdir(exist_ok=True)
+    for name, size in {"small": 13, "10k": 10 * 1024, "1m": 1024 * 1024, "256m": 256 * 1024 * 1024}.items():
+        with (pages / name).open("wb") as file:
+            file.truncate(size)
+    (folder / "nginx.conf").write_text(f"""
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx-error.log; user root;
+events {{ worker_connections 8192; }}
+http {{ access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_requests 100000000; keepalive_timeout 300s;
+  client_body_temp_path {folder}/tmp; proxy_temp_path {folder}/tmp; fastcgi_temp_path {folder}/tmp;
+  uwsgi_temp_path {folder}/tmp; scgi_temp_path {folder}/tmp; open_file_cache max=100;
+  server {{ listen 127.0.0.1:{port} backlog=4096; root {pages}; }} }}
+""")
+    group.start("nginx", ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")])
+    wait_port(port)
+    return port
+
+
+class HaproxyChain:
+    """Two HAProxy processes: TLS in, TLS between them, plain HTTP to the service."""
+
+    name = "haproxy-chain"
+    parts = ("front", "back")
+
+    @staticmethod
+    def missing() -> str:
+        """Why it cannot run here; "" if it can."""
+        return "" if shutil.which("haproxy") else "haproxy is not on PATH"
+
+    @staticmethod
+    def start(group: Group, service: int) -> int:
+        """Start both; returns the front's port."""
+        folder = make_certificate(group.folder)
+        front, back = free_port(), free_port()
+        common = """global
+  nbthread 1
+  maxconn 4000
+  ssl-default-bind-options ssl-min-ver TLSv1.2
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+  http-reuse always
+"""
+        (folder / "front.cfg").write_text(f"""{common}
+frontend f
+  bind 127.0.0.1:{front} ssl crt {folder}/both.pem alpn h2,http/1.1 backlog 4096
+  option forwardfor
+  http-request set-header X-Forwarded-Proto https
+  default_backend b
+backend b
+  server back 127.0.0.1:{back} ssl verify none alpn http/1.1
+""")
+        (folder / "back.cfg").write_text(f"""{common}
+frontend f
+  bind 127.0.0.1:{back} ssl crt {folder}/both.pem alpn http/1.1 backlog 4096
+  default_backend b
+backend b
+  server service 127.0.0.1:{service}
+""")
+        for part in ("back", "front"):
+            group.start(part, ["haproxy", "-db", "-f", str(folder / f"{part}.cfg")])
+        wait_port(back)
+        wait_port(front)
+        return front
+
+
+class Tunnelgw:
+    """An edge and a connector, set up by their own commands."""
+
+    name = "tunnelgw"
+    parts = ("edge", "connector")
+
+    @staticmethod
+    def missing() -> str:
+        """Never: it is this project."""
+        return ""
+
+    @staticmethod
+    def start(group: Group, service: int) -> int:
+        """Init, invite, join, run; returns the edge's port."""
+        folder = make_certificate(group.folder)
+        front = free_port()
+        tunnelgw = [sys.executable, "-m", "tunnelgw.cli.main"]
+        (folder / "edge.toml").write_text(f"""
+domain = "example.com"
+address = "127.0.0.1:{front}"
+listen = ["127.0.0.1:{front}"]
+listen_http = []
+state_dir = "{folder}/edge"
+[tls]
+issuer = "files"
+certificates = [{{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}]
+[limits]
+connections_per_address = 20000
+""")
+        (folder / "connector.toml").write_text(f"""
+state_dir = "{folder}/connector"
+[services.bench]
+target = "http://127.0.0.1:{service}"
+""")
+        environment = dict(os.environ, TUNNELGW_CONFIG="")
+        group.start("edge", [*tunnelgw, "edge", "run", "--config", str(folder / "edge.toml")], env=environment)
+        wait_port(front)
+        invite = subprocess.run(
+            [*tunnelgw, "edge", "invite", "home", "--config", str(folder / "edge.toml")], check=True, capture_output=True
+        )
+        subprocess.run(
+            [*tunnelgw, "join", "-", "--config", str(folder / "connector.toml"), "--state-dir", str(folder / "connector")],
+            input=invite.stdout, check=True, capture_output=True,
+        )  # fmt: skip
+        group.start("connector", [*tunnelgw, "connect", "--config", str(folder / "connector.toml")], env=environment)
+        wait_answer(front)
+        return front
+
+
+def wait_answer(port: int) -> None:
+    """Return once the gateway on `port` serves the small file."""
+    for _ in range(100):
+        done = subprocess.run(
+            ["curl", "-sk", "--max-time", "2", "--resolve", f"{HOST}:{port}:127.0.0.1", f"https://{HOST}:{port}/small",
+             "-o", "/dev/null", "-w", "%{http_code}"], capture_output=True, check=False,
+        )  # fmt: skip
+        if done.stdout == b"200":
+            return
+    raise TimeoutError("the gateway did not answer 200")
+
+
+CONTENDERS = {contender.name: contender for contender in (HaproxyChain, Tunnelgw)}
