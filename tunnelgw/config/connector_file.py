@@ -1,0 +1,113 @@
+"""connector.toml: tables into a `ConnectorConfig`, with the rules between services.
+
+Invariant: no two services of a configuration that comes out ask for the same public address.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnelgw.config import values
+from tunnelgw.config.model import ConnectorConfig
+from tunnelgw.config.names import endpoint, network
+from tunnelgw.config.paths import CONNECTOR, default_state_dir
+from tunnelgw.config.problems import UNAVAILABLE, Section, dotted, kind_of
+from tunnelgw.config.secret import Secret
+from tunnelgw.config.service import read_service
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tunnelgw.config.lines import Key
+    from tunnelgw.config.model import Endpoint, PortRange, ServiceConfig
+    from tunnelgw.config.problems import Report
+
+EDGE_KEYS = (
+    *("domain", "address", "listen", "listen_http", "port_bind", "workers", "trusted_proxies", "proxy_protocol"),
+    *("resume_seconds", "park_seconds", "access_log", "tls", "acme", "limits", "metrics", "admin"),
+)
+# control.Services carries at most so many.
+_MAX_SERVICES = 4096
+
+
+def read_connector(path: Path, data: dict[str, object], report: Report) -> ConnectorConfig | None:
+    """The configuration; None if there is a problem (reported)."""
+    top = Section(report, data)
+    beside = values.path_beside(path.parent)
+    config = ConnectorConfig(
+        path=path,
+        state_dir=top.get("state_dir", beside, None) or default_state_dir(CONNECTOR),
+        edge=top.many("edge", _edge, single=True),
+        networks=top.many("networks", values.parsed(network)),
+        exit=top.get("exit", values.boolean, False),
+        services=_services(top, path.parent),
+        invitation=top.get("invitation", _secret, None),
+        invitation_file=top.get("invitation_file", beside, None),
+    )
+    top.finish(elsewhere=EDGE_KEYS, where="edge.toml")
+    if config.networks:
+        top.bad("networks", f"is {UNAVAILABLE}; visitors reach services only")
+    if config.exit:
+        top.bad("exit", f"is {UNAVAILABLE}; remove it")
+    if config.invitation is not None and config.invitation_file is not None:
+        top.bad("invitation", "and invitation_file are both given; keep one")
+    _collisions(config.services, report)
+    return config if report.usable else None
+
+
+def _edge(value: object) -> Endpoint:
+    return endpoint(values.text(value), default_port=443)
+
+
+def _secret(value: object) -> Secret:
+    return Secret(values.short_text(value))
+
+
+def _services(top: Section, folder: Path) -> tuple[ServiceConfig, ...]:
+    """All of `[services]` whose public addresses could be read."""
+    tables = top.table("services")
+    if len(tables.data) > _MAX_SERVICES:
+        top.bad("services", f"are {len(tables.data)}; at most {_MAX_SERVICES} are possible")
+        return ()
+    found: list[ServiceConfig] = []
+    for name, table in tables.data.items():
+        if not isinstance(table, dict):
+            tables.bad(name, f"must be a table, not {kind_of(table)}; write [{dotted((*tables.key, name))}]")
+            continue
+        service = read_service(Section(top.report, table, (*tables.key, name)), folder)
+        if service is not None:
+            found.append(service)
+    return tuple(found)
+
+
+def _collisions(services: tuple[ServiceConfig, ...], report: Report) -> None:
+    """Two services with the same host and path, or the same port; a `group` joins connectors, so it is no excuse."""
+    routes: dict[tuple[str, str], ServiceConfig] = {}
+    whole: dict[str, ServiceConfig] = {}  # hosts of which not only a path is taken
+    hosts: dict[str, ServiceConfig] = {}
+    ports: list[tuple[PortRange, ServiceConfig]] = []
+    for service in services:
+        key: Key = ("services", service.name)
+        for host in service.host:
+            other = routes.setdefault((host, service.path), service)
+            if other is not service:
+                what = host if service.path == "/" else host + service.path
+                report.add((*key, "host"), f'{what} is a host of "{other.name}" ({_at(other, report)}) too')
+            elif host in whole or (not service.target.is_http and host in hosts):
+                other = whole.get(host) or hosts[host]
+                text = f'{host} is a host of "{other.name}" ({_at(other, report)}) too, and '
+                report.add((*key, "host"), text + "a tls or tcp target takes a host as a whole")
+            hosts.setdefault(host, service)
+            if not service.target.is_http:
+                whole.setdefault(host, service)
+        for mine in service.port:
+            for theirs, owner in ports:
+                if owner is not service and mine.first <= theirs.last and theirs.first <= mine.last:
+                    text = f'{mine} overlaps port {theirs} of "{owner.name}" ({_at(owner, report)})'
+                    report.add((*key, "port"), text)
+                    break
+            ports.append((mine, service))
+
+
+def _at(service: ServiceConfig, report: Report) -> str:
+    return f"line {report.line(('services', service.name))}"

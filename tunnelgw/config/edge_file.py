@@ -1,0 +1,239 @@
+"""edge.toml: tables into an `EdgeConfig`, with the rules between keys.
+
+Invariant: whatever the file holds, either a configuration that can be served comes out or at least one problem does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tunnelgw.config import values
+from tunnelgw.config.model import (
+    DEFAULT_LISTEN,
+    DEFAULT_LISTEN_HTTP,
+    AcmeConfig,
+    AdminConfig,
+    CertificateFiles,
+    EdgeConfig,
+    Endpoint,
+    LimitsConfig,
+    MetricsConfig,
+    TlsConfig,
+)
+from tunnelgw.config.names import Bad, endpoint, host_name, is_address, network, printable
+from tunnelgw.config.paths import EDGE, default_state_dir
+from tunnelgw.config.problems import UNAVAILABLE, WARNING, Section, kind_of
+from tunnelgw.config.secret import exposure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tunnelgw.config.problems import Report
+
+CONNECTOR_KEYS = ("edge", "networks", "exit", "services", "invitation", "invitation_file")
+_MAX_WORKERS = 64
+
+
+def read_edge(path: Path, data: dict[str, object], report: Report) -> EdgeConfig | None:
+    """The configuration; None if there is a problem (reported)."""
+    top = Section(report, data)
+    folder = path.parent
+    domain = top.get("domain", values.parsed(lambda text: host_name(text, wildcard=False)), "")
+    if not top.has("domain"):
+        top.bad("domain", 'is missing; add the domain that services live under, as in domain = "example.com"')
+    listen = top.many("listen", listen_endpoint, single=True) if top.has("listen") else DEFAULT_LISTEN
+    web = top.many("listen_http", listen_endpoint, single=True) if top.has("listen_http") else DEFAULT_LISTEN_HTTP
+    top.known.update(("listen", "listen_http"))
+    config = EdgeConfig(
+        path=path,
+        domain=domain,
+        address=_address(top, domain, listen),
+        state_dir=top.get("state_dir", values.path_beside(folder), None) or default_state_dir(EDGE),
+        listen=listen,
+        listen_is_default=not top.has("listen"),
+        listen_http=web,
+        listen_http_is_default=not top.has("listen_http"),
+        port_bind=top.get("port_bind", _bind_address, "::"),
+        workers=top.get("workers", _workers, 1),
+        trusted_proxies=top.many("trusted_proxies", values.parsed(network)),
+        proxy_protocol=top.get("proxy_protocol", values.boolean, False),
+        resume_seconds=top.get("resume_seconds", values.seconds(0, 86400), 120.0),
+        park_seconds=top.get("park_seconds", values.seconds(0, 3600), 20.0),
+        access_log=top.get("access_log", values.choice("off", "text", "json"), "off"),
+        tls=_tls(top.table("tls"), folder),
+        acme=_acme(top.table("acme"), folder),
+        limits=_limits(top.table("limits")),
+        metrics=MetricsConfig(_only_listen(top.table("metrics"))),
+        admin=AdminConfig(_only_listen(top.table("admin"))),
+    )
+    top.finish(elsewhere=CONNECTOR_KEYS, where="connector.toml")
+    _between(top, config)
+    return config if report.usable else None
+
+
+def listen_endpoint(value: object) -> Endpoint:
+    """Where to listen: an address, not a name, since a name may mean several."""
+    found = endpoint(values.text(value), listening=True)
+    if found.host == "localhost":
+        return Endpoint("127.0.0.1", found.port)
+    if not is_address(found.host):
+        raise Bad(f'"{printable(found.host)}" must be an address of this machine; "0.0.0.0" and "[::]" are all of them')
+    return found
+
+
+def _bind_address(value: object) -> str:
+    text = values.text(value).strip("[]")
+    if not is_address(text):
+        raise Bad(f'"{printable(text)}" must be an address without port; "::" listens on both families')
+    return text
+
+
+def _workers(value: object) -> int:
+    if value == "auto":
+        return min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
+    if isinstance(value, str):
+        raise Bad(f'"{printable(value)}" is not possible; write a number or "auto"')
+    return values.whole(1, _MAX_WORKERS)(value)
+
+
+def _address(top: Section, domain: str, listen: tuple[Endpoint, ...]) -> Endpoint:
+    """What invitations carry: as given, else edge.<domain> and the port we listen on."""
+    port = (listen[0].port if listen else 0) or 443
+    default = Endpoint(f"edge.{domain}", port)
+    return top.get("address", lambda value: endpoint(values.text(value), default_port=port), default)
+
+
+def _tls(section: Section, folder: Path) -> TlsConfig:
+    """`[tls]`. Missing certificate files are a warning here: other names must still be served."""
+    read_path = values.path_beside(folder)
+    section.known.add("certificates")
+    given = section.data.get("certificates", [])
+    certificates: list[CertificateFiles] = []
+    if not isinstance(given, list):
+        section.bad("certificates", 'must be a list, as in [{ cert = "a.pem", key = "a.key" }]')
+        given = []
+    for index, item in enumerate(given):
+        key = (*section.key, "certificates", index)
+        if not isinstance(item, dict):
+            section.report.add(key, f'must be {{ cert = "a.pem", key = "a.key" }}, not {kind_of(item)}')
+            continue
+        pair = Section(section.report, item, key)
+        files = {name: pair.get(name, read_path, None) for name in ("cert", "key")}
+        pair.finish()
+        for name, path in files.items():
+            if not pair.has(name):
+                pair.bad("", f"has no {name}; add {name} = a PEM file")
+            elif path is not None:
+                _look_at(pair, name, path)
+        if files["cert"] and files["key"]:
+            certificates.append(CertificateFiles(files["cert"], files["key"]))
+    issuer = section.get("issuer", values.choice("acme", "files", "self-signed"), "")
+    section.finish()
+    if issuer == "acme":
+        section.bad("issuer", f'"acme" is {UNAVAILABLE}; write "files" or "self-signed"')
+    elif issuer == "files" and not given:
+        section.bad("issuer", '"files" needs certificates = [{ cert = "a.pem", key = "a.key" }]')
+    elif issuer == "self-signed" and given:
+        section.bad("certificates", 'are only used with issuer = "files"; change the issuer or remove them')
+    return TlsConfig(issuer or ("files" if given else "self-signed"), tuple(certificates))
+
+
+def _look_at(section: Section, name: str, path: Path) -> None:
+    """Warn of a file that is not there, or of a key that others may read."""
+    try:
+        text = exposure(path) if name == "key" else ""
+        path.stat()
+    except OSError as error:
+        text = f"{path} cannot be read ({error.strerror}); names that need it fail until it is there"
+    if text:
+        section.bad(name, text, severity=WARNING)
+
+
+def _acme(section: Section, folder: Path) -> AcmeConfig:
+    """`[acme]`: checked as far as its own rules go."""
+    default = AcmeConfig()
+    dns = section.table("dns")
+    for name in dns.data:
+        dns.get(name, _acme_dns, None)
+    found = AcmeConfig(
+        directory=section.get("directory", _https_url, default.directory),
+        email=section.get("email", _email, ""),
+        ca_file=section.get("ca_file", values.path_beside(folder), None),
+        dns=tuple(dns.data.items()),
+    )
+    section.finish()
+    return found
+
+
+def _acme_dns(value: object) -> None:
+    if not isinstance(value, str | int | list):
+        raise Bad(f"must be a text, a number or a list, not {kind_of(value)}")
+
+
+def _https_url(value: object) -> str:
+    text = values.short_text(value)
+    if not text.startswith("https://") or " " in text or "@" in text:
+        raise Bad(f'"{printable(text)}" must be a URL that begins with https://')
+    return text
+
+
+def _email(value: object) -> str:
+    text = values.short_text(value)
+    name, _, host = text.rpartition("@")
+    if not name or "." not in host or " " in text:
+        raise Bad(f'"{printable(text)}" is not a mail address')
+    return text
+
+
+def _limits(section: Section) -> LimitsConfig:
+    default = LimitsConfig()
+    seconds: Callable[[object], float] = values.seconds(1, 86400)
+    found = LimitsConfig(
+        connections_per_address=section.get(
+            "connections_per_address", values.whole(1, 1_000_000), default.connections_per_address
+        ),
+        request_head_bytes=section.get("request_head_bytes", values.whole(1024, 1 << 20), default.request_head_bytes),
+        request_head_seconds=section.get("request_head_seconds", seconds, default.request_head_seconds),
+        idle_seconds=section.get("idle_seconds", seconds, default.idle_seconds),
+    )
+    section.finish()
+    return found
+
+
+def _only_listen(section: Section) -> Endpoint | None:
+    """A table with nothing but `listen`."""
+    found = section.get("listen", listen_endpoint, None)
+    section.finish()
+    return found
+
+
+def _between(top: Section, config: EdgeConfig) -> None:
+    """Rules that need more than one key."""
+    if not config.listen and not config.listen_is_default and top.data["listen"] == []:
+        top.bad("listen", "is empty; without it neither visitors nor tunnels can come in")
+    if config.proxy_protocol and not config.trusted_proxies:
+        top.bad("proxy_protocol", "needs trusted_proxies: the networks whose PROXY headers are believed")
+    for index, text in enumerate(config.trusted_proxies):
+        if text.endswith("/0"):
+            warning = f"{text} is everybody: any visitor can then claim any address"
+            top.report.add(("trusted_proxies", index), warning, severity=WARNING)
+    used: dict[Endpoint, str] = {}
+    groups = {
+        "listen": config.listen,
+        "listen_http": config.listen_http,
+        "metrics.listen": (config.metrics.listen,),
+        "admin.listen": (config.admin.listen,),
+    }
+    for name, endpoints in groups.items():
+        for item in endpoints:
+            if item is None or not item.port:
+                continue
+            other = used.setdefault(item, name)
+            if other != name:
+                top.report.add(tuple(name.split(".")), f"{item} is in {other} too; one socket serves one of them")
+    public = config.metrics.listen
+    if public is not None and is_address(public.host) and public.host in ("0.0.0.0", "::"):
+        text = f"{public} shows metrics to everybody who can reach this machine; 127.0.0.1 keeps them here"
+        top.report.add(("metrics", "listen"), text, severity=WARNING)

@@ -1,0 +1,134 @@
+"""`[services.NAME]`: one table into one `ServiceConfig`, with the rules between its keys.
+
+Keys that only fit some kinds of target are refused for the others instead of being ignored, and so is what this
+version cannot do yet. Invariant: a service that comes out can be offered to an edge as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnelgw.config import values
+from tunnelgw.config.model import PortRange, ServiceConfig, Target
+from tunnelgw.config.names import Bad, host_name, network, path_prefix, port_range, service_name
+from tunnelgw.config.problems import UNAVAILABLE, dotted
+from tunnelgw.config.targets import parse_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tunnelgw.config.problems import Section
+
+# Every public port is a listening socket at the edge.
+_MAX_PORTS = 1024
+_NOTHING = Target("http", "127.0.0.1", 1)
+_HTTP_ONLY = ("path", "strip_path", "plain_http", "response_seconds", "basic_auth_file")
+
+
+def read_service(section: Section, folder: Path) -> ServiceConfig | None:
+    """The service of a table, every problem reported; None if not even its public addresses are known."""
+    name = str(section.key[-1])
+    try:
+        service_name(name)
+    except Bad as error:
+        section.bad("", str(error))
+    target = section.get("target", lambda value: parse_target(values.number_or_text(value)), _NOTHING)
+    if not section.has("target"):
+        section.bad("", 'has no target; add for example target = "http://127.0.0.1:8080"')
+    service = ServiceConfig(
+        name=name,
+        target=target,
+        host=section.many("host", values.parsed(lambda text: host_name(text, wildcard=True)), single=True),
+        path=section.get("path", values.parsed(path_prefix), "/"),
+        strip_path=section.get("strip_path", values.boolean, False),
+        port=section.many("port", _ports, single=True),
+        response_seconds=section.get("response_seconds", values.seconds(0.1, 86400), 60.0),
+        plain_http=section.get("plain_http", values.boolean, False),
+        verify=section.get("verify", values.boolean, True),
+        proxy_protocol=section.get("proxy_protocol", values.choice("v1", "v2"), ""),
+        allow_from=section.many("allow_from", values.parsed(network)),
+        listing=section.get("listing", values.boolean, False),
+        group=section.get("group", values.parsed(service_name), ""),
+        priority=section.get("priority", values.whole(-1000, 1000), 0),
+        private=section.get("private", values.boolean, False),
+        tls=section.get("tls", values.choice("edge", "home"), "").replace("edge", ""),
+        protocol=section.get("protocol", values.choice("minecraft", "postgres", "mysql"), ""),
+        transparent=section.get("transparent", values.boolean, False),
+        basic_auth_file=section.get("basic_auth_file", values.path_beside(folder), None),
+    )
+    section.finish()
+    if section.has("allow_from") and section.data["allow_from"] == []:
+        section.bad("allow_from", "is empty, so nobody could come in; name networks, or leave it out for everybody")
+    _not_yet(section, service)
+    if target is not _NOTHING:
+        _fits_kind(section, service)
+        _addresses(section, service)
+    wrong = {problem.field for problem in section.report.problems}
+    return None if target is _NOTHING or dotted((*section.key, "path")) in wrong else service
+
+
+def _ports(value: object) -> PortRange:
+    ports = port_range(values.number_or_text(value))
+    if ports.last - ports.first >= _MAX_PORTS:
+        raise Bad(f"{ports} are too many ports; at most {_MAX_PORTS} in a range")
+    return ports
+
+
+def _not_yet(section: Section, service: ServiceConfig) -> None:
+    """What would silently do nothing, or less than the operator believes."""
+    if service.target.kind == "udp":
+        section.bad("target", f"udp targets are {UNAVAILABLE}")
+    if service.private:
+        section.bad("private", f"private services are {UNAVAILABLE}; the service would be public: remove it")
+    if service.tls == "home":
+        section.bad("tls", f'tls = "home" is {UNAVAILABLE}; a tls:// target ends TLS at the target')
+    if service.protocol:
+        section.bad("protocol", f"is {UNAVAILABLE}; give the service a port of its own")
+    if service.transparent:
+        section.bad("transparent", f'is {UNAVAILABLE}; proxy_protocol = "v2" tells the target the address')
+    if service.basic_auth_file is not None:
+        section.bad("basic_auth_file", f"is {UNAVAILABLE}; the service would be open to everybody")
+
+
+def _fits_kind(section: Section, service: ServiceConfig) -> None:
+    """Keys that mean nothing for this kind of target."""
+    target = service.target
+    if not target.is_http:
+        for name in _HTTP_ONLY:
+            if section.has(name):
+                section.bad(name, f"is only for HTTP targets, not for {target.scheme}; remove it")
+    if service.strip_path and service.path == "/" and target.is_http:
+        section.bad("strip_path", 'removes nothing without path; add path = "/..."')
+    if section.has("verify") and target.scheme != "https":
+        section.bad("verify", f"is only for https targets, not for {target.scheme}; remove it")
+    if section.has("listing") and target.scheme != "file":
+        section.bad("listing", f"is only for file targets, not for {target.scheme}; remove it")
+    if service.proxy_protocol and target.scheme in ("file", "udp"):
+        section.bad("proxy_protocol", f"is not possible for a {target.scheme} target; remove it")
+
+
+def _addresses(section: Section, service: ServiceConfig) -> None:
+    """Which public addresses fit this kind of target."""
+    target, host, port = service.target, section.has("host"), section.has("port")
+    if section.data.get("host") == []:
+        section.bad("host", "is empty; name a host, or leave it out")
+    if section.data.get("port") == []:
+        section.bad("port", "is empty; name a port, or leave it out")
+    if port and target.is_http:
+        bare = f"tcp://{target.host}:{target.port}" if target.host else "tcp://..."
+        section.bad("port", f'a {target.scheme} target is served on 443 by its host; for a raw port write "{bare}"')
+    elif port and target.kind == "tls":
+        section.bad(
+            "port", f'a tls target is served on 443 by its host; for a raw port write "tcp://{target.host}:..."'
+        )
+    elif port and host:
+        section.bad("host", f"with port is {UNAVAILABLE}; host alone ends TLS at the edge, port alone is a raw port")
+    elif target.kind in ("tcp", "udp") and not (host or port or service.private):
+        section.bad("", f"a {target.scheme} target needs port = N (a raw port) or host = ... (TLS ends at the edge)")
+    for ports in service.port:
+        if ports.first == ports.last:
+            continue
+        if target.scheme == "unix":
+            section.bad("port", f"a range ({ports}) needs ports at the target too; a unix target has none")
+        elif target.port + ports.last - ports.first > 65535:
+            section.bad("port", f"{ports} maps one to one from port {target.port} on, which ends above 65535")
