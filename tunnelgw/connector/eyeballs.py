@@ -1,0 +1,130 @@
+"""Resolve a name and connect to the first of its addresses that answers (RFC 8305, "happy eyeballs").
+
+Strategy: the families alternate, a new attempt starts 250 ms after the last one or as soon as it failed, the first
+connected socket wins and every other one is closed. One address (the common case for a local target) is connected
+without a task. Invariant: on return or error, no socket and no task of this call is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Any
+
+from tunnelgw.net.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+STAGGER = 0.25  # RFC 8305 section 5: "Connection Attempt Delay", recommended value
+ADDRESS_LIMIT = 8  # of one name: more would outlast any dial deadline
+
+Place = tuple[int, tuple[Any, ...]]  # family, address as connect() takes it
+
+
+def literal(host: str, port: int) -> Place | None:
+    """The place of a literal IP address; None if `host` is a name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if address.version == 4:
+        return socket.AF_INET, (host, port)
+    if "%" in host:
+        return None  # a zone needs getaddrinfo for its index
+    return socket.AF_INET6, (host, port, 0, 0)
+
+
+async def resolve(host: str, port: int) -> list[Place]:
+    """Every address of `host`, families alternating, IPv6 first as the system's order says. Raises socket.gaierror."""
+    place = literal(host, port)
+    if place is not None:
+        return [place]
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return _interleaved([(family, address) for family, _, _, _, address in found])[:ADDRESS_LIMIT]
+
+
+def _interleaved(places: list[Place]) -> list[Place]:
+    if not places:
+        return []
+    first = [place for place in places if place[0] == places[0][0]]
+    second = [place for place in places if place[0] != places[0][0]]
+    mixed: list[Place] = []
+    for index in range(max(len(first), len(second))):
+        mixed.extend(first[index : index + 1])
+        mixed.extend(second[index : index + 1])
+    return mixed
+
+
+async def connect(places: Sequence[Place], *, make_socket: Callable[[int], socket.socket]) -> socket.socket:
+    """A connected, non-blocking socket to the first place that answers; raises the first attempt's OSError if none."""
+    if len(places) == 1:
+        return await _attempt(places[0], make_socket)
+    return await _Race(make_socket).run(places)
+
+
+async def _attempt(place: Place, make_socket: Callable[[int], socket.socket]) -> socket.socket:
+    family, address = place
+    sock = make_socket(family)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _Race:
+    """One call's attempts. Whoever connects first stays in `winner`; later ones close their own socket."""
+
+    __slots__ = ("_changed", "_errors", "_make_socket", "_running", "_winner")
+
+    def __init__(self, make_socket: Callable[[int], socket.socket]) -> None:
+        self._make_socket = make_socket
+        self._changed = asyncio.Event()
+        self._errors: list[OSError] = []
+        self._running: set[asyncio.Task[None]] = set()
+        self._winner: socket.socket | None = None
+
+    async def run(self, places: Sequence[Place]) -> socket.socket:
+        try:
+            for place in places:
+                self._changed.clear()
+                self._running.add(spawn(self._try(place), name="eyeballs"))
+                try:
+                    await asyncio.wait_for(self._changed.wait(), STAGGER)
+                except TimeoutError:
+                    continue
+                if self._winner is not None:
+                    break
+            while self._winner is None and self._running:
+                self._changed.clear()
+                await self._changed.wait()
+            if self._winner is None:
+                raise self._errors[0] if self._errors else OSError("no address to connect to")
+            winner, self._winner = self._winner, None
+            return winner
+        finally:
+            for task in tuple(self._running):
+                task.cancel()
+            if self._winner is not None:
+                self._winner.close()
+
+    async def _try(self, place: Place) -> None:
+        try:
+            sock = await _attempt(place, self._make_socket)
+        except OSError as error:
+            self._errors.append(error)
+        else:
+            if self._winner is None:
+                self._winner = sock
+            else:
+                sock.close()
+        finally:
+            task = asyncio.current_task()
+            if task is not None:
+                self._running.discard(task)
+            self._changed.set()

@@ -1,0 +1,171 @@
+"""From a declared service to a connection with its target.
+
+Strategy: one `Origin` per declared service holds what can be kept between streams (a TLS context, a folder's server);
+each stream dials anew, names are resolved each time (containers move). The dial has one deadline for everything:
+resolving, connecting, TLS.
+
+Invariant: only the target in the configuration is ever dialled, whatever the edge asked for; after resolution a cloud
+metadata address is refused; a failed dial raises `OriginError` with the reason that the visitor's page will show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunnelgw.connector import eyeballs
+from tunnelgw.connector.proxyheader import proxy_header
+from tunnelgw.errors import OriginError
+from tunnelgw.net import sockets
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnelgw.config.model import ServiceConfig
+    from tunnelgw.connector.files import Folder
+    from tunnelgw.wire.control import Open
+
+DIAL_SECONDS = 5.0
+# Where cloud machines hand out credentials to whoever asks: never a service that somebody meant to publish.
+METADATA = frozenset({ipaddress.ip_address("169.254.169.254"), ipaddress.ip_address("fd00:ec2::254")})
+
+if TYPE_CHECKING:
+    Factory = Callable[[], asyncio.Protocol]
+
+
+class Origin:
+    """One service's way to its target. Inputs: `connect` per stream; `close` at the end."""
+
+    __slots__ = ("_context", "_folder", "_importing", "service")
+
+    def __init__(self, service: ServiceConfig) -> None:
+        self.service = service
+        self._context: ssl.SSLContext | None = None
+        self._folder: Folder | None = None
+        self._importing = asyncio.Lock()
+
+    def header(self, request: Open) -> bytes:
+        """The PROXY header that the target wants first; empty if it wants none."""
+        version = self.service.proxy_protocol
+        if not version:
+            return b""
+        source, destination = (request.visitor, request.visitor_port), (request.edge, request.edge_port)
+        return proxy_header(version, source, destination, host=request.host)
+
+    async def connect(self, factory: Factory, request: Open) -> None:
+        """Dial the target and give the connection to the protocol that `factory` makes. Raises `OriginError`."""
+        target = self.service.target
+        try:
+            async with asyncio.timeout(DIAL_SECONDS):
+                if target.scheme in ("unix", "http+unix"):
+                    await asyncio.get_running_loop().create_unix_connection(factory, target.path)
+                elif target.scheme == "file":
+                    await (await self._served_folder()).connect(factory)
+                else:
+                    await self._dial(factory, request)
+        except OSError as error:
+            raise OriginError(f"{target}: {_words(error)}", reason=_reason(error)) from error
+
+    async def close(self) -> None:
+        """End what is kept for the service, at the end of the process."""
+        if self._folder is not None:
+            await self._folder.close()
+            self._folder = None
+
+    async def _dial(self, factory: Factory, request: Open) -> None:
+        target = self.service.target
+        port = target.port
+        if request.kind == "tcp" and self.service.port:
+            port = self.service.target_port(request.edge_port) or port
+        places = await eyeballs.resolve(target.host, port)
+        allowed = [place for place in places if not _is_metadata(place[1][0])]
+        if not allowed:
+            raise OSError(errno.EACCES, "a cloud metadata address is never a target" if places else "no address")
+        sock = await eyeballs.connect(allowed, make_socket=_target_socket)
+        loop = asyncio.get_running_loop()
+        try:
+            if target.scheme != "https":
+                await loop.create_connection(factory, sock=sock)
+                return
+            await loop.create_connection(
+                factory,
+                sock=sock,
+                ssl=self._tls(),
+                server_hostname=target.host,
+                ssl_handshake_timeout=DIAL_SECONDS,
+            )
+        except ConnectionError as error:  # both loops report a peer that leaves the handshake like this
+            sock.close()
+            raise ssl.SSLError(f"the handshake was cut: {error}") from error
+        except BaseException:
+            sock.close()
+            raise
+
+    def _tls(self) -> ssl.SSLContext:
+        context = self._context
+        if context is None:
+            if self.service.verify:
+                context = ssl.create_default_context()
+            else:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            context.set_alpn_protocols(["http/1.1"])
+            self._context = context
+        return context
+
+    async def _served_folder(self) -> Folder:
+        async with self._importing:
+            if self._folder is None:
+                loop = asyncio.get_running_loop()
+                make = await loop.run_in_executor(None, _folder_class)
+                self._folder = make(Path(self.service.target.path), listing=self.service.listing)
+            return self._folder
+
+
+def _folder_class() -> type[Folder]:
+    """Imports aiohttp; in a thread, so that streams go on meanwhile."""
+    from tunnelgw.connector.files import Folder
+
+    return Folder
+
+
+def _target_socket(family: int) -> socket.socket:
+    sock = sockets.stream_socket(family)
+    sockets.no_delay(sock)
+    # An idle ssh whose target lost power ends after some hours instead of never.
+    sockets.option(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return sock
+
+
+def _is_metadata(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or ipaddress.IPv6Address(address.packed)
+    return address in METADATA
+
+
+def _reason(error: OSError) -> Reason:
+    if isinstance(error, ssl.SSLError):
+        return Reason.TARGET_TLS
+    if isinstance(error, TimeoutError):
+        return Reason.TARGET_TIMEOUT
+    if isinstance(error, socket.gaierror):
+        return Reason.TARGET_UNRESOLVED
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return Reason.TARGET_REFUSED
+    return Reason.TARGET_UNREACHABLE
+
+
+def _words(error: OSError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid: {error.verify_message} (verify = false accepts it)"
+    if isinstance(error, TimeoutError):
+        return f"no connection within {DIAL_SECONDS:g} s"
+    return error.strerror or str(error) or type(error).__name__

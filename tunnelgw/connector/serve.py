@@ -1,0 +1,168 @@
+"""What the connector serves: the declared services, and each stream's way to its target.
+
+Strategy: the edge names a service, never an address; `Served` looks it up in our own configuration, dials the target in
+one task per stream, and a splice joins the two. Early data waits in the splice, uncredited, so it is bounded by the
+stream's window. A reload swaps the table; streams in progress keep the target they have.
+
+Invariant: a stream for a service that is not declared, or of another kind than its target, is reset and nothing is
+dialled; every opened stream is counted out exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tunnelgw.connector.origins import Origin
+from tunnelgw.connector.sparing import Sparing
+from tunnelgw.errors import OriginError
+from tunnelgw.net.splice import Splice
+from tunnelgw.net.tasks import spawn
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.control import Offer, Open, Services
+
+if TYPE_CHECKING:
+    from tunnelgw.config.model import ConnectorConfig, ServiceConfig
+    from tunnelgw.wire.stream import Stream
+
+log = logging.getLogger(__name__)
+
+NAME_SHOWN = 80  # characters of a service name that the edge sent
+
+
+class Served:
+    """The services of one connector, shared by its tunnels. Inputs: `replace`, `open`; state for `status`."""
+
+    __slots__ = ("_idle", "_origins", "_sparing", "active", "offers", "revision", "total")
+
+    def __init__(self) -> None:
+        self._origins: dict[str, Origin] = {}
+        self._sparing = Sparing(log)
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.offers: list[Offer] = []
+        self.revision = 0
+        self.active = 0  # streams open now
+        self.total = 0  # streams ever opened
+
+    def replace(self, config: ConnectorConfig) -> bool:
+        """Serve what `config` declares from now on; True if that changes anything. Open streams are not touched."""
+        before = self._origins
+        after: dict[str, Origin] = {}
+        for service in config.services:
+            kept = before.get(service.name)
+            after[service.name] = kept if kept is not None and kept.service == service else Origin(service)
+        if self.revision and list(after.values()) == list(before.values()):
+            return False
+        self._origins = after  # withdrawn origins live on in their open streams
+        self.revision += 1
+        self.offers = [offer(service) for service in config.services]
+        return True
+
+    def declaration(self) -> Services:
+        """What the edge is told."""
+        return Services(self.revision, self.offers)
+
+    def services(self) -> list[ServiceConfig]:
+        """The declared services, in the file's order."""
+        return [origin.service for origin in self._origins.values()]
+
+    def open(self, stream: Stream, request: Open) -> None:
+        """A tunnel's stream was opened by the edge: join it to its target, or reset it."""
+        origin = self._origins.get(request.service)
+        if origin is None:
+            self._warn("unknown", request, "the edge asked for service %r, which is not declared here")
+            stream.reset(Reason.SERVICE_UNKNOWN)
+            return
+        if origin.service.target.kind != request.kind:
+            self._warn("kind", request, "the edge asked for service %r as another kind than its target's")
+            stream.reset(Reason.SERVICE_UNKNOWN)
+            return
+        self.active += 1
+        self.total += 1
+        self._idle.clear()
+        _Serving(self, origin, stream, request)
+
+    def failed(self, origin: Origin, error: OriginError, now: float) -> None:
+        """A target could not be dialled."""
+        name = origin.service.name
+        self._sparing.warning(f"target {name}", now, "service %s: %s", name, error.text)
+
+    def ended(self) -> None:
+        """One stream is over."""
+        self.active -= 1
+        if self.active == 0:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no stream is open."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """End what the origins keep."""
+        for origin in self._origins.values():
+            await origin.close()
+
+    def _warn(self, kind: str, request: Open, text: str) -> None:
+        now = asyncio.get_running_loop().time()
+        self._sparing.warning(f"{kind} {request.service}", now, text, request.service[:NAME_SHOWN])
+
+
+class _Serving:
+    """One stream: its dial, then its splice. Referenced by the task and by the splice's `on_end`."""
+
+    __slots__ = ("_dial", "_origin", "_request", "_served", "_splice", "_stream")
+
+    def __init__(self, served: Served, origin: Origin, stream: Stream, request: Open) -> None:
+        self._served: Served | None = served  # None once counted out
+        self._origin = origin
+        self._stream = stream
+        self._request = request
+        self._splice = Splice(stream, first=origin.header(request), lost=Reason.TARGET_RESET, on_end=self._ended)
+        stream.sink = self._splice
+        self._dial: asyncio.Task[None] | None = spawn(self._connect(), name="origin")
+
+    async def _connect(self) -> None:
+        try:
+            await self._origin.connect(self._protocol, self._request)
+        except OriginError as error:
+            if self._served is not None and not self._stream.closed:
+                self._served.failed(self._origin, error, asyncio.get_running_loop().time())
+                self._stream.reset(error.reason)
+                self._out()
+        finally:
+            self._dial = None
+
+    def _protocol(self) -> Splice:
+        return self._splice
+
+    def _ended(self, sent: int, received: int) -> None:  # noqa: ARG002 - the splice's signature
+        if self._dial is not None:  # reset while we dial: nobody waits for the target any more
+            self._dial.cancel()
+        self._out()
+
+    def _out(self) -> None:
+        served, self._served = self._served, None
+        if served is not None:
+            served.ended()
+
+
+def offer(service: ServiceConfig) -> Offer:
+    """A service as the edge sees it: its public side, never its target."""
+    return Offer(
+        name=service.name,
+        kind=service.target.kind,
+        hosts=list(service.host),
+        path=service.path,
+        strip_path=service.strip_path,
+        ports=[(ports.first, ports.last) for ports in service.port],
+        plain_http=service.plain_http,
+        private=service.private,
+        response_seconds=service.response_seconds,
+        allow_from=list(service.allow_from),
+        group=service.group,
+        priority=service.priority,
+        protocol=service.protocol,
+        tls=service.tls,
+    )
