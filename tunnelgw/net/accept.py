@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.errors import LocalError
 from tunnelgw.obs.reasons import Reason
@@ -30,6 +30,7 @@ BACKLOG = 4096  # a burst of visitors while the loop is busy; the kernel's somax
 DEFER_SECONDS = 3  # facts: holds a silent peer in the kernel for 3 s, so most ClientHellos are there at accept
 ACCEPTS_PER_WAKEUP = 32  # enough to drain a burst, few enough that established connections get their turn
 PAUSE_SECONDS = 0.5  # accepting rests this long when descriptors or memory are out
+PENDING_LIMIT = 2048  # handshakes in flight, at about 50 KB each inside OpenSSL: 100 MB at the very worst
 PENDING_PER_ADDRESS = 256  # handshakes in flight from one address: a household behind NAT stays far below
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 _OUT_OF_MEMORY = (errno.ENOBUFS, errno.ENOMEM)
@@ -104,6 +105,16 @@ class _Peer:
         self.pending = 0
 
 
+class ConnectionCounters(Protocol):
+    """Who is told of connections that open and close, by listener ("https", "http", "tcp")."""
+
+    def connection_opened(self, listener: str) -> None:
+        """One more."""
+
+    def connection_closed(self, listener: str) -> None:
+        """One less."""
+
+
 class Ledger:
     """Counts connections by address key, and how many of them are not through their handshake yet.
 
@@ -111,9 +122,17 @@ class Ledger:
     by address (a trusted proxy), but its handshakes count.
     """
 
-    __slots__ = ("limit", "open", "pending", "pending_limit", "pending_per_key", "_peers")
+    __slots__ = ("_counters", "_peers", "limit", "open", "pending", "pending_limit", "pending_per_key")
 
-    def __init__(self, *, limit: int, pending_limit: int = 2048, pending_per_key: int = PENDING_PER_ADDRESS) -> None:
+    def __init__(
+        self,
+        counters: ConnectionCounters,
+        *,
+        limit: int,
+        pending_limit: int = PENDING_LIMIT,
+        pending_per_key: int = PENDING_PER_ADDRESS,
+    ) -> None:
+        self._counters = counters
         self.limit = limit
         self.pending_limit = pending_limit
         self.pending_per_key = pending_per_key
@@ -121,7 +140,7 @@ class Ledger:
         self.pending = 0
         self._peers: dict[Hashable, _Peer] = {}
 
-    def admit(self, key: Hashable | None, *, handshake: bool) -> Reason | None:
+    def admit(self, key: Hashable | None, *, listener: str, handshake: bool) -> Reason | None:
         """Count one more, or say why not. Old connections always stay: what is refused is the new one."""
         if handshake and self.pending >= self.pending_limit:
             return Reason.HANDSHAKE_LIMIT
@@ -137,6 +156,7 @@ class Ledger:
             peer.pending += handshake
         self.open += 1
         self.pending += handshake
+        self._counters.connection_opened(listener)
         return None
 
     def settled(self, key: Hashable | None) -> None:
@@ -145,9 +165,10 @@ class Ledger:
         if key is not None:
             self._peers[key].pending -= 1
 
-    def left(self, key: Hashable | None) -> None:
+    def left(self, key: Hashable | None, listener: str) -> None:
         """A connection is no longer open here."""
         self.open -= 1
+        self._counters.connection_closed(listener)
         if key is not None:
             peer = self._peers[key]
             peer.open -= 1
@@ -158,10 +179,12 @@ class Ledger:
 class CountedSocket(socket.socket):
     """An accepted connection that leaves its ledger when its descriptor does (close, detach or `release`)."""
 
-    __slots__ = ("_ledger", "handshaking", "key", "peer")
+    __slots__ = ("_ledger", "handshaking", "key", "listener", "local", "peer")
 
     key: Hashable | None
-    peer: tuple[str, int]
+    listener: str
+    peer: tuple[str, int]  # as the visitor is known: what a trusted PROXY header said, else the address itself
+    local: tuple[str, int] | None  # the address it connected to, where a PROXY header said so
     handshaking: bool
     _ledger: Ledger | None
 
@@ -177,7 +200,7 @@ class CountedSocket(socket.socket):
         self.settle()
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
-            ledger.left(self.key)
+            ledger.left(self.key, self.listener)
 
     def close(self) -> None:
         self.release()
@@ -189,15 +212,23 @@ class CountedSocket(socket.socket):
 
 
 def counted(
-    sock: socket.socket, ledger: Ledger | None, *, key: Hashable | None, peer: tuple[str, int], handshake: bool
+    sock: socket.socket,
+    ledger: Ledger | None,
+    *,
+    key: Hashable | None,
+    peer: tuple[str, int],
+    listener: str,
+    handshake: bool,
 ) -> CountedSocket:
-    """`sock` as a counted socket; `sock` itself is empty afterwards. The ledger must have admitted it."""
+    """`sock` as a counted socket; `sock` itself is empty afterwards. The ledger must have admitted it (or is None)."""
     family, kind, proto = sock.family, sock.type, sock.proto
     result = CountedSocket(family, kind, proto, fileno=sock.detach())
     result.setblocking(False)
     result._ledger = ledger
     result.key = key
     result.peer = peer
+    result.local = None
+    result.listener = listener
     result.handshaking = handshake
     return result
 

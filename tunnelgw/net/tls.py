@@ -20,6 +20,7 @@ TUNNEL_ALPN = "tgw/1"
 ACME_ALPN = "acme-tls/1"
 HTTP_ALPN = ("h2", "http/1.1")
 HANDSHAKE_SECONDS = 10.0  # absolute; asyncio's own default is 60
+SHUTDOWN_SECONDS = 5.0  # for the peer's close_notify; a peer that does not answer keeps nothing longer
 # RFC 9325, section 4.2: ephemeral key exchange and AEAD only. (TLS 1.3's suites are all of that kind.)
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME; Python's ssl has no name for it

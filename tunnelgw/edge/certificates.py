@@ -1,0 +1,223 @@
+"""Which certificate a visitor is shown: one SSLContext per certificate and policy, chosen after peeking.
+
+Certificates are pairs of PEM files that an `Issuer` knows or makes: the operator's own ("files"), the edge's own
+authority ("self-signed"), or an ACME server. They are read again when the files change.
+
+Invariants: a pair that cannot be used is said loudly, and costs only its own names; a pair that worked stays in use
+until a better one was proven by a handshake in memory. Nothing is ever made for a name without a route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import LocalError
+from tunnelgw.net import tls
+from tunnelgw.net.tasks import spawn
+from tunnelgw.net.timers import INF
+from tunnelgw.routing.hostname import wildcard_of
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable
+
+    from tunnelgw.edge.issuers import Issuer, Pair
+    from tunnelgw.net.timers import Wheel
+
+log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 10.0  # how soon a changed file is noticed
+RETRY_SECONDS = 60.0  # after an issuer failed for a host, it is not asked again for this long
+_STAMP = tuple[int, int, int, int, int, int]
+
+
+class Loaded:
+    """A pair in use: what it says, and its contexts by policy, made when first needed."""
+
+    __slots__ = ("_contexts", "described", "pair", "stamp")
+
+    def __init__(self, pair: Pair) -> None:
+        """Raises `OSError` (which `ssl.SSLError` is) for a pair that cannot be used."""
+        self.pair = pair
+        self.stamp = _stamp(pair)
+        context = tls.visitor_context(pair.certificate, pair.key)
+        self._contexts = {True: context}
+        self.described = tls.describe(context, pair.certificate.read_text("ascii", "replace"))
+
+    def context(self, *, http: bool) -> ssl.SSLContext:
+        """For HTTP (ALPN h2 and http/1.1), or for TCP inside TLS (no ALPN)."""
+        context = self._contexts.get(http)
+        if context is None:
+            context = self._contexts[http] = tls.visitor_context(self.pair.certificate, self.pair.key, alpn=())
+        return context
+
+
+class Certificates:
+    """All visitor certificates of this process. Inputs: routes' hosts (`want`), a timer that looks at the files."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wheel: Wheel, issuer: Issuer) -> None:
+        self._loop = loop
+        self._wheel = wheel
+        self._issuer = issuer
+        self._loaded: dict[Pair, Loaded] = {}
+        self._by_name: dict[str, Loaded] = {}
+        self._bad: dict[Pair, _STAMP | None] = {}  # what was complained about already
+        self._asked: dict[str, asyncio.Future[None]] = {}  # hosts that an issuer is working on
+        self._failed: dict[str, float] = {}  # host → loop time until which the issuer is left alone
+        self._wanted: frozenset[str] = frozenset()
+        self.deadline = INF
+        self.armed_until = INF
+
+    def start(self) -> None:
+        """Read what there is, and look again from time to time."""
+        self.refresh()
+        self._wheel.arm(self, self._loop.time() + CHECK_SECONDS)
+
+    def close(self) -> None:
+        """Stop looking."""
+        self.deadline = INF
+
+    def replace(self, issuer: Issuer) -> None:
+        """Another configuration: names that it does not cover are gone at the next handshake."""
+        self._issuer = issuer
+        self._failed.clear()
+        self.refresh()
+        self.want(self._wanted)
+
+    def want(self, hosts: Iterable[str]) -> None:
+        """Routes exist for exactly these hosts (names or wildcards) now: see that they have certificates."""
+        self._wanted = frozenset(hosts)
+        missing = [host for host in self._wanted if self._needs(host)]
+        if missing:
+            spawn(self.ensure(missing), name="certificates")
+
+    async def ensure(self, hosts: Iterable[str]) -> None:
+        """Return when each of these hosts has a certificate, or its issuer gave up (which is logged)."""
+        waiting = []
+        fresh = []
+        for host in hosts:
+            pending = self._asked.get(host)
+            if pending is None and self._needs(host):
+                pending = self._asked[host] = self._loop.create_future()
+                fresh.append(host)
+            if pending is not None:
+                waiting.append(pending)
+        if fresh:
+            spawn(self._obtain(fresh), name="issuer")
+        for pending in waiting:
+            await asyncio.shield(pending)
+
+    async def context(self, host: str, name: str, *, http: bool) -> ssl.SSLContext | None:
+        """The context for a visitor of `name`, whose route says `host` (a name or wildcard); None if there is none."""
+        loaded = self._find(name)
+        if loaded is None:
+            await self.ensure([host])
+            loaded = self._find(name)
+            if loaded is None:
+                return None
+        return loaded.context(http=http)
+
+    def challenge(self, name: str) -> ssl.SSLContext | None:
+        """As `Issuer.challenge`."""
+        return self._issuer.challenge(name)
+
+    def expiries(self) -> dict[str, float]:
+        """Wanted hosts with the end of their certificate, in Unix seconds; 0.0 where there is none."""
+        result = {}
+        for host in self._wanted:
+            loaded = self._find(host)
+            result[host] = loaded.described.not_after if loaded is not None else 0.0
+        return result
+
+    def on_deadline(self, now: float) -> None:
+        """Time to look at the files."""
+        self.refresh()
+        self.want(self._wanted)
+        self._wheel.arm(self, now + CHECK_SECONDS)
+
+    def refresh(self) -> None:
+        """Read pairs that are new or changed, forget those that are gone."""
+        pairs = tuple(self._issuer.pairs())
+        changed = False
+        for pair in pairs:
+            changed |= self._read(pair)
+        for pair in tuple(self._loaded):
+            if pair not in pairs:
+                del self._loaded[pair]
+                changed = True
+        if changed:
+            self._index()
+
+    def _read(self, pair: Pair) -> bool:
+        old = self._loaded.get(pair)
+        try:
+            stamp = _stamp(pair)
+        except OSError as error:
+            self._complain(pair, None, error)
+            return False
+        if (old is not None and old.stamp == stamp) or self._bad.get(pair) == stamp:
+            return False
+        try:
+            loaded = Loaded(pair)
+        except (OSError, KeyError, ValueError) as error:
+            self._complain(pair, stamp, error)
+            return False
+        self._bad.pop(pair, None)
+        self._loaded[pair] = loaded
+        names = ", ".join(loaded.described.names) or "no name"
+        log.info("certificate %s (%s) in use", pair.certificate, names)
+        if loaded.described.not_after < time.time():
+            log.error("certificate %s (%s) has expired: visitors will be warned", pair.certificate, names)
+        return True
+
+    def _complain(self, pair: Pair, stamp: _STAMP | None, error: Exception) -> None:
+        if pair not in self._bad or self._bad[pair] != stamp:
+            kept = "the one in use stays" if pair in self._loaded else "its names cannot be served"
+            log.error("certificate %s with key %s cannot be used: %s; %s", pair.certificate, pair.key, error, kept)
+        self._bad[pair] = stamp
+
+    def _index(self) -> None:
+        """Names to pairs; where two certificates cover a name, the one that lasts longer wins."""
+        by_name: dict[str, Loaded] = {}
+        for loaded in self._loaded.values():
+            for name in loaded.described.names:
+                known = by_name.get(name)
+                if known is None or known.described.not_after < loaded.described.not_after:
+                    by_name[name] = loaded
+        self._by_name = by_name
+
+    def _find(self, name: str) -> Loaded | None:
+        """Exact name first, then the one wildcard that covers it."""
+        found = self._by_name.get(name)
+        return found if found is not None else self._by_name.get(wildcard_of(name))
+
+    def _needs(self, host: str) -> bool:
+        """True for a host without a certificate, or with one that ends soon, whose issuer did not just fail."""
+        if host in self._asked or self._failed.get(host, 0.0) > self._loop.time():
+            return False
+        loaded = self._find(host)
+        return loaded is None or self._issuer.due(loaded.described, time.time())
+
+    async def _obtain(self, hosts: list[str]) -> None:
+        try:
+            await self._issuer.obtain(hosts)
+        except (LocalError, OSError) as error:
+            log.error("no certificate for %s: %s", ", ".join(hosts), error)
+        self.refresh()
+        until = self._loop.time() + RETRY_SECONDS
+        for host in hosts:
+            if self._find(host) is None:
+                self._failed[host] = until
+            future = self._asked.pop(host)
+            if not future.done():
+                future.set_result(None)
+
+
+def _stamp(pair: Pair) -> _STAMP:
+    """What changes when a file does, links included (certbot swaps links)."""
+    one, two = os.stat(pair.certificate), os.stat(pair.key)
+    return one.st_mtime_ns, one.st_size, one.st_ino, two.st_mtime_ns, two.st_size, two.st_ino

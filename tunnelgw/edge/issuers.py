@@ -1,0 +1,122 @@
+"""Where visitors' certificates come from: the operator's files, or the edge's own authority.
+
+Every issuer is a folder or list of PEM pairs plus a way to get more; `Certificates` reads the pairs and never cares
+which it is. An ACME issuer fits the same protocol: `obtain` orders, `challenge` answers tls-alpn-01.
+
+Invariant: an issuer is asked only for hosts that a granted route holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tunnelgw.errors import LocalError
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from tunnelgw.net.tls import Described
+
+log = logging.getLogger(__name__)
+
+MAKE_SECONDS = 60.0  # a child that makes certificates takes 0.3 s; a machine that swaps may take longer
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate chain and its key, PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class Issuer(Protocol):
+    """Where certificates come from."""
+
+    def pairs(self) -> Iterable[Pair]:
+        """Every pair there is now; looked at again every few seconds."""
+
+    def due(self, described: Described, now: float) -> bool:
+        """Should this certificate be replaced by now (Unix seconds)?"""
+
+    async def obtain(self, hosts: Sequence[str]) -> None:
+        """Make or order pairs for these hosts (names or wildcards); return when `pairs` has them.
+
+        Raises `LocalError` or `OSError` where it cannot; certificates that exist stay.
+        """
+
+    def challenge(self, name: str) -> ssl.SSLContext | None:
+        """The answer to a running tls-alpn-01 challenge for this name."""
+
+
+class FilesIssuer:
+    """The operator's own certificates."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        self._pairs = tuple(pairs)
+
+    def pairs(self) -> Iterable[Pair]:
+        return self._pairs
+
+    def due(self, described: Described, now: float) -> bool:  # noqa: ARG002 - the operator renews
+        return False
+
+    async def obtain(self, hosts: Sequence[str]) -> None:
+        raise LocalError(f"no file covers {', '.join(hosts)}: add a pair to [tls] certificates")
+
+    def challenge(self, name: str) -> ssl.SSLContext | None:  # noqa: ARG002 - the issuer's interface
+        return None
+
+
+class SelfSignedIssuer:
+    """Certificates of the edge's own authority, one per host, made in a short-lived child and kept in `folder`.
+
+    `command` is run with the hosts appended and writes `pair_of(folder, host)` for each. A child, because importing
+    cryptography would cost the edge 10 MB for the rest of its life.
+    """
+
+    __slots__ = ("_command", "_folder")
+
+    def __init__(self, folder: Path, command: Sequence[str]) -> None:
+        self._folder = folder
+        self._command = tuple(command)
+
+    def pairs(self) -> Iterable[Pair]:
+        if not self._folder.is_dir():
+            return ()
+        found = sorted(self._folder.glob("*.crt"))
+        return tuple(Pair(path, path.with_suffix(".key")) for path in found)
+
+    def due(self, described: Described, now: float) -> bool:
+        """In the last third of its life."""
+        return now > described.not_after - (described.not_after - described.not_before) / 3
+
+    async def obtain(self, hosts: Sequence[str]) -> None:
+        child = await asyncio.create_subprocess_exec(
+            *self._command, *hosts, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            _, errors = await asyncio.wait_for(child.communicate(), MAKE_SECONDS)
+        except TimeoutError:
+            child.kill()
+            await child.wait()
+            raise LocalError("making certificates took too long") from None
+        if child.returncode:
+            last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            raise LocalError(f"certificates could not be made: {last}")
+
+    def challenge(self, name: str) -> ssl.SSLContext | None:  # noqa: ARG002 - the issuer's interface
+        return None
+
+
+def pair_of(folder: Path, host: str) -> Pair:
+    """The files of a host in a folder; a wildcard's star is spelled `_wildcard`."""
+    name = host.replace("*", "_wildcard")
+    return Pair(folder / f"{name}.crt", folder / f"{name}.key")

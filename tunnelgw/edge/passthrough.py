@@ -1,0 +1,243 @@
+"""One connection of a visitor whose bytes go to a service as they are: TLS passed through, TCP ports, TCP inside TLS.
+
+The stream comes first and the transport second: while a request for a stream is parked nothing is read, so the bytes
+wait in the visitor's own kernel, and a refused visitor costs no transport.
+
+Who owns what: `RawPassage` owns the socket until it gives it to the loop, after that the `Splice` owns transport and
+stream. `TlsPassage` owns its transport until the stream is there, then the `Splice` does.
+Invariant: each passage ends as exactly one of: spliced, refused (`refused` called with the reason), or left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tunnelgw.gateway.opener import NoStream
+from tunnelgw.net import tls
+from tunnelgw.net.splice import Splice
+from tunnelgw.net.tasks import spawn
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from tunnelgw.gateway.opener import StreamOpener, Visitor
+    from tunnelgw.net.accept import CountedSocket
+    from tunnelgw.routing.table import Route
+    from tunnelgw.wire.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+class Live:
+    """The open streams of raw routes, so that withdrawing a service can cut them: (connector, service) → passages."""
+
+    __slots__ = ("_passages",)
+
+    def __init__(self) -> None:
+        self._passages: dict[tuple[str, str], set[_Passage]] = {}
+
+    def add(self, passage: _Passage) -> None:
+        """A passage has its stream."""
+        self._passages.setdefault(passage.service, set()).add(passage)
+
+    def remove(self, passage: _Passage) -> None:
+        """It ended. Idempotent."""
+        passages = self._passages.get(passage.service)
+        if passages is not None:
+            passages.discard(passage)
+            if not passages:
+                del self._passages[passage.service]
+
+    def count(self, connector: str, service: str) -> int:
+        """How many are open."""
+        return len(self._passages.get((connector, service), ()))
+
+    def cut(self, connector: str, service: str) -> int:
+        """The service was withdrawn: end its streams now. How many there were."""
+        passages = self._passages.pop((connector, service), set())
+        for passage in passages:
+            passage.cut(Reason.WITHDRAWN)
+        return len(passages)
+
+
+class _Passage:
+    """What both kinds share: a waiter that becomes a splice."""
+
+    __slots__ = ("_live", "_opener", "_route", "_splice", "_stream", "_visitor")
+
+    def __init__(self, opener: StreamOpener, live: Live, route: Route, visitor: Visitor) -> None:
+        self._opener = opener
+        self._live = live
+        self._route = route
+        self._visitor = visitor
+        self._stream: Stream | None = None
+        self._splice: Splice | None = None
+
+    @property
+    def service(self) -> tuple[str, str]:
+        """(connector, service): under this key the passage can be cut."""
+        return self._route.connector, self._route.service
+
+    def cut(self, reason: Reason) -> None:
+        """End stream and transport now."""
+        stream, splice = self._stream, self._splice
+        if stream is not None:
+            stream.reset(reason)
+        if splice is not None:
+            splice.stream_reset(reason)  # a reset from our side does not call our own sink
+
+    def _ask(self) -> None:
+        try:
+            stream = self._opener.open(self._route, self._visitor, self)
+        except NoStream as answer:
+            self.stream_refused(answer.reason, answer.since)
+            return
+        if stream is not None:
+            self.stream_ready(stream)
+
+    def _join(self, stream: Stream) -> Splice:
+        self._stream = stream
+        splice = self._splice = Splice(stream, on_end=self._ended)
+        stream.sink = splice
+        self._live.add(self)
+        return splice
+
+    def _ended(self, sent: int, received: int) -> None:
+        counters = self._route.counters
+        counters.bytes_out += sent
+        counters.bytes_in += received
+        self._live.remove(self)
+
+    # StreamWaiter; the stream's own events go to the splice from `_join` on, and none can come before it.
+
+    def stream_ready(self, stream: Stream) -> None:
+        """The stream is there."""
+        raise NotImplementedError
+
+    def stream_refused(self, reason: Reason, since: float) -> None:
+        """There will be none."""
+        raise NotImplementedError
+
+    def stream_data(self, data: bytes) -> None:  # noqa: ARG002 - the sink's interface
+        """Never: see above."""
+        raise AssertionError("a stream without a splice")
+
+    def stream_finished(self) -> None:
+        """Never: see above."""
+        raise AssertionError("a stream without a splice")
+
+    def stream_reset(self, reason: Reason) -> None:
+        """The session ended between opening and joining."""
+        self.stream_refused(reason, 0.0)
+
+    def pause_sending(self) -> None:
+        """Nothing is sent yet."""
+
+    def resume_sending(self) -> None:
+        """Nothing is sent yet."""
+
+
+class RawPassage(_Passage):
+    """A raw socket towards a stream. `refused(sock, reason)` gets the socket back when there is no stream."""
+
+    __slots__ = ("_refused", "_sock")
+
+    def __init__(
+        self,
+        opener: StreamOpener,
+        live: Live,
+        route: Route,
+        visitor: Visitor,
+        *,
+        sock: CountedSocket,
+        refused: Callable[[CountedSocket, Reason], None],
+    ) -> None:
+        super().__init__(opener, live, route, visitor)
+        self._sock = sock
+        self._refused = refused
+
+    def start(self) -> None:
+        """Ask for the stream."""
+        self._ask()
+
+    def stream_ready(self, stream: Stream) -> None:
+        splice = self._join(stream)
+        spawn(self._connect(splice, stream), name="passage")
+
+    def stream_refused(self, reason: Reason, since: float) -> None:  # noqa: ARG002 - the waiter's interface
+        self._refused(self._sock, reason)
+
+    async def _connect(self, splice: Splice, stream: Stream) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: splice, self._sock)
+        except OSError as error:
+            log.debug("a visitor's connection broke before it was used: %s", error)
+            stream.reset(Reason.CANCELLED)
+            self._live.remove(self)
+            self._sock.close()
+
+
+class TlsPassage(_Passage, asyncio.Protocol):
+    """Protocol of a TLS connection whose inside goes to a TCP service; a splice takes over once the stream is there."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, opener: StreamOpener, live: Live, route: Route, visitor: Visitor) -> None:
+        super().__init__(opener, live, route, visitor)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what loops give
+        self._transport = transport
+        tls.limit_buffers(transport)
+        transport.pause_reading()  # honoured here on TLS transports
+        self._ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
+        self._transport = None
+        self._opener.cancel(self)
+
+    def stream_ready(self, stream: Stream) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            stream.reset(Reason.CANCELLED)
+            return
+        splice = self._join(stream)
+        transport.set_protocol(splice)
+        splice.connection_made(transport)
+        transport.resume_reading()
+
+    def stream_refused(self, reason: Reason, since: float) -> None:  # noqa: ARG002 - the waiter's interface
+        log.debug("no stream for a visitor: %s", reason.text)
+        if self._transport is not None:
+            self._transport.close()
+
+
+async def shake_hands(
+    sock: CountedSocket, protocol: asyncio.Protocol, context: ssl.SSLContext, *, failed: Callable[[Reason], None]
+) -> asyncio.Transport | None:
+    """TLS as server on an accepted socket; None (and `failed` called) when the peer did not get through it.
+
+    The loop owns the socket from here on, also after a failure: it has closed, or is about to close, the descriptor.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol,
+            sock,
+            ssl=context,
+            ssl_handshake_timeout=tls.HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=tls.SHUTDOWN_SECONDS,
+        )
+    except OSError as error:  # ssl.SSLError, a reset, ConnectionAbortedError at the timeout: the peer's doing
+        log.debug("TLS handshake with %s failed: %s", sock.peer[0], error)
+        failed(Reason.HANDSHAKE_FAILED)
+        return None
+    finally:
+        sock.settle()
+    return transport

@@ -1,0 +1,179 @@
+"""Raw TCP ports, opened and closed while the edge runs, as routes come and go.
+
+`want` is told the whole set of ports that routes hold; ports that are new are opened, ports that nobody holds any more
+are closed. A connection finds its route when it arrives, by port, so a port may change its service without closing.
+
+Invariants: closing a port never touches connections that are already through it (`Live.cut` does, for a service that is
+withdrawn); a raw port never waits for the visitor to speak first (no TCP_DEFER_ACCEPT), since ssh's target does.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from tunnelgw.access.addresses import address_key
+from tunnelgw.edge.passthrough import Live, RawPassage
+from tunnelgw.edge.public import DoorRules, plain_address, visitor_of
+from tunnelgw.errors import Refused
+from tunnelgw.net.accept import Acceptor, CountedSocket, Ledger, Reserve, counted, listen_on
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Iterable
+
+    from tunnelgw.gateway.opener import StreamOpener
+    from tunnelgw.obs.counters import ProcessCounters
+    from tunnelgw.routing.table import RouteTable
+
+log = logging.getLogger(__name__)
+
+
+class PortOpener(Protocol):
+    """Makes the listening socket of a public port: here, or in the supervisor where there are several workers."""
+
+    async def open_port(self, port: int) -> socket.socket:
+        """A listener on that port. Raises `Refused` (PORT_UNAVAILABLE) with the cause."""
+
+    def close_port(self, port: int) -> None:
+        """This process no longer listens there."""
+
+
+class LocalPorts:
+    """`PortOpener` of a single process. `bind` is `port_bind` of the configuration."""
+
+    __slots__ = ("_bind",)
+
+    def __init__(self, bind: str) -> None:
+        self._bind = bind
+
+    async def open_port(self, port: int) -> socket.socket:
+        return bind_port(self._bind, port)
+
+    def close_port(self, port: int) -> None:
+        """Closing the listener was all."""
+
+
+def bind_port(bind: str, port: int) -> socket.socket:
+    """A listener for raw TCP, both families where `bind` is "::". Raises `Refused` (PORT_UNAVAILABLE)."""
+    try:
+        try:
+            return listen_on(bind, port, defer=False, dual_stack=True)
+        except OSError as error:
+            if bind != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+            return listen_on("0.0.0.0", port, defer=False)  # a kernel without IPv6
+    except OSError as error:
+        raise Refused(f"port {port}: {_cause(error)}", reason=Reason.PORT_UNAVAILABLE) from None
+
+
+def _cause(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program on the edge's machine uses it"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "the edge may not open ports below 1024 (it needs CAP_NET_BIND_SERVICE)"
+    return str(error.strerror)
+
+
+class Ports:
+    """The raw ports of this process.
+
+    Inputs: `open`/`close` from whoever applies claims, and connections. Owns its listeners; connections go to passages.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        opener: PortOpener,
+        table: RouteTable,
+        streams: StreamOpener,
+        live: Live,
+        ledger: Ledger,
+        reserve: Reserve,
+        counters: ProcessCounters,
+        rules: DoorRules,
+    ) -> None:
+        self._loop = loop
+        self._opener = opener
+        self._table = table
+        self._streams = streams
+        self._live = live
+        self._ledger = ledger
+        self._reserve = reserve
+        self._counters = counters
+        self._rules = rules
+        self._acceptors: dict[int, Acceptor] = {}
+
+    def reload(self, rules: DoorRules) -> None:
+        """New rules, for connections from now on."""
+        self._rules = rules
+
+    async def open(self, port: int) -> None:
+        """Listen on a port. Idempotent. Raises `Refused` (PORT_UNAVAILABLE); the caller tells the connector."""
+        if port in self._acceptors:
+            return
+        listener = await self._opener.open_port(port)
+        if port in self._acceptors:  # two claims at once: one socket is enough
+            listener.close()
+            return
+        self._acceptors[port] = acceptor = Acceptor(
+            self._loop,
+            listener,
+            accepted=lambda sock, address: self._accepted(port, sock, address),
+            refused=self._counters.refuse,
+            reserve=self._reserve,
+        )
+        acceptor.start()
+        log.info("port %d is open", port)
+
+    def close(self, port: int) -> None:
+        """Stop listening there; connections that came through it stay. Idempotent."""
+        acceptor = self._acceptors.pop(port, None)
+        if acceptor is not None:
+            acceptor.close()
+            acceptor.listener.close()
+            self._opener.close_port(port)
+            log.info("port %d is closed", port)
+
+    def keep(self, ports: Iterable[int]) -> None:
+        """Close every port that is not among these."""
+        for port in set(self._acceptors) - set(ports):
+            self.close(port)
+
+    def close_all(self) -> None:
+        """The edge stops."""
+        self.keep(())
+
+    def __contains__(self, port: int) -> bool:
+        return port in self._acceptors
+
+    def listeners(self) -> dict[int, socket.socket]:
+        """Open ports with their listeners, for status and for an upgrade."""
+        return {port: acceptor.listener for port, acceptor in self._acceptors.items()}
+
+    def _accepted(self, port: int, raw: socket.socket, address: tuple[str, int]) -> None:
+        host = plain_address(address[0])
+        route = self._table.find_port(port)
+        key = None if self._rules.trusted(host) else address_key(host)
+        if route is None:
+            refusal: Reason | None = Reason.NO_ROUTE
+        elif route.allow_from and not self._rules.allowed(route.allow_from, host):
+            refusal = Reason.ADDRESS_REFUSED
+        else:
+            refusal = self._ledger.admit(key, listener="tcp", handshake=False)
+        if refusal is not None or route is None:
+            self._counters.refuse(refusal or Reason.NO_ROUTE)
+            raw.close()
+            return
+        sock = counted(raw, self._ledger, key=key, peer=(host, address[1]), listener="tcp", handshake=False)
+        visitor = visitor_of(sock, secure=False, server_name="", alpn="")
+        RawPassage(self._streams, self._live, route, visitor, sock=sock, refused=self._refused).start()
+
+    def _refused(self, sock: CountedSocket, reason: Reason) -> None:
+        """No stream: a raw port has no way to say why, so the visitor sees the connection close."""
+        self._counters.refuse(reason)
+        sock.close()

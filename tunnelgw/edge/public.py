@@ -1,0 +1,371 @@
+"""The front door: every connection from the internet is accepted, looked at and sent where it belongs.
+
+Accept → limits → (PROXY header) → ClientHello, peeked → by ALPN, then by name: a tunnel, a stream with the bytes
+untouched, a TLS handshake with exactly one certificate, or an alert that shows no certificate at all.
+
+Who owns a connection: this file until it is decided; then the tunnel handler, a passage, or the loop's transport with
+its gateway protocol. Invariants: nothing is consumed before the decision (but a PROXY header, to the byte); each
+connection is decided once; a peer's failure is counted by reason and never a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tunnelgw.access.addresses import address_key
+from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage, shake_hands
+from tunnelgw.gateway.opener import Visitor
+from tunnelgw.net import tls
+from tunnelgw.net.accept import Acceptor, CountedSocket, Ledger, Reserve, counted
+from tunnelgw.net.farewell import Farewell
+from tunnelgw.net.peek import Peek, hello_needs
+from tunnelgw.net.proxyproto import ProxyHeader, parse_proxy_header
+from tunnelgw.net.tasks import spawn
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.clienthello import ClientHello, alert_record, parse_client_hello
+from tunnelgw.routing.hostname import normalise
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterable
+
+    from tunnelgw.edge.certificates import Certificates
+    from tunnelgw.edge.workers import Peers
+    from tunnelgw.gateway.opener import StreamOpener
+    from tunnelgw.net.timers import Wheel
+    from tunnelgw.obs.counters import ProcessCounters
+    from tunnelgw.routing.table import NameEntry, RouteTable
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS = 10.0  # absolute, from accept to a whole ClientHello
+INTERNAL_ERROR, UNRECOGNIZED_NAME, NO_APPLICATION_PROTOCOL = 80, 112, 120  # TLS alerts, RFC 8446 section 6
+_METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE ", b"PRI ")
+_PLAIN_TEXT = b"This port speaks TLS: use https://\n"
+_PLAIN_ANSWER = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+    % (len(_PLAIN_TEXT), _PLAIN_TEXT)
+)
+
+
+class Proxy(Protocol):
+    """What the door needs of the HTTP gateway."""
+
+    def http1(self, visitor: Visitor) -> asyncio.Protocol:
+        """A protocol for one HTTP/1.1 connection."""
+
+    def http2(self, visitor: Visitor) -> asyncio.Protocol:
+        """A protocol for one HTTP/2 connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoorRules:
+    """What configuration says about strangers; swapped as a whole at a reload.
+
+    trusted: is this address a trusted proxy? allowed: may this address use a route with this `allow_from`?
+    """
+
+    trusted: Callable[[str], bool]
+    allowed: Callable[[tuple[str, ...], str], bool]
+    connections_per_address: int = 1024
+    proxy_protocol: bool = False
+
+
+class FrontDoor:
+    """Inputs: listening sockets (`serve`, `serve_plain`), rules, and sockets another worker handed over (`adopt`)."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        wheel: Wheel,
+        table: RouteTable,
+        certificates: Certificates,
+        gateway: Proxy,
+        opener: StreamOpener,
+        tunnel: Callable[[CountedSocket, ClientHello], None],
+        peers: Peers,
+        counters: ProcessCounters,
+        rules: DoorRules,
+        live: Live,
+    ) -> None:
+        self._loop = loop
+        self._wheel = wheel
+        self._table = table
+        self._certificates = certificates
+        self._gateway = gateway
+        self._opener = opener
+        self._tunnel = tunnel
+        self._peers = peers
+        self._counters = counters
+        self._rules = rules
+        self._live = live
+        self.ledger = Ledger(counters, limit=rules.connections_per_address)
+        self.reserve = Reserve()
+        self._acceptors: list[Acceptor] = []
+        self._peeks: set[Peek[ClientHello] | Peek[ProxyHeader]] = set()
+
+    def serve(self, listeners: Iterable[socket.socket]) -> None:
+        """Accept TLS visitors and tunnels. The listeners stay the caller's."""
+        self._accept_from(listeners, self._accepted)
+
+    def serve_plain(self, listeners: Iterable[socket.socket]) -> None:
+        """Accept plain HTTP: redirects, ACME http-01, routes that ask for it."""
+        self._accept_from(listeners, self._accepted_plain)
+
+    def reload(self, rules: DoorRules) -> None:
+        """New rules, for connections from now on."""
+        self._rules = rules
+        self.ledger.limit = rules.connections_per_address
+
+    def stop_accepting(self) -> None:
+        """No new connections here; those that are being looked at go on."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
+
+    def close(self) -> None:
+        """Stop, and drop what is not decided yet. Decided connections belong to others."""
+        self.stop_accepting()
+        for peek in tuple(self._peeks):
+            peek.cancel()
+            peek.sock.close()
+        self._peeks.clear()
+        self.reserve.close()
+
+    def adopt(self, descriptor: int, peer: tuple[str, int]) -> None:
+        """A tunnel's socket that another worker accepted and peeked: its ClientHello is still in it."""
+        sock = counted(socket.socket(fileno=descriptor), None, key=None, peer=peer, listener="https", handshake=False)
+        self._look(sock, self._loop.time() + HELLO_SECONDS, self._adopted)
+
+    # Accepting.
+
+    def _accept_from(
+        self, listeners: Iterable[socket.socket], accepted: Callable[[socket.socket, tuple[str, int]], None]
+    ) -> None:
+        for listener in listeners:
+            acceptor = Acceptor(
+                self._loop, listener, accepted=accepted, refused=self._counters.refuse, reserve=self.reserve
+            )
+            acceptor.start()
+            self._acceptors.append(acceptor)
+
+    def _admit(
+        self, sock: socket.socket, address: tuple[str, int], *, listener: str, handshake: bool
+    ) -> CountedSocket | None:
+        """Count it, or close it at once."""
+        host = plain_address(address[0])
+        key = None if self._rules.trusted(host) else address_key(host)
+        refusal = self.ledger.admit(key, listener=listener, handshake=handshake)
+        if refusal is not None:
+            self._counters.refuse(refusal)
+            sock.close()
+            return None
+        return counted(sock, self.ledger, key=key, peer=(host, address[1]), listener=listener, handshake=handshake)
+
+    def _accepted(self, raw: socket.socket, address: tuple[str, int]) -> None:
+        sock = self._admit(raw, address, listener="https", handshake=True)
+        if sock is None:
+            return
+        until = self._loop.time() + HELLO_SECONDS
+        if not self._rules.proxy_protocol:
+            self._look(sock, until, self._greeted)
+        elif self._rules.trusted(sock.peer[0]):
+            self._look_for_proxy(sock, until)
+        else:
+            self._drop(sock, Reason.PROXY_HEADER)
+
+    def _accepted_plain(self, raw: socket.socket, address: tuple[str, int]) -> None:
+        sock = self._admit(raw, address, listener="http", handshake=False)
+        if sock is not None:
+            visitor = visitor_of(sock, secure=False, server_name="", alpn="http/1.1")
+            spawn(self._plain(sock, visitor), name="visitor")
+
+    async def _plain(self, sock: CountedSocket, visitor: Visitor) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: self._gateway.http1(visitor), sock)
+        except OSError as error:
+            log.debug("a visitor left before it was served: %s", error)
+            sock.close()
+
+    # Looking.
+
+    def _look_for_proxy(self, sock: CountedSocket, until: float) -> None:
+        peek = Peek(
+            self._loop, sock, parse=parse_proxy_header, needs=_one_more, done=self._proxied, failed=self._not_proxied
+        )
+        self._peeks.add(peek)
+        peek.start(self._wheel, until)
+
+    def _look(self, sock: CountedSocket, until: float, done: Callable[[Peek[ClientHello], ClientHello], None]) -> None:
+        peek = Peek(self._loop, sock, parse=parse_client_hello, needs=hello_needs, done=done, failed=self._not_tls)
+        self._peeks.add(peek)
+        peek.start(self._wheel, until)
+
+    def _proxied(self, peek: Peek[ProxyHeader], header: ProxyHeader) -> None:
+        self._peeks.discard(peek)
+        sock = peek.sock
+        sock.recv(header.length)  # was peeked, so it is all there
+        if header.source is not None:
+            sock.peer = (plain_address(header.source[0]), header.source[1])
+            sock.local = header.destination
+        self._look(sock, peek.until, self._greeted)
+
+    def _not_proxied(self, peek: Peek[ProxyHeader], reason: Reason, seen: bytes) -> None:  # noqa: ARG002 - Peek's interface
+        self._peeks.discard(peek)
+        self._drop(peek.sock, reason)
+
+    def _not_tls(self, peek: Peek[ClientHello], reason: Reason, seen: bytes) -> None:
+        self._peeks.discard(peek)
+        if seen.startswith(_METHODS):
+            self._counters.refuse(reason)
+            Farewell(self._loop, self._wheel, peek.sock, _PLAIN_ANSWER)
+        else:
+            self._drop(peek.sock, reason)
+
+    # Deciding.
+
+    def _greeted(self, peek: Peek[ClientHello], hello: ClientHello) -> None:
+        """The decision: by ALPN, then by name."""
+        sock = peek.sock
+        if tls.TUNNEL_ALPN.encode() in hello.alpn:
+            worker = worker_of(hello.server_name)
+            if worker is not None and worker != self._peers.index and self._peers.hand_over(worker, sock):
+                self._peeks.discard(peek)
+                return
+            self._adopted(peek, hello)
+            return
+        self._peeks.discard(peek)
+        name, entry = self._find(hello.server_name)
+        if entry is None:
+            self._alert(sock, UNRECOGNIZED_NAME, Reason.NAME_UNKNOWN)
+        elif entry.kind == "tls":
+            self._pass_through(sock, hello, name, entry)
+        elif tls.ACME_ALPN.encode() in hello.alpn:
+            self._answer_acme(sock, name)
+        elif entry.kind == "http" and not tls.negotiated(hello.alpn):
+            self._alert(sock, NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
+        elif not self._may_enter(sock, entry):
+            self._drop(sock, Reason.ADDRESS_REFUSED)
+        else:
+            spawn(self._terminate(sock, hello, name, entry), name="handshake")
+
+    def _adopted(self, peek: Peek[ClientHello], hello: ClientHello) -> None:
+        """A tunnel for this worker: it is not a visitor and no longer counted."""
+        self._peeks.discard(peek)
+        peek.sock.release()
+        self._tunnel(peek.sock, hello)
+
+    def _find(self, server_name: str) -> tuple[str, NameEntry | None]:
+        try:
+            name = normalise(server_name)
+        except ValueError:
+            return "", None
+        return name, self._table.find_name(name)
+
+    def _may_enter(self, sock: CountedSocket, entry: NameEntry) -> bool:
+        route = entry.route
+        return route is None or not route.allow_from or self._rules.allowed(route.allow_from, sock.peer[0])
+
+    def _pass_through(self, sock: CountedSocket, hello: ClientHello, name: str, entry: NameEntry) -> None:
+        if entry.route is None or not self._may_enter(sock, entry):
+            self._drop(sock, Reason.ADDRESS_REFUSED)
+            return
+        sock.settle()
+        visitor = visitor_of(sock, secure=False, server_name=name, alpn=_text(hello.alpn))
+        RawPassage(self._opener, self._live, entry.route, visitor, sock=sock, refused=self._no_stream).start()
+
+    def _no_stream(self, sock: CountedSocket, reason: Reason) -> None:
+        self._alert(sock, INTERNAL_ERROR, reason)
+
+    def _answer_acme(self, sock: CountedSocket, name: str) -> None:
+        """tls-alpn-01 (RFC 8737) for a name whose TLS ends here: the handshake itself is the answer."""
+        context = self._certificates.challenge(name)
+        if context is None:
+            self._alert(sock, NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
+        else:
+            spawn(self._prove(sock, context), name="acme")
+
+    async def _prove(self, sock: CountedSocket, context: ssl.SSLContext) -> None:
+        transport = await shake_hands(sock, asyncio.Protocol(), context, failed=self._counters.refuse)
+        if transport is not None:
+            transport.close()
+
+    async def _terminate(self, sock: CountedSocket, hello: ClientHello, name: str, entry: NameEntry) -> None:
+        """End TLS here and serve what is inside."""
+        is_tcp = entry.kind == "tcp" and entry.route is not None
+        context = await self._certificates.context(entry.host, name, http=not is_tcp)
+        if context is None:
+            self._alert(sock, INTERNAL_ERROR, Reason.NAME_UNKNOWN)
+            return
+        if is_tcp:
+            assert entry.route is not None  # noqa: S101 - checked above, for mypy
+            visitor = visitor_of(sock, secure=True, server_name=name, alpn="")
+            protocol: asyncio.Protocol = TlsPassage(self._opener, self._live, entry.route, visitor)
+            await shake_hands(sock, protocol, context, failed=self._counters.refuse)
+            return
+        # The peeked hello is the one that OpenSSL reads, so what it will pick is known before the handshake.
+        alpn = tls.negotiated(hello.alpn)
+        visitor = visitor_of(sock, secure=True, server_name=name, alpn=alpn)
+        protocol = self._gateway.http2(visitor) if alpn == "h2" else self._gateway.http1(visitor)
+        transport = await shake_hands(sock, protocol, context, failed=self._counters.refuse)
+        if transport is None:
+            return
+        picked = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        if picked != alpn and (picked or hello.alpn):
+            log.error("TLS picked %r where %r was expected", picked, alpn)
+            transport.abort()
+
+    # Refusing.
+
+    def _alert(self, sock: CountedSocket, code: int, reason: Reason) -> None:
+        self._counters.refuse(reason)
+        Farewell(self._loop, self._wheel, sock, alert_record(code))
+
+    def _drop(self, sock: CountedSocket, reason: Reason) -> None:
+        self._counters.refuse(reason)
+        sock.close()
+
+
+def plain_address(host: str) -> str:
+    """An address as text without what the socket layer added: "::ffff:" of a dual-stack listener, a zone index."""
+    if host.startswith("::ffff:") and "." in host:
+        return host[7:]
+    return host.partition("%")[0]
+
+
+def worker_of(server_name: str) -> int | None:
+    """The worker's number in `w<i>.tgw.invalid`; None for any other name."""
+    label, _, rest = server_name.partition(".")
+    if rest == "tgw.invalid" and label[:1] == "w" and label[1:].isascii() and label[1:].isdigit() and len(label) < 6:
+        return int(label[1:])
+    return None
+
+
+def visitor_of(sock: CountedSocket, *, secure: bool, server_name: str, alpn: str) -> Visitor:
+    """What the rest of the edge knows of this connection."""
+    local = sock.local
+    if local is None:
+        found = sock.getsockname()
+        local = (plain_address(found[0]), found[1])
+    return Visitor(
+        sock.peer[0],
+        sock.peer[1],
+        edge_address=local[0],
+        edge_port=local[1],
+        secure=secure,
+        server_name=server_name,
+        alpn=alpn,
+    )
+
+
+def _one_more(data: bytes) -> int:
+    return len(data) + 1
+
+
+def _text(alpn: tuple[bytes, ...]) -> str:
+    return alpn[0].decode("ascii", "replace") if alpn else ""

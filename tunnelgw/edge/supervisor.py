@@ -1,0 +1,255 @@
+"""The process above several workers: makes what must be made once, keeps the workers alive, carries between them.
+
+Messages over one channel per worker (JSON, descriptors beside them):
+
+    to a worker                                   from a worker
+    setup {index, count, https} + listeners       ready
+    tunnel {peer} + socket                        relay {worker, peer} + socket
+    port {id, error} or {id} + listener           open_port {id, port}, close_port {port}
+    snapshot {id}                                 snapshot {id, snapshot}
+    gathered {id, snapshots}                      gather {id}
+
+Invariants: a listening socket is bound once and outlives every worker, so a restart loses no connection; a public port
+is open here exactly as long as some worker holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from tunnelgw.edge.ports import bind_port
+from tunnelgw.errors import Refused
+from tunnelgw.net.handover import Channel, channel_pair
+from tunnelgw.net.tasks import spawn
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS = (0.2, 30.0)  # first and longest wait before a crashed worker is started again
+STEADY_SECONDS = 60.0  # a worker that lived this long starts with the first wait again
+SNAPSHOT_SECONDS = 2.0  # a worker that does not answer by then is left out of the numbers
+STOP_SECONDS = 60.0  # a worker's own grace for streams in flight is shorter
+
+
+class _Process:
+    """One worker's process and its channel."""
+
+    __slots__ = ("channel", "index", "process", "ready", "restarts")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.process: asyncio.subprocess.Process | None = None
+        self.channel: Channel | None = None
+        self.ready = False
+        self.restarts = 0
+
+
+class _Gathering:
+    """Snapshots being collected: answered once all are in."""
+
+    __slots__ = ("done", "missing", "snapshots")
+
+    def __init__(self, missing: set[int], done: asyncio.Future[None]) -> None:
+        self.missing = missing
+        self.snapshots: list[dict[str, Any]] = []
+        self.done = done
+
+
+class Supervisor:
+    """`command(index, descriptor)` is the worker's command line; the descriptor is its end of the channel.
+
+    `await start()` returns when every worker serves; `reload()` and `await stop()` pass signals on.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        https: Sequence[socket.socket],
+        http: Sequence[socket.socket],
+        port_bind: str,
+        command: Callable[[int, int], Sequence[str]],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._workers = [_Process(index) for index in range(count)]
+        self._https = tuple(https)
+        self._http = tuple(http)
+        self._port_bind = port_bind
+        self._command = command
+        self._ports: dict[int, tuple[socket.socket, set[int]]] = {}
+        self._gatherings: dict[int, _Gathering] = {}
+        self._next = 0
+        self._keepers: list[asyncio.Task[None]] = []
+        self._stop_asked: asyncio.Future[None] = self._loop.create_future()
+        self._all_ready: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker had to be started again."""
+        return sum(worker.restarts for worker in self._workers)
+
+    def pids(self) -> list[int]:
+        """The workers' processes that run now."""
+        return [worker.process.pid for worker in self._workers if worker.process is not None]
+
+    async def start(self) -> None:
+        """Start every worker; return when all of them serve."""
+        self._keepers = [spawn(self._keep(worker), name=f"worker {worker.index}") for worker in self._workers]
+        await asyncio.shield(self._all_ready)
+
+    def reload(self) -> None:
+        """Every worker reads its configuration again."""
+        self._signal(signal.SIGHUP)
+
+    async def stop(self) -> None:
+        """Every worker ends in its own order; after `STOP_SECONDS` it is killed. Listeners stay the caller's."""
+        if not self._stop_asked.done():
+            self._stop_asked.set_result(None)
+        self._signal(signal.SIGTERM)
+        if self._keepers:
+            _, late = await asyncio.wait(self._keepers, timeout=STOP_SECONDS)
+            if late:
+                self._signal(signal.SIGKILL)
+                await asyncio.wait(late)
+        for listener, _ in self._ports.values():
+            listener.close()
+        self._ports.clear()
+
+    async def gather(self) -> list[dict[str, Any]]:
+        """The snapshots of all workers that answer in time."""
+        number = self._next = self._next + 1
+        asked = {worker.index for worker in self._workers if self._send(worker, {"op": "snapshot", "id": number})}
+        gathering = self._gatherings[number] = _Gathering(asked, self._loop.create_future())
+        if asked:
+            await asyncio.wait([gathering.done], timeout=SNAPSHOT_SECONDS)
+        del self._gatherings[number]
+        return gathering.snapshots
+
+    # Processes.
+
+    def _signal(self, number: signal.Signals) -> None:
+        for worker in self._workers:
+            if worker.process is not None and worker.process.returncode is None:
+                worker.process.send_signal(number)
+
+    async def _keep(self, worker: _Process) -> None:
+        """Run one worker until we stop, again and again."""
+        wait = BACKOFF_SECONDS[0]
+        while True:
+            started = self._loop.time()
+            code = await self._run(worker)
+            if self._stop_asked.done():
+                return
+            worker.restarts += 1
+            if self._loop.time() - started > STEADY_SECONDS:
+                wait = BACKOFF_SECONDS[0]
+            log.error("worker %d ended with %d; started again in %.1f s", worker.index, code, wait)
+            await asyncio.wait([self._stop_asked], timeout=wait)
+            if self._stop_asked.done():
+                return
+            wait = min(wait * 2, BACKOFF_SECONDS[1])
+
+    async def _run(self, worker: _Process) -> int:
+        ours, theirs = channel_pair()
+        try:
+            worker.process = await asyncio.create_subprocess_exec(
+                *self._command(worker.index, theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # Ctrl-C on a terminal reaches us alone, and each worker once, through us
+            )
+        except OSError as error:
+            log.error("worker %d cannot be started: %s", worker.index, error)
+            ours.close()
+            return 1
+        finally:
+            theirs.close()
+        channel = worker.channel = Channel(
+            self._loop,
+            ours,
+            received=lambda message, descriptors: self._received(worker, message, descriptors),
+            closed=lambda: None,
+        )
+        listeners = [os.dup(sock.fileno()) for sock in (*self._https, *self._http)]
+        setup = {"op": "setup", "index": worker.index, "count": len(self._workers), "https": len(self._https)}
+        channel.send(setup, listeners)
+        code = await worker.process.wait()
+        worker.process = None
+        worker.channel = None
+        worker.ready = False
+        channel.close()
+        self._forget(worker)
+        return code
+
+    def _forget(self, worker: _Process) -> None:
+        """A worker is gone: its ports and its numbers."""
+        for port in tuple(self._ports):
+            self._release(worker, port)
+        for gathering in self._gatherings.values():
+            self._answered(gathering, worker)
+
+    # Messages.
+
+    def _send(self, worker: _Process, message: dict[str, Any], descriptors: list[int] | None = None) -> bool:
+        if worker.channel is None:
+            for descriptor in descriptors or ():
+                os.close(descriptor)
+            return False
+        return worker.channel.send(message, descriptors)
+
+    def _received(self, worker: _Process, message: dict[str, Any], descriptors: list[int]) -> None:
+        match message["op"]:
+            case "ready":
+                worker.ready = True
+                if all(each.ready for each in self._workers) and not self._all_ready.done():
+                    self._all_ready.set_result(None)
+            case "relay":
+                self._send(self._workers[message["worker"]], {"op": "tunnel", "peer": message["peer"]}, descriptors)
+            case "open_port":
+                self._open(worker, message["id"], message["port"])
+            case "close_port":
+                self._release(worker, message["port"])
+            case "snapshot":
+                gathering = self._gatherings.get(message["id"])
+                if gathering is not None:
+                    gathering.snapshots.append(message["snapshot"])
+                    self._answered(gathering, worker)
+            case "gather":
+                spawn(self._gather_for(worker, message["id"]), name="gather")
+
+    def _open(self, worker: _Process, number: int, port: int) -> None:
+        held = self._ports.get(port)
+        if held is None:
+            try:
+                held = self._ports[port] = (bind_port(self._port_bind, port), set())
+            except Refused as refusal:
+                self._send(worker, {"op": "port", "id": number, "error": refusal.text})
+                return
+        listener, holders = held
+        holders.add(worker.index)
+        self._send(worker, {"op": "port", "id": number}, [os.dup(listener.fileno())])
+
+    def _release(self, worker: _Process, port: int) -> None:
+        held = self._ports.get(port)
+        if held is None:
+            return
+        listener, holders = held
+        holders.discard(worker.index)
+        if not holders:
+            listener.close()
+            del self._ports[port]
+
+    def _answered(self, gathering: _Gathering, worker: _Process) -> None:
+        gathering.missing.discard(worker.index)
+        if not gathering.missing and not gathering.done.done():
+            gathering.done.set_result(None)
+
+    async def _gather_for(self, worker: _Process, number: int) -> None:
+        self._send(worker, {"op": "gathered", "id": number, "snapshots": await self.gather()})
