@@ -8,9 +8,10 @@ differently is an error, never a guess.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tunnelgw.http.head import Fields
+if TYPE_CHECKING:
+    from tunnelgw.http.head import Fields
 
 LAST_CHUNK = b"0\r\n\r\n"
 

@@ -7,10 +7,13 @@ What must never break: the router and the target see the same path, and a held a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tunnelgw.obs.counters import RouteCounters
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tunnelgw.obs.counters import RouteCounters
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class RouteTable:
     """All routes of one edge."""
 
     def replace(self, connector: str, routes: Iterable[Route]) -> None:
-        """Swap the whole set of one connector's routes; `Refused(CLAIM_HELD)` and no change if any is held by another."""
+        """Swap one connector's whole set; `Refused(CLAIM_HELD)` and no change if another holds any of it."""
         raise NotImplementedError
 
     def find_http(self, host: str, path: bytes) -> Route | None:
