@@ -11,6 +11,15 @@ per session and, through `Budget`, per process.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tunnelgw.wire.session import Session
+    from tunnelgw.wire.stream import Stream
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -18,6 +27,7 @@ MIB = 1024 * KIB
 INITIAL_WINDOW = 256 * KIB  # 2.5 MB/s at 100 ms before it grows; a page with its images needs no growth
 PRESSED_WINDOW = 64 * KIB  # for new streams while buffers are above half of a cap
 MAX_WINDOW = 16 * MIB  # 160 MB/s at 100 ms
+RTT_FLOOR = 0.002  # two event loops take turns: on loopback the round trip of a ping is not the round trip of bulk data
 MAX_CREDIT = 2**31 - 1  # the sum of all credit a peer may hold out for one stream: fits 32 bits with no wrap
 INITIAL_WINDOWS = frozenset((INITIAL_WINDOW, PRESSED_WINDOW))
 
@@ -47,25 +57,41 @@ class Budget:
     One object per process, given to each session, which adds and subtracts directly.
     """
 
-    __slots__ = ("limit", "used", "grown")
+    __slots__ = ("limit", "used", "grown", "sessions")
 
     def __init__(self, limit: int = 128 * MIB) -> None:
         self.limit = limit
         self.used = 0
         self.grown = 0
+        self.sessions: set[Session] = set()
 
-    @property
-    def pressed(self) -> bool:
-        """Above half: new streams start small and windows stop growing."""
-        return self.used * 2 > self.limit
+    def relieve(self) -> None:
+        """Above the cap: reset whichever streams of the process are longest without progress."""
+        streams = [stream for session in self.sessions for stream in session.streams.values()]
+        reset_stalest(streams, self.used - relieved(self.limit))
 
 
 def grown_window(window: int, consumed: int, *, elapsed: float, min_rtt: float, largest: int) -> int:
     """The window that fits a reader which consumed so many bytes in `elapsed` seconds: never smaller, at most doubled."""
-    if min_rtt <= 0.0 or elapsed <= 0.0:
-        return window
-    wanted = int(2.0 * consumed * min_rtt / max(elapsed, min_rtt))
+    rtt = max(min_rtt, RTT_FLOOR)
+    wanted = int(2.0 * consumed * rtt / max(elapsed, rtt))
     return max(window, min(wanted, 2 * window, largest))
+
+
+def relieved(cap: int) -> int:
+    """Where relief stops: a sixteenth below the cap, so that the search for stalled streams is not repeated per frame."""
+    return cap - cap // 16
+
+
+def reset_stalest(streams: Iterable[Stream], excess: int) -> None:
+    """Reset the streams longest without progress until `excess` bytes are free."""
+    for stream in sorted((s for s in streams if s.unread), key=lambda s: s.progress_at):
+        if excess <= 0:
+            return
+        excess -= stream.unread
+        sink = stream.sink
+        stream.reset(Reason.BUFFER_LIMIT)
+        sink.stream_reset(Reason.BUFFER_LIMIT)
 
 
 class TokenBucket:

@@ -72,9 +72,10 @@ class GreetingReader:
         payload = bytes(buffer[HEADER_SIZE:end])
         del buffer[:end]
         try:
-            return decode_greeting(payload)
+            message: Greeting = decode_greeting(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise RemoteError(f"greeting not understood: {error}") from None
+        return message
 
     @property
     def rest(self) -> bytes:
