@@ -1,0 +1,154 @@
+"""Accepting: bounded per wake-up, counted to the end of the descriptor, and calm when descriptors run out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+
+import pytest
+
+from tunnelgw.errors import LocalError
+from tunnelgw.net.accept import ACCEPTS_PER_WAKEUP, Acceptor, Ledger, Reserve, counted, listen_all, listen_on
+from tunnelgw.net.loop import loop_factory
+from tunnelgw.obs.counters import ProcessCounters
+from tunnelgw.obs.reasons import Reason
+
+
+def run(main) -> None:  # type: ignore[no-untyped-def]
+    with asyncio.Runner(loop_factory=loop_factory(require_uvloop=True)) as runner:
+        runner.run(asyncio.wait_for(main(), 20))
+
+
+def ledger(**limits: int) -> Ledger:
+    return Ledger(ProcessCounters(), **{"limit": 4, **limits})
+
+
+def test_limits_refuse_the_new_and_keep_the_old() -> None:
+    book = ledger(limit=2, pending_limit=3)
+    assert book.admit("a", listener="https", handshake=True) is None
+    assert book.admit("a", listener="https", handshake=True) is None
+    assert book.admit("a", listener="https", handshake=True) is Reason.CONNECTION_LIMIT
+    assert book.admit(None, listener="https", handshake=True) is None
+    assert book.admit("b", listener="https", handshake=True) is Reason.HANDSHAKE_LIMIT
+    assert book.admit("b", listener="http", handshake=False) is None
+    book.settled("a")
+    assert book.admit("c", listener="https", handshake=True) is None
+    book.left("b", "http")
+    assert (book.open, book.pending) == (4, 3)
+    assert "b" not in book._peers
+
+
+def test_one_address_cannot_take_all_handshakes() -> None:
+    book = ledger(limit=100, pending_per_key=2)
+    assert [book.admit("a", listener="x", handshake=True) for _ in range(3)] == [None, None, Reason.HANDSHAKE_LIMIT]
+    book.settled("a")
+    assert book.admit("a", listener="x", handshake=True) is None
+
+
+@pytest.mark.parametrize("end", ["close", "detach", "transport", "tls-less abort", "release"])
+def test_the_count_follows_the_descriptor(end: str) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        book = ledger()
+        left, right = socket.socketpair()
+        book.admit("a", listener="https", handshake=True)
+        sock = counted(left, book, key="a", peer=("192.0.2.1", 1), listener="https", handshake=True)
+        assert (book.open, book.pending) == (1, 1)
+        if end == "close":
+            sock.close()
+            sock.close()
+        elif end == "detach":
+            os.close(sock.detach())
+        elif end == "release":
+            sock.release()
+            assert sock.fileno() >= 0
+            sock.close()
+        else:
+            transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, sock)
+            assert book.open == 1
+            transport.close() if end == "transport" else transport.abort()
+            while book.open:
+                await asyncio.sleep(0)
+        assert (book.open, book.pending, book._peers) == (0, 0, {})
+        right.close()
+
+    run(main)
+
+
+def test_a_burst_is_accepted_in_bounded_steps_and_the_listener_survives() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        listener = listen_on("127.0.0.1", 0, defer=False)
+        came: list[socket.socket] = []
+        reserve = Reserve()
+        acceptor = Acceptor(
+            loop, listener, accepted=lambda sock, address: came.append(sock), refused=print, reserve=reserve
+        )
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(ACCEPTS_PER_WAKEUP + 8)]
+        acceptor.start()
+        while len(came) < len(clients):
+            await asyncio.sleep(0)
+        assert 2 <= acceptor.wakeups <= 4
+        acceptor.close()
+        late = socket.create_connection(listener.getsockname())  # waits in the kernel for whoever is next
+        for sock in (*clients, *came, listener.accept()[0], late, listener):
+            sock.close()
+        reserve.close()
+
+    run(main)
+
+
+def test_out_of_descriptors_turns_away_and_rests() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        listener = listen_on("127.0.0.1", 0, defer=False)
+        came: list[socket.socket] = []
+        refused: list[Reason] = []
+        reserve = Reserve()
+        acceptor = Acceptor(
+            loop, listener, accepted=lambda sock, address: came.append(sock), refused=refused.append, reserve=reserve
+        )
+        acceptor.start()
+        clients = [socket.socket() for _ in range(4)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            for client in clients:
+                client.connect(listener.getsockname())
+            while not refused:
+                await asyncio.sleep(0)
+            for _ in range(2000):  # resting: the loop turns, and nothing wakes the acceptor
+                await asyncio.sleep(0)
+            assert acceptor.wakeups == 1
+            assert refused == [Reason.DESCRIPTORS]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert clients[0].recv(1) == b""
+        while len(came) < 3:
+            await asyncio.sleep(0.01)
+        acceptor.close()
+        for sock in (*clients, *came, listener):
+            sock.close()
+        reserve.close()
+
+    run(main)
+
+
+def test_listen_errors_say_what_to_do() -> None:
+    with listen_on("127.0.0.1", 0, defer=True) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LocalError, match=f"listen: cannot listen on 127.0.0.1 port {port}: another program"):
+            listen_all([("127.0.0.1", 0), ("127.0.0.1", port)], defer=True, optional=False)
+
+
+def test_both_families_on_one_port() -> None:
+    with listen_on("::", 0, defer=False, dual_stack=True) as both:
+        port = both.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), timeout=5).close()
+    with listen_on("::", 0, defer=False) as six, listen_on("0.0.0.0", six.getsockname()[1], defer=False):
+        pass
