@@ -1,0 +1,36 @@
+"""What SQLite's errors mean for the operator."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import LocalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_DAMAGED = 'is damaged; restore a copy with "tunnelgw edge restore FILE", or move it away (everybody then joins again)'
+_TEXTS = {
+    sqlite3.SQLITE_FULL: "the disk is full; make room, what was written before is kept",
+    sqlite3.SQLITE_READONLY: "is read-only for this user; run the command as the owner of state_dir",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened; does state_dir exist, and may this user write in it?",
+    sqlite3.SQLITE_PERM: "may not be opened by this user; run the command as the owner of state_dir",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_IOERR: "cannot be read or written: the disk reports an error (see dmesg)",
+    sqlite3.SQLITE_BUSY: "is locked by another process for more than 5 seconds",
+}
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """SQLite's errors become a LocalError that names the file and what to do."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # The low byte is the kind, the rest the detail. https://sqlite.org/rescode.html
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        raise LocalError(f"{path} {_TEXTS.get(code, f'failed: {error}')}") from None
