@@ -16,6 +16,7 @@ from tunnelgw.http.head import Fields, Framing, RequestHead, ResponseHead
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.hostname import split_authority
 
+MAX_FIELDS = 200  # field lines of one head, either direction
 MAX_LENGTH_DIGITS = 19  # of Content-Length: below 2**63 or close to it, never a slow int()
 
 # The methods that llhttp knows for HTTP/1.1; others are answered 501 whichever codec runs. CONNECT and TRACE: 405.
@@ -70,6 +71,15 @@ def host_of(authority: bytes) -> str:
     return _HOSTS[authority]
 
 
+def same_authority(one: bytes, other: bytes, *, default: int = 443) -> bool:
+    """Whether two authorities name the same host and port; `RemoteError` if either is doubtful."""
+    try:
+        first, second = split_authority(one), split_authority(other)
+    except ValueError as error:
+        refuse(f"Host: {error}")
+    return first[0] == second[0] and (first[1] or default) == (second[1] or default)
+
+
 def check_method(method: bytes) -> None:
     """`RemoteError` with 405 or 501 for a method that is not served."""
     if method not in _SERVED:
@@ -110,13 +120,8 @@ def _target(method: bytes, target: bytes, hosts: list[bytes], secure: bool) -> t
     if path[:1] == b"?":
         path = b"/" + path
     check_path(path)
-    if hosts:
-        try:
-            named, sent = split_authority(authority), split_authority(hosts[0])
-        except ValueError as error:
-            refuse(f"Host: {error}")
-        if named[0] != sent[0] or (named[1] or default) != (sent[1] or default):
-            refuse("target and Host differ")
+    if hosts and not same_authority(authority, hosts[0], default=default):
+        refuse("target and Host differ")
     return path, authority
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tunnelgw.errors import OriginError, RemoteError
 from tunnelgw.http import checks
+from tunnelgw.http.checks import MAX_FIELDS
 from tunnelgw.http.fields import TOKEN, VALUE
 from tunnelgw.obs.reasons import Reason
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 REQUEST_HEAD_BYTES = 32 * 1024  # browsers stay below 16 KiB; a 7.5 kB cookie with an 8,000-octet URI must fit
 RESPONSE_HEAD_BYTES = 64 * 1024  # Content-Security-Policy and Set-Cookie lists grow large
-MAX_FIELDS = 200  # field lines of one head, either direction
 
 _FIRST = rb"(" + TOKEN + rb"++) ([!-~]++) HTTP/1\.([01])\r\n"
 _STATUS = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: (" + VALUE + rb"*+))?\r\n"
