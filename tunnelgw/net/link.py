@@ -17,11 +17,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from tunnelgw.errors import RemoteError
 from tunnelgw.net import sockets
-from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire import hello
 
 if TYPE_CHECKING:
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# One flush writes at most this much: eight full TLS records; also what one loop turn may add to the unsent queue.
-FLUSH_BYTES = 128 * 1024
+# One flush writes at most this much: four full TLS records; also what one loop turn may add to the unsent queue.
+FLUSH_BYTES = 64 * 1024
+RECORD_BYTES = 16 * 1024  # a full TLS record, and a full frame
 # The unsent queue is looked at only after this many bytes went out since the last look.
 LOOK_BYTES = 32 * 1024
 
@@ -43,7 +43,10 @@ class LinkOwner(Protocol):
         """A whole greeting message. `RemoteError` and `Refused` may be raised: the link is then refused and closed."""
 
     def link_lost(self, link: Link, error: Exception | None) -> None:
-        """The link is gone (once). The session, if any, is still attached: detach it."""
+        """The link is gone (once). The session, if any, is still attached: detach it.
+
+        A `RemoteError` means that the peer broke the protocol: the session must end, not resume.
+        """
 
 
 class Link(asyncio.Protocol):
@@ -73,8 +76,7 @@ class Link(asyncio.Protocol):
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         transport.set_write_buffer_limits(FLUSH_BYTES, sockets.NOTSENT_LOWAT)
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if address else ""
@@ -135,7 +137,7 @@ class Link(asyncio.Protocol):
         """The session has output: flush at the end of this loop turn."""
         if not (self._scheduled or self._blocked or self._watching or self._lost) and self.session is not None:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
 
     def close(self) -> None:
         """Close in order: what was written goes out first."""
@@ -168,12 +170,10 @@ class Link(asyncio.Protocol):
 
     def _broken(self, error: RemoteError) -> None:
         log.warning("link %s broke the protocol: %s", self.peer, error.text)
-        session = self.session
         self.abort(error)
-        if session is not None:
-            session.close(Reason.PROTOCOL_ERROR)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what the session has, as far as just-in-time sending allows; called once per loop turn after `wake`."""
         self._scheduled = False
         session, transport = self.session, self.transport
         if session is None or transport is None or self._blocked or self._lost:
@@ -183,14 +183,17 @@ class Link(asyncio.Protocol):
             if sockets.unsent(self._dup) > sockets.NOTSENT_LOWAT:
                 self._watch()
                 return
-        data = session.pull(FLUSH_BYTES, self._loop.time())
-        if data:
+        now = self._loop.time()
+        data = session.pull(FLUSH_BYTES, now)
+        while data:
             self._since_look += len(data)
             transport.write(data)
-            if session.has_output:
-                self.wake()
-            if session.deadline < self._timer_at:
-                self._rearm()
+            if len(data) > FLUSH_BYTES - RECORD_BYTES or self._blocked:
+                self.wake()  # as much as one turn may write: the loop hands it to the kernel first
+                break
+            data = session.pull(FLUSH_BYTES, now)
+        if session.deadline < self._timer_at:
+            self._rearm()
 
     def _watch(self) -> None:
         if not self._watching and self._dup >= 0:
@@ -199,7 +202,7 @@ class Link(asyncio.Protocol):
 
     def _writable(self) -> None:
         self._unwatch()
-        self._flush()
+        self.flush()
 
     def _unwatch(self) -> None:
         if self._watching:

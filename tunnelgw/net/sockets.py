@@ -48,8 +48,7 @@ def stream_socket(family: int, *, multipath: bool = False) -> socket.socket:
     """A non-blocking TCP socket; MPTCP where asked for and there."""
     if multipath:
         with contextlib.suppress(OSError):
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, IPPROTO_MPTCP)
-            return sock
+            return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, IPPROTO_MPTCP)
     return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
 

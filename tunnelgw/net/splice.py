@@ -9,7 +9,7 @@ Invariants: each half ends once; an orderly end never overtakes bytes; after `co
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tunnelgw.net.flow import WRITE_HIGH, WRITE_LOW, Outlet
 from tunnelgw.obs.reasons import Reason
@@ -56,8 +56,7 @@ class Splice(asyncio.Protocol):
     # The transport's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         if self._stream.closed:  # reset while the transport was being made
             transport.abort()
             return

@@ -44,5 +44,5 @@ async def cancel(task: asyncio.Task[Any]) -> None:
         current = asyncio.current_task()
         if current is not None and current.cancelling():
             raise
-    except Exception:  # noqa: BLE001 - already logged by _done
+    except Exception:
         log.debug("task %s ended with an error while it was cancelled", task.get_name())

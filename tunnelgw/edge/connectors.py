@@ -1,0 +1,422 @@
+"""The edge's connectors: one tunnel each, its links come and go, and whoever wants a stream asks here.
+
+A connector is known by its identity's name. It is `up` while a link carries its tunnel, `detached` while the tunnel
+waits for a link (at most `resume_seconds`, streams keep), and `away` without a tunnel. Requests that find it detached,
+or away for less than `resume_seconds`, are parked for up to `park_seconds` and opened when it is back.
+
+Who owns what: this file owns sessions and parked requests; a link belongs to the tunnel port until its hello is
+accepted and to its connector after that. When a link dies the connector keeps its session; when the session dies every
+stream is reset with CONNECTOR_AWAY; when the edge dies, all of it is gone but the store.
+
+Invariant: at most one session and one link per connector; a parked waiter is answered exactly once or cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import Refused, RemoteError
+from tunnelgw.gateway.opener import NoStream
+from tunnelgw.net.timers import INF, Wheel
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.control import Claims, Control, Hello, Notice, Open, RenewRequest, Services, Welcome
+from tunnelgw.wire.flow import Budget
+from tunnelgw.wire.session import Session
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+    from tunnelgw.gateway.opener import StreamWaiter, Visitor
+    from tunnelgw.net.link import Link
+    from tunnelgw.obs.counters import ProcessCounters
+    from tunnelgw.routing.table import Route
+    from tunnelgw.wire.control import Greeting
+    from tunnelgw.wire.stream import Stream
+
+log = logging.getLogger(__name__)
+
+# Requests parked in one process: each holds a visitor connection and its head, about 40 KB; 1,024 are 40 MB at worst.
+PARKED_MAX = 1024
+
+
+class Parked:
+    """A request that waits for its connector; answered once, by a stream or by its deadline."""
+
+    __slots__ = ("armed_until", "connector", "deadline", "route", "visitor", "waiter")
+
+    def __init__(self, connector: Connector, route: Route, visitor: Visitor, waiter: StreamWaiter) -> None:
+        self.connector = connector
+        self.route = route
+        self.visitor = visitor
+        self.waiter = waiter
+        self.deadline = INF
+        self.armed_until = INF
+
+    def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's interface
+        self.connector.refuse_parked(self, Reason.PARK_TIMEOUT)
+
+
+class Connector:
+    """One connector as this process sees it: session handler, owner of its link, and its parked requests."""
+
+    __slots__ = (
+        "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "link", "name", "parked",
+        "reconnects", "resumes", "session", "session_id", "since", "software",
+    )  # fmt: skip
+
+    def __init__(self, name: str, connectors: Connectors, *, away_until: float) -> None:
+        self.name = name
+        self.all = connectors
+        self.session: Session | None = None
+        self.session_id = ""
+        self.link: Link | None = None
+        self.instance = ""
+        self.software = ""
+        self.dial = 0
+        self.draining = False  # it said GOAWAY: no new streams on this session
+        self.since = time.time()  # of the present state
+        self.away_until = away_until  # loop time until which requests are still parked
+        self.reconnects = 0
+        self.resumes = 0
+        self.parked: deque[Parked] = deque()
+        self.deadline = INF  # when a detached session is given up
+        self.armed_until = INF
+
+    @property
+    def state(self) -> str:
+        """ "up", "detached" or "away"."""
+        if self.session is None:
+            return "away"
+        return "up" if self.link is not None else "detached"
+
+    @property
+    def peer(self) -> str:
+        """Address of the link's other end; "" without one."""
+        return self.link.peer if self.link is not None else ""
+
+    # Streams.
+
+    def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> Stream | None:
+        """As `StreamOpener.open`."""
+        session = self.session
+        now = self.all.loop.time()
+        if session is not None and self.link is not None and not self.draining:
+            try:
+                return session.open(_request(route, visitor), waiter, now)
+            except Refused as refusal:
+                raise NoStream(refusal.reason) from None
+        if session is None and now >= self.away_until:
+            raise NoStream(Reason.CONNECTOR_AWAY, self.since)
+        if self.all.parked >= PARKED_MAX:
+            raise NoStream(Reason.PARK_LIMIT, self.since)
+        parked = Parked(self, route, visitor, waiter)
+        self.parked.append(parked)
+        self.all.note_parked(waiter, parked)
+        self.all.wheel.arm(parked, now + self.all.park_seconds)
+        return None
+
+    def refuse_parked(self, parked: Parked, reason: Reason) -> None:
+        """Answer one parked request with no."""
+        if self.all.forget_parked(parked.waiter):
+            self.parked.remove(parked)
+            parked.waiter.stream_refused(reason, self.since)
+
+    def drop_parked(self, parked: Parked) -> None:
+        """The visitor left."""
+        self.parked.remove(parked)
+        parked.deadline = INF
+
+    def _unpark(self) -> None:
+        """The connector is back: open what waited, in order."""
+        waiting, self.parked = self.parked, deque()
+        now = self.all.loop.time()
+        for parked in waiting:
+            parked.deadline = INF
+            if not self.all.forget_parked(parked.waiter):
+                continue
+            session = self.session
+            if session is None:
+                parked.waiter.stream_refused(Reason.CONNECTOR_AWAY, self.since)
+                continue
+            try:
+                stream = session.open(_request(parked.route, parked.visitor), parked.waiter, now)
+            except Refused as refusal:
+                parked.waiter.stream_refused(refusal.reason, self.since)
+            else:
+                parked.waiter.stream_ready(stream)
+
+    # Links.
+
+    def accept(self, link: Link, hello: Hello, version: int) -> None:
+        """An authenticated hello: resume the session or begin a new one, and answer Welcome.
+
+        Raises `Refused` (SUPERSEDED) for a dial that is older than the one we have.
+        """
+        if hello.instance == self.instance and hello.dial <= self.dial:
+            raise Refused("a later dial of this connector was accepted already", reason=Reason.SUPERSEDED)
+        if self.instance and hello.instance != self.instance and self.link is not None:
+            log.warning("connector %s: another instance took over from %s", self.name, self.peer)
+            self._say_goodbye(Reason.SUPERSEDED)
+        first_time = not self.instance
+        self.instance, self.dial, self.software = hello.instance, hello.dial, hello.software
+        old, self.link = self.link, None
+        if old is not None:
+            # The old link must be closed before either side says its count: nothing may arrive on it after that.
+            old.abort()
+        resumed = self._resume(link, hello)
+        if not resumed:
+            self._begin(link)
+        if not first_time:
+            self.reconnects += 1
+        self.resumes += resumed
+        self.since = time.time()
+        self.deadline = INF
+        self.draining = False
+        session = self.session
+        assert session is not None
+        link.greet(self.all.welcome(self, version=version, resumed=resumed, received=session.received))
+        log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
+        self._unpark()
+
+    def _resume(self, link: Link, hello: Hello) -> bool:
+        session = self.session
+        if session is None or not hello.session or hello.session != self.session_id:
+            return False
+        try:
+            self._take(link)
+            link.attach(session, hello.received)
+        except RemoteError as error:
+            log.warning("connector %s: cannot resume: %s", self.name, error.text)
+            return False
+        return True
+
+    def _begin(self, link: Link) -> None:
+        old, self.session = self.session, None
+        if old is not None:
+            old.close(Reason.CONNECTOR_AWAY)
+        self.session_id = secrets.token_hex(16)
+        session = self.session = Session(
+            opens_odd=True, handler=self, wake=self._wake, budget=self.all.budget, now=self.all.loop.time()
+        )
+        self._take(link)
+        link.attach(session, 0)
+
+    def _take(self, link: Link) -> None:
+        link.owner = self
+        self.link = link
+
+    def _wake(self) -> None:
+        if self.link is not None:
+            self.link.wake()
+
+    def greeting_received(self, link: Link, message: Greeting) -> None:  # noqa: ARG002 - LinkOwner's interface
+        raise RemoteError("a greeting after the session began")
+
+    def link_lost(self, link: Link, error: Exception | None) -> None:
+        """The link died: the session waits for another one."""
+        if link is not self.link:
+            return
+        self.link = None
+        session = self.session
+        if session is None:
+            return
+        if isinstance(error, RemoteError):
+            self.give_up(Reason.PROTOCOL_ERROR)
+            return
+        now = self.all.loop.time()
+        session.detach(now)
+        self.since = time.time()
+        if self.draining and not session.streams:
+            self.give_up(Reason.CONNECTOR_STOPPING)  # it left in order: nothing to resume
+            return
+        self.all.wheel.arm(self, now + self.all.resume_seconds)
+        log.info("connector %s: link lost (%s)", self.name, error or "closed")
+
+    def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's interface
+        """No link came back in time."""
+        if self.link is None:
+            self.give_up(Reason.CONNECTOR_AWAY)
+
+    def give_up(self, reason: Reason) -> None:
+        """End the session: every stream is reset. Parked requests stay until their own deadline."""
+        session, self.session = self.session, None
+        link, self.link = self.link, None
+        self.deadline = INF
+        now = self.all.loop.time()
+        # A restart is an absence that just began; one that lasted `resume_seconds` already is answered at once.
+        self.away_until = now + self.all.resume_seconds if reason is not Reason.CONNECTOR_AWAY else now
+        if session is not None:
+            session.close(reason)
+        if link is not None:
+            link.close()
+            self.since = time.time()
+        self.all.gone(self)
+
+    def cut(self, reason: Reason) -> None:
+        """Revoked, or the edge stops: say why, then end it."""
+        if self.link is not None:
+            self._say_goodbye(reason)
+        for parked in tuple(self.parked):
+            self.refuse_parked(parked, reason)
+        self.give_up(reason)
+        self.away_until = 0.0
+
+    def _say_goodbye(self, reason: Reason) -> None:
+        session, link = self.session, self.link
+        if session is not None and link is not None:
+            session.go_away(reason)
+            link.flush()
+
+    # The session's handler.
+
+    def stream_opened(self, stream: Stream, request: Open) -> None:
+        log.warning(
+            "connector %s opened a stream for %r: nothing here may be opened from home", self.name, request.service
+        )
+        stream.reset(Reason.SERVICE_UNKNOWN)
+
+    def control_received(self, message: Control) -> None:
+        if isinstance(message, Services):
+            self.all.on_services(self, message)
+        elif isinstance(message, RenewRequest):
+            self.all.on_renew(self, message)
+        elif isinstance(message, Notice):
+            log.info("connector %s says: %s", self.name, message.message)
+
+    def datagram_received(self, flow: int, data: bytes) -> None:
+        """UDP services are not served by this version: dropped, as a network would."""
+
+    def going_away(self, reason: Reason) -> None:
+        self.draining = True
+        log.info("connector %s is leaving: %s", self.name, reason.text)
+
+    def tell(self, message: Claims | Notice) -> None:
+        """Send a control message if there is a session."""
+        if self.session is not None:
+            self.session.send_control(message)
+
+
+class Connectors:
+    """All connectors of this process; the `StreamOpener` of the edge."""
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        wheel: Wheel,
+        counters: ProcessCounters,
+        resume_seconds: float,
+        park_seconds: float,
+        worker: int = 0,
+        workers: int = 1,
+        domain: str = "",
+    ) -> None:
+        self.loop = loop
+        self.wheel = wheel
+        self.counters = counters
+        self.budget = Budget()
+        self.resume_seconds = resume_seconds
+        self.park_seconds = park_seconds
+        self.worker = worker
+        self.workers = workers
+        self.domain = domain
+        self.by_name: dict[str, Connector] = {}
+        self._parked: dict[StreamWaiter, Parked] = {}
+        # Set by the composition root before the first hello.
+        self.on_services: Callable[[Connector, Services], None] = _nobody
+        self.on_renew: Callable[[Connector, RenewRequest], None] = _nobody
+        self.gone: Callable[[Connector], None] = _nobody
+
+    # StreamOpener.
+
+    def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> Stream | None:
+        connector = self.by_name.get(route.connector)
+        if connector is None:
+            raise NoStream(Reason.CONNECTOR_AWAY)
+        return connector.open(route, visitor, waiter)
+
+    def cancel(self, waiter: StreamWaiter) -> None:
+        parked = self._parked.get(waiter)
+        if parked is not None:
+            self.forget_parked(waiter)
+            parked.connector.drop_parked(parked)
+
+    # Parked requests.
+
+    @property
+    def parked(self) -> int:
+        """How many requests wait now."""
+        return len(self._parked)
+
+    def note_parked(self, waiter: StreamWaiter, parked: Parked) -> None:
+        """Remember a parked request, so that `cancel` finds it."""
+        self._parked[waiter] = parked
+        self.counters.park()
+
+    def forget_parked(self, waiter: StreamWaiter) -> bool:
+        """True if it was still parked."""
+        if self._parked.pop(waiter, None) is None:
+            return False
+        self.counters.unpark()
+        return True
+
+    # Connectors.
+
+    def known(self, name: str) -> Connector:
+        """The connector of that name; made, away since now and still worth waiting for, if it was never seen here."""
+        connector = self.by_name.get(name)
+        if connector is None:
+            connector = self.by_name[name] = Connector(name, self, away_until=self.loop.time() + self.resume_seconds)
+        return connector
+
+    def remove(self, name: str, reason: Reason) -> None:
+        """Cut a connector's live tunnel and forget it."""
+        connector = self.by_name.pop(name, None)
+        if connector is not None:
+            connector.cut(reason)
+
+    def cut_all(self, reason: Reason) -> None:
+        """The edge stops."""
+        for connector in tuple(self.by_name.values()):
+            connector.cut(reason)
+
+    def welcome(self, connector: Connector, *, version: int, resumed: bool, received: int) -> Welcome:
+        """The answer to an accepted hello."""
+        from tunnelgw import __version__
+
+        return Welcome(
+            version=version,
+            software=f"tunnelgw/{__version__}",
+            session=connector.session_id,
+            resumed=resumed,
+            received=received,
+            worker=self.worker,
+            workers=self.workers,
+            domain=self.domain,
+            name=connector.name,
+            resume_seconds=self.resume_seconds,
+        )
+
+    def __iter__(self) -> Iterator[Connector]:
+        return iter(self.by_name.values())
+
+
+def _nobody(*_arguments: object) -> None:
+    """Stands where the composition root has not put its own function yet."""
+
+
+def _request(route: Route, visitor: Visitor) -> Open:
+    return Open(
+        service=route.service,
+        kind=route.kind,
+        visitor=visitor.address,
+        visitor_port=visitor.port,
+        edge=visitor.edge_address,
+        edge_port=visitor.edge_port,
+        host=visitor.server_name,
+    )

@@ -1,0 +1,250 @@
+"""The tunnel port: from a peeked connection with ALPN `tgw/1` to an accepted hello, a join or a renewal.
+
+The front door hands over a raw socket; this file does the TLS 1.3 handshake and reads one greeting. Who shows no
+certificate of the edge's authority may only join; who shows an expired one may only renew it. Every refusal carries a
+typed reason, is counted, and is logged once per interval and address, so that an attacker cannot fill the disk.
+
+Invariants: nothing is allocated for a session before the hello is authenticated and authorised; a guest that says
+nothing is gone after GREETING_SECONDS; an invitation's secret is only looked at below the attempt limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from tunnelgw.access.addresses import address_key
+from tunnelgw.errors import Refused, RemoteError, TunnelgwError
+from tunnelgw.net import sockets
+from tunnelgw.net.link import Link
+from tunnelgw.net.tasks import spawn
+from tunnelgw.net.timers import INF, Wheel
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire import hello
+from tunnelgw.wire.control import (
+    Authority,
+    Greeting,
+    Hello,
+    Join,
+    JoinStart,
+    RefusedMessage,
+    RenewRequest,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from tunnelgw.edge.connectors import Connectors
+    from tunnelgw.edge.office import Office
+    from tunnelgw.obs.counters import ProcessCounters
+
+log = logging.getLogger(__name__)
+
+GREETING_SECONDS = 10.0  # for the handshake, and again for the greeting after it
+LINGER_SECONDS = 5.0  # a refused guest may read why
+# Failed authentications of one address (IPv4, or IPv6 /64) in ATTEMPT_WINDOW seconds before it is turned away unheard.
+ATTEMPTS_MAX = 20
+ATTEMPT_WINDOW = 60.0
+ADDRESSES_MAX = 4096  # remembered at once; the oldest are forgotten first
+_RETRY = {Reason.RATE_LIMIT: ATTEMPT_WINDOW, Reason.SUPERSEDED: 15.0}
+
+
+class Attempts:
+    """Failed authentications per address in the present window."""
+
+    __slots__ = ("_counts", "_loop", "_until")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._counts: dict[Any, int] = {}
+        self._until = 0.0
+
+    def _roll(self) -> None:
+        now = self._loop.time()
+        if now >= self._until:
+            self._counts.clear()
+            self._until = now + ATTEMPT_WINDOW
+
+    def failed(self, key: object) -> int:
+        """Note a failure; how many there were in this window."""
+        self._roll()
+        if key not in self._counts and len(self._counts) >= ADDRESSES_MAX:
+            del self._counts[next(iter(self._counts))]
+        count = self._counts[key] = self._counts.get(key, 0) + 1
+        return count
+
+    def too_many(self, key: object) -> bool:
+        """True once this address has used up its attempts."""
+        self._roll()
+        return self._counts.get(key, 0) >= ATTEMPTS_MAX
+
+
+class Guest:
+    """Owner of a link until its greeting is answered."""
+
+    __slots__ = ("armed_until", "busy", "deadline", "key", "link", "port")
+
+    def __init__(self, port: TunnelPort, key: object) -> None:
+        self.port = port
+        self.key = key
+        self.link: Link | None = None
+        self.busy = False  # a certificate is being signed for it
+        self.deadline = INF
+        self.armed_until = INF
+
+    def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's interface
+        if self.link is not None:
+            self.link.abort(TimeoutError("no greeting in time"))
+
+    def link_lost(self, link: Link, error: Exception | None) -> None:
+        """It left, or was too slow."""
+        self.deadline = INF
+        self.port.guests.discard(self)
+        log.debug("guest %s left: %s", link.peer, error)
+
+    def greeting_received(self, link: Link, message: Greeting) -> None:
+        """One greeting; what may be said is in `_LEGAL`."""
+        if self.busy:
+            raise RemoteError("another greeting before the last one was answered")
+        try:
+            if self.port.attempts.too_many(self.key):
+                raise Refused("too many failed attempts from this address", reason=Reason.RATE_LIMIT)
+            handler = _LEGAL.get(type(message))
+            if handler is None:
+                raise RemoteError(f"{type(message).__name__} is not for an edge")
+            handler(self, link, message)
+        except Refused as refusal:
+            self.refuse(link, refusal)
+
+    def refuse(self, link: Link, refusal: TunnelgwError) -> None:
+        """Say why, and close once it had the time to read it."""
+        self.port.note_refusal(self.key, link.peer, refusal)
+        link.greet(
+            RefusedMessage(
+                reason=refusal.reason.label,
+                message=refusal.text[:1000],
+                retry_seconds=_RETRY.get(refusal.reason, 0.0),
+            )
+        )
+        link.close()
+        self.port.wheel.arm(self, self.port.loop.time() + LINGER_SECONDS)
+
+    def hello(self, link: Link, message: Hello) -> None:
+        """A connector with a certificate wants its tunnel."""
+        version = hello.negotiate(message.versions)
+        identity = self.port.office.authorise(_certificate(link))
+        self.port.connectors.known(identity.name).accept(link, message, version)
+        self.deadline = INF
+        self.port.guests.discard(self)
+
+    def join_start(self, link: Link, message: JoinStart) -> None:
+        """Show the authority, so that the joiner can check it before it says its secret."""
+        version = hello.negotiate(message.versions)
+        link.greet(Authority(version=version, ca=self.port.office.authority))
+
+    def join(self, link: Link, message: Join) -> None:
+        """Exchange an invitation for a certificate; the signing happens outside of the loop."""
+        self.busy = True
+        spawn(self._answer(link, self.port.office.join, message), name="join")
+
+    def renew(self, link: Link, message: RenewRequest) -> None:
+        """A new certificate for an expired one that was not revoked."""
+        identity = self.port.office.authorise(_certificate(link), expired=True)
+        self.busy = True
+        spawn(self._answer(link, self.port.office.renew, identity.name, message), name="renewal")
+
+    async def _answer(self, link: Link, work: Callable[..., Any], *arguments: object) -> None:
+        try:
+            link.greet(await work(*arguments))
+        except (Refused, RemoteError) as refusal:
+            self.refuse(link, refusal)
+        else:
+            self.busy = False
+            link.close()
+            self.port.wheel.arm(self, self.port.loop.time() + LINGER_SECONDS)
+
+
+_LEGAL: dict[type, Callable[[Guest, Link, Any], None]] = {
+    Hello: Guest.hello,
+    JoinStart: Guest.join_start,
+    Join: Guest.join,
+    RenewRequest: Guest.renew,
+}
+
+
+def _certificate(link: Link) -> dict[str, Any]:
+    """What the peer proved in TLS; `Refused` for none."""
+    assert link.transport is not None
+    tls_object: ssl.SSLObject | None = link.transport.get_extra_info("ssl_object")
+    certificate = tls_object.getpeercert() if tls_object is not None else None
+    if not certificate:
+        raise Refused("no certificate of this edge was shown: join first", reason=Reason.UNAUTHENTICATED)
+    return dict(certificate)
+
+
+class TunnelPort:
+    """Takes sockets from the front door."""
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        wheel: Wheel,
+        counters: ProcessCounters,
+        connectors: Connectors,
+        office: Office,
+    ) -> None:
+        self.loop = loop
+        self.wheel = wheel
+        self.counters = counters
+        self.connectors = connectors
+        self.office = office
+        self.attempts = Attempts(loop)
+        self.guests: set[Guest] = set()
+        self._logged: dict[Any, float] = {}
+
+    def take(self, sock: socket.socket, address: str) -> None:
+        """A connection whose ClientHello says `tgw/1`; nothing of it was read. Owned here from now on."""
+        spawn(self._handshake(sock, address), name="tunnel handshake")
+
+    def close(self) -> None:
+        """Turn everybody away who has not said hello yet."""
+        for guest in tuple(self.guests):
+            if guest.link is not None:
+                guest.link.abort()
+
+    async def _handshake(self, sock: socket.socket, address: str) -> None:
+        key = address_key(address)
+        guest = Guest(self, key)
+        link = guest.link = Link(guest, loop=self.loop)
+        sockets.tune_link(sock)
+        try:
+            await self.loop.connect_accepted_socket(
+                lambda: link,
+                sock,
+                ssl=self.office.tunnel_context,
+                ssl_handshake_timeout=GREETING_SECONDS,
+                ssl_shutdown_timeout=LINGER_SECONDS,
+            )
+        except (OSError, ssl.SSLError, asyncio.TimeoutError) as error:  # noqa: UP041 - uvloop raises its own on 3.11
+            sock.close()
+            self.note_refusal(key, address, RemoteError(f"TLS: {error}", reason=Reason.HANDSHAKE_FAILED))
+            return
+        self.guests.add(guest)
+        self.wheel.arm(guest, self.loop.time() + GREETING_SECONDS)
+
+    def note_refusal(self, key: object, peer: str, refusal: TunnelgwError) -> None:
+        """Count it; log it at most once a minute for each address and reason."""
+        self.counters.refuse(refusal.reason)
+        if refusal.reason is not Reason.SUPERSEDED:
+            self.attempts.failed(key)
+        now = self.loop.time()
+        kind = (key, refusal.reason)
+        if now - self._logged.get(kind, -INF) >= ATTEMPT_WINDOW:
+            if len(self._logged) >= ADDRESSES_MAX:
+                self._logged.clear()
+            self._logged[kind] = now
+            log.warning("tunnel from %s refused (%s): %s", peer, refusal.reason.label, refusal.text)
