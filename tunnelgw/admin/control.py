@@ -30,7 +30,7 @@ import logging
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tunnelgw.admin.call import REQUEST_LIMIT, SOCKET_NAME, Message, NotRunningError, call, short_name
 from tunnelgw.errors import LocalError, TunnelgwError
@@ -124,12 +124,11 @@ class _Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_unix_server gives
         if not self._server.trusts(transport.get_extra_info("socket")):
             log.warning("control socket: a foreign user was refused")
             transport.abort()
             return
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self._server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:

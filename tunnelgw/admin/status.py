@@ -1,0 +1,192 @@
+"""What `status` reports, as dicts that travel over the control socket, and their text form for people.
+
+Invariant: `--json` prints the dict as it is; the text shows the same facts, one line for each thing.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class PublicAddress(TypedDict):
+    """One public address of the edge.
+
+    address: "https://jellyfin.example.com/" or "tcp://edge.example.com:2222". state: of its connector. since: when it
+    was claimed (Unix seconds). certificate_expiry: Unix seconds, 0.0 where the edge holds no certificate for it.
+    """
+
+    address: str
+    service: str
+    connector: str
+    state: str
+    since: float
+    certificate_expiry: float
+
+
+class ConnectorState(TypedDict):
+    """One connector that has joined; state is "up", "detached" (no link, still resumable), "away" or "revoked"."""
+
+    name: str
+    role: str
+    state: str
+    since: float
+    tunnels: int
+    rtt: float
+    address: str
+    certificate_expiry: float
+    grant: dict[str, list[str]]
+
+
+class Invitation(TypedDict):
+    """One invitation that nobody used yet; expires is in Unix seconds."""
+
+    name: str
+    role: str
+    expires: float
+
+
+class EdgeStatus(TypedDict):
+    """`tunnelgw edge status --json`."""
+
+    running: bool
+    version: str
+    domain: str
+    address: str
+    addresses: list[PublicAddress]
+    connectors: list[ConnectorState]
+    invitations: list[Invitation]
+
+
+class EdgeLink(TypedDict):
+    """One edge of a connector; error: why it is not up, in words."""
+
+    edge: str
+    name: str
+    state: str
+    since: float
+    rtt: float
+    error: str
+    certificate_expiry: float
+
+
+class ServiceState(TypedDict):
+    """One declared service at one edge; state is "accepted", "refused" or "waiting" (no answer yet)."""
+
+    name: str
+    target: str
+    edge: str
+    state: str
+    addresses: list[str]
+    reason: str
+    message: str
+    hint: str
+
+
+class ConnectorStatus(TypedDict):
+    """`tunnelgw status --json`."""
+
+    running: bool
+    version: str
+    edges: list[EdgeLink]
+    services: list[ServiceState]
+
+
+def edge_text(status: EdgeStatus) -> str:
+    """The lines of `tunnelgw edge status`."""
+    running = "running" if status["running"] else "not running; start it with: tunnelgw edge run"
+    lines = [f"edge {status['address']} for {status['domain']}: {running}", ""]
+    lines += _table(
+        ("ADDRESS", "SERVICE", "CONNECTOR", "STATE", "SINCE", "CERTIFICATE UNTIL"),
+        [
+            (
+                entry["address"],
+                entry["service"],
+                entry["connector"],
+                entry["state"],
+                when(entry["since"]),
+                when(entry["certificate_expiry"]),
+            )
+            for entry in status["addresses"]
+        ],
+        empty="no public address",
+    )
+    lines += _table(
+        ("CONNECTOR", "ROLE", "STATE", "SINCE", "TUNNELS", "RTT", "CERTIFICATE UNTIL"),
+        [
+            (
+                entry["name"],
+                entry["role"],
+                entry["state"],
+                when(entry["since"]),
+                str(entry["tunnels"]),
+                _milliseconds(entry["rtt"]),
+                when(entry["certificate_expiry"]),
+            )
+            for entry in status["connectors"]
+        ],
+        empty="no connector has joined; invite one with: tunnelgw edge invite NAME",
+    )
+    lines += _table(
+        ("UNUSED INVITATION", "ROLE", "EXPIRES"),
+        [(entry["name"], entry["role"], when(entry["expires"])) for entry in status["invitations"]],
+        empty="no unused invitation",
+    )
+    return "\n".join(lines).rstrip()
+
+
+def connector_text(status: ConnectorStatus) -> str:
+    """The lines of `tunnelgw status`."""
+    lines = ["connector: running" if status["running"] else "connector: not running; start it with: tunnelgw connect"]
+    lines.append("")
+    lines += _table(
+        ("EDGE", "AS", "STATE", "SINCE", "RTT", "CERTIFICATE UNTIL", "PROBLEM"),
+        [
+            (
+                entry["edge"],
+                entry["name"],
+                entry["state"],
+                when(entry["since"]),
+                _milliseconds(entry["rtt"]),
+                when(entry["certificate_expiry"]),
+                entry["error"],
+            )
+            for entry in status["edges"]
+        ],
+        empty="no edge joined; use an invitation with: tunnelgw join INVITATION",
+    )
+    lines += _table(
+        ("SERVICE", "TARGET", "STATE", "PUBLIC ADDRESS"),
+        [
+            (entry["name"], entry["target"], entry["state"], " ".join(entry["addresses"]) or _problem(entry))
+            for entry in status["services"]
+        ],
+        empty="no service; publish one with: tunnelgw expose NAME TARGET",
+    )
+    return "\n".join(lines).rstrip()
+
+
+def when(timestamp: float) -> str:
+    """A Unix time as `2026-01-31 12:00 UTC`; "-" for none."""
+    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M UTC") if timestamp else "-"
+
+
+def _problem(service: ServiceState) -> str:
+    return "; ".join(part for part in (service["message"], service["hint"]) if part) or "-"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds else "-"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> list[str]:
+    """Aligned columns and an empty line; `empty` where there are no rows."""
+    body = [[cell or "-" for cell in row] for row in rows]
+    if not body:
+        return [empty, ""]
+    widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *body)]
+    return [*(line.rstrip() for line in lines), ""]

@@ -1,0 +1,152 @@
+"""Commands at home: join, connect, expose, unexpose, status."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunnelgw.admin.call import NotRunningError, call
+from tunnelgw.cli.common import option, say
+from tunnelgw.config.load import load_connector
+from tunnelgw.config.paths import CONNECTOR, config_path, default_state_dir
+from tunnelgw.errors import LocalError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from tunnelgw.config.model import ConnectorConfig
+
+# How long `expose` waits for the edge's answer; a connector that is up has it within a round trip.
+CLAIM_SECONDS = 10.0
+
+
+def connect(arguments: Namespace) -> int:
+    """Run the connector until a signal ends it."""
+    from tunnelgw.obs import log
+
+    path = config_path(CONNECTOR, arguments.config)
+    log.setup()
+    config = load_connector(path)
+    from tunnelgw.connector.app import run_connector
+
+    return run_connector(config, config_path=path)
+
+
+def expose(arguments: Namespace) -> int:
+    """Write the service, wait for the edge's answer, print the public addresses."""
+    from tunnelgw.config import edit
+    from tunnelgw.config.names import Bad
+    from tunnelgw.config.targets import parse_target
+
+    path = config_path(CONNECTOR, arguments.config)
+    try:
+        values: dict[str, object] = {"target": str(parse_target(arguments.target))}
+    except Bad as error:
+        raise LocalError(f"TARGET {error}", exit_code=2) from None
+    if arguments.host:
+        values["host"] = arguments.host[0] if len(arguments.host) == 1 else arguments.host
+    if arguments.path is not None:
+        values["path"] = arguments.path
+    if arguments.port is not None:
+        values["port"] = int(arguments.port) if arguments.port.isdecimal() else arguments.port
+    written = edit.add_service(path, arguments.name, values)
+    say(f"wrote {written}")
+    config = load_connector(path)
+    try:
+        call(config.state_dir, {"command": "reload"})
+    except NotRunningError:
+        say(f"the connector is not running; start it with: {_start(path)}")
+        return 0
+    request = {"command": "claim", "name": arguments.name, "timeout": CLAIM_SECONDS}
+    answer = call(config.state_dir, request, timeout=CLAIM_SECONDS + 5)
+    return _report_claim(arguments.name, answer, path)
+
+
+def _report_claim(name: str, answer: dict[str, object], path: Path) -> int:
+    """Print the edge's answer; exit status."""
+    if answer["state"] == "accepted":
+        addresses = answer["addresses"]
+        for address in addresses if isinstance(addresses, list) else []:
+            print(address)
+        if not addresses:
+            say(f"{name} is offered and has no public address")
+        return 0
+    message = answer.get("message") or answer.get("reason") or "no answer from the edge"
+    if answer["state"] == "refused":
+        hint = answer.get("hint")
+        raise LocalError(f"{name}: refused by the edge: {message}" + (f"; on the edge, run: {hint}" if hint else ""))
+    raise LocalError(f"{name}: written, not confirmed: {message}; see: tunnelgw status{option(path, CONNECTOR)}")
+
+
+def unexpose(arguments: Namespace) -> int:
+    """Remove the service from the file and from the running connector."""
+    from tunnelgw.config import edit
+
+    path = config_path(CONNECTOR, arguments.config)
+    state_dir = load_connector(path).state_dir
+    written = edit.remove_service(path, arguments.name)
+    say(f"wrote {written}")
+    try:
+        call(state_dir, {"command": "reload"})
+    except NotRunningError:
+        say("the connector is not running: nothing was published")
+        return 0
+    say(f"{arguments.name} is no longer published")
+    return 0
+
+
+def status(arguments: Namespace) -> int:
+    """Edges, services and their public addresses."""
+    from tunnelgw.admin.status import connector_text
+
+    path = config_path(CONNECTOR, arguments.config)
+    config = load_connector(path)
+    try:
+        report = call(config.state_dir, {"command": "status"})["status"]
+    except NotRunningError:
+        report = _offline(config)
+    print(json.dumps(report, indent=2) if arguments.json else connector_text(report))
+    return 0
+
+
+def _offline(config: ConnectorConfig) -> dict[str, object]:
+    """What is known without a running connector: the file."""
+    from tunnelgw import __version__
+
+    edges = [
+        {
+            "edge": str(edge),
+            "name": "",
+            "state": "away",
+            "since": 0.0,
+            "rtt": 0.0,
+            "error": "the connector is not running",
+            "certificate_expiry": 0.0,
+        }
+        for edge in config.edge
+    ]
+    services = [
+        {
+            "name": service.name,
+            "target": str(service.target),
+            "edge": "",
+            "state": "waiting",
+            "addresses": [],
+            "reason": "",
+            "message": "",
+            "hint": "",
+        }
+        for service in config.services
+    ]
+    return {"running": False, "version": __version__, "edges": edges, "services": services}
+
+
+def _start(path: Path) -> str:
+    """The command that starts the connector of this file."""
+    unit = Path("/etc/systemd/system/tunnelgw-connector.service")
+    if unit.exists() and str(path) in unit.read_text():
+        return "sudo systemctl start tunnelgw-connector"
+    return f"tunnelgw connect{option(path, CONNECTOR)}"

@@ -1,0 +1,146 @@
+"""Every command and option, and which function serves it (imported only when it is called).
+
+Invariant: what is listed works; a usage error is one line and exits with 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, NoReturn
+
+from tunnelgw import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Subparsers = argparse._SubParsersAction["Parser"]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def duration(text: str) -> float:
+    """Seconds in `90`, `90s`, `10m`, `1h`, `7d`."""
+    found = re.fullmatch(r"([0-9]{1,6})([smhdw]?)", text)
+    if not found or not int(found[1]):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a duration: write for example 30m, 1h or 7d')
+    return float(int(found[1]) * _UNITS[found[2] or "s"])
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(prog="tunnelgw", description="Reach home from anywhere through one small VPS.")
+    parser.add_argument("--version", action="version", version=f"tunnelgw {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    edge = commands.add_parser("edge", help="on the VPS: init, run, invite, grant, revoke, status")
+    _add_edge(edge.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    _add_home(commands)
+    check = _command(
+        commands, "check", "tunnelgw.cli.check:run", "every problem of an edge or connector file, with its line"
+    )
+    check.add_argument("file", metavar="FILE")
+    doctor = _command(
+        commands, "doctor", "tunnelgw.cli.doctor:run", "name the broken hop: DNS, port, clock, certificate, target"
+    )
+    _config(doctor, "edge.toml or connector.toml (default: whichever this machine has)")
+    return parser
+
+
+def _add_demo(commands: Subparsers) -> None:
+    demo = _command(
+        commands, "demo", "tunnelgw.cli.demo:run", "edge, connector and a sample service on this machine, to try"
+    )
+    demo.add_argument(
+        "--port", type=int, default=8443, help="public port on loopback (default: 8443; a free one if taken)"
+    )
+
+
+def _add_edge(commands: Subparsers) -> None:
+    init = _command(commands, "init", "tunnelgw.cli.edge:init", "make the configuration and the state of a new edge")
+    init.add_argument("--domain", required=True, help="services get <service>.DOMAIN")
+    init.add_argument(
+        "--address", metavar="HOST:PORT", help="how connectors reach this edge (default: edge.DOMAIN:443)"
+    )
+    _config(init, "where to write edge.toml")
+    init.add_argument("--state-dir", metavar="DIR", help="where keys and state live")
+    issuer = init.add_mutually_exclusive_group()
+    issuer.add_argument("--email", help="for the certificate issuer's notices")
+    issuer.add_argument("--self-signed", action="store_true", help="certificates from the edge's own CA")
+    _service(init)
+    _config(_command(commands, "run", "tunnelgw.cli.edge:run", "run the edge in the foreground"))
+    invite = _command(commands, "invite", "tunnelgw.cli.edge:invite", "print an invitation for a new connector")
+    invite.add_argument("name", metavar="NAME", help="of the connector; an existing one gets a new key")
+    invite.add_argument("--role", choices=("connector", "visitor"), default="connector")
+    _allow(invite)
+    invite.add_argument("--ttl", type=duration, default=3600.0, metavar="1h", help="how long it may be used")
+    _config(invite)
+    grant = _command(commands, "grant", "tunnelgw.cli.edge:grant", "replace what a connector may claim, live")
+    grant.add_argument("name", metavar="NAME")
+    _allow(grant)
+    _config(grant)
+    revoke = _command(commands, "revoke", "tunnelgw.cli.edge:revoke", "cut a connector off and refuse it from now on")
+    revoke.add_argument("name", metavar="NAME")
+    _config(revoke)
+    _status(commands, "tunnelgw.cli.edge:status", "public addresses, connectors and invitations")
+
+
+def _add_home(commands: Subparsers) -> None:
+    join = _command(commands, "join", "tunnelgw.cli.home:join", "at home: use an invitation")
+    join.add_argument("invitation", metavar="INVITATION", help="tgw1_..., or - to read it from standard input")
+    _config(join)
+    join.add_argument("--state-dir", metavar="DIR", help="where keys live")
+    join.add_argument("--edge", metavar="HOST:PORT", help="dial this instead of the address in the invitation")
+    _service(join)
+    _config(_command(commands, "connect", "tunnelgw.cli.home:connect", "at home: run the connector in the foreground"))
+    expose = _command(commands, "expose", "tunnelgw.cli.home:expose", "at home: publish a service")
+    expose.add_argument("name", metavar="NAME")
+    expose.add_argument(
+        "target", metavar="TARGET", help="8096, http://10.0.0.5:80, tcp://127.0.0.1:22, file:/srv/www, ..."
+    )
+    expose.add_argument("--host", action="append", metavar="H", help="public name (default: NAME.<domain of the edge>)")
+    expose.add_argument("--path", metavar="P", help="only this path and below")
+    expose.add_argument("--port", metavar="N", help="public TCP port, or a range N-M")
+    _config(expose)
+    unexpose = _command(commands, "unexpose", "tunnelgw.cli.home:unexpose", "at home: no longer publish a service")
+    unexpose.add_argument("name", metavar="NAME")
+    _config(unexpose)
+    _status(commands, "tunnelgw.cli.home:status", "at home: edges, services and their public addresses")
+
+
+def _command(commands: Subparsers, name: str, run: str, text: str) -> Parser:
+    parser = commands.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _status(commands: Subparsers, run: str, text: str) -> None:
+    parser = _command(commands, "status", run, text)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    _config(parser)
+
+
+def _config(parser: Parser, text: str = "configuration file") -> None:
+    parser.add_argument("--config", metavar="FILE", help=text)
+
+
+def _service(parser: Parser) -> None:
+    parser.add_argument("--service", action="store_true", help="install and start the systemd unit (as root)")
+
+
+def _allow(parser: Parser) -> None:
+    """The options of a grant; each may be given several times."""
+    add: Callable[..., object] = parser.add_argument
+    add("--allow-host", action="append", metavar="PATTERN", help="public names, as a.example.com or *.example.com")
+    add("--allow-port", action="append", metavar="N|N-M", help="public ports")
+    add("--allow-service", action="append", metavar="NAME", help="for visitors: services")
+    add("--allow-network", action="append", metavar="CIDR", help="for visitors: home networks")
+    add("--allow-exit", action="append", metavar="CONNECTOR", help="for visitors: exit nodes")
