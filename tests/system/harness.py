@@ -1,0 +1,285 @@
+"""Real processes for system tests: an edge, connectors, local services; started on free ports, always stopped again.
+
+Nothing here sleeps to synchronise: processes say `ready`, ports answer, commands return.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+TUNNELGW = [sys.executable, "-m", "tunnelgw.cli.main"]
+DOMAIN = "example.com"
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago on 127.0.0.1."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_until(condition, *, seconds: float = 15.0, what: str = "condition") -> None:
+    """Poll until `condition()` is true; AssertionError with `what` otherwise."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} s: {what}")
+
+
+def port_answers(port: int, host: str = "127.0.0.1") -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
+class Process:
+    """A child whose output is kept in a file and can be waited for line by line."""
+
+    def __init__(self, name: str, command: list[str], folder: Path, *, env: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.log = folder / f"{name}-{time.monotonic_ns()}.log"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("TUNNELGW_")}
+        environment.update(env or {})
+        with self.log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, pattern: str, *, seconds: float = 20.0, after: int = 0) -> re.Match[str]:
+        """The first match of `pattern` in the output from offset `after` on."""
+        end = time.monotonic() + seconds
+        while True:
+            found = re.search(pattern, self.text()[after:])
+            if found:
+                return found
+            if self.popen.poll() is not None:
+                raise AssertionError(f"{self.name} ended with {self.popen.returncode}:\n{self.text()[-4000:]}")
+            if time.monotonic() > end:
+                raise AssertionError(f"{self.name} never said {pattern!r}:\n{self.text()[-4000:]}")
+            time.sleep(0.02)
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def stop(self, *, seconds: float = 20.0) -> int:
+        """SIGTERM, wait, return the exit code; SIGKILL and fail if it does not end."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+        try:
+            return self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+            raise AssertionError(f"{self.name} did not end on SIGTERM:\n{self.text()[-4000:]}") from None
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+
+def run(
+    *arguments: str, stdin: str = "", check: bool = True, seconds: float = 60, env=None
+) -> subprocess.CompletedProcess[str]:
+    """Run one tunnelgw command to its end."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TUNNELGW_")}
+    environment.update(env or {})
+    done = subprocess.run(
+        [*TUNNELGW, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        env=environment,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    if check and done.returncode != 0:
+        raise AssertionError(
+            f"tunnelgw {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
+    return done
+
+
+class Connector:
+    """A home: its own configuration, identity and process."""
+
+    def __init__(self, world: World, name: str, services: str) -> None:
+        self.world = world
+        self.name = name
+        self.folder = world.folder / name
+        self.folder.mkdir()
+        self.config = self.folder / "connector.toml"
+        self.state = self.folder / "state"
+        self.services = services
+        self.process: Process | None = None
+        self.write(services)
+
+    def write(self, services: str) -> None:
+        """Replace the services; a running connector notices by itself."""
+        self.services = services
+        temporary = self.config.with_suffix(".new")
+        temporary.write_text(f'state_dir = "{self.state}"\n\n{services}\n')
+        temporary.replace(self.config)
+
+    def join(self, *options: str, allow: tuple[str, ...] = ()) -> None:
+        invitation = self.world.edge_command("invite", self.name, *allow).stdout.strip()
+        assert invitation.startswith("tgw1_"), invitation
+        run("join", invitation, "--config", str(self.config), "--state-dir", str(self.state), *options)
+
+    def start(self, *, wait: bool = True) -> Process:
+        process = Process(self.name, [*TUNNELGW, "connect", "--config", str(self.config)], self.folder)
+        self.process = process
+        self.world.children.append(process)
+        if wait:
+            process.wait_for("ready")
+        return process
+
+    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run(*arguments, "--config", str(self.config), check=check)
+
+
+class World:
+    """One edge, any number of connectors and local services, in one folder."""
+
+    def __init__(self, folder: Path, *, extra: str = "", workers: int = 1, tables: str = "") -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.http_port = free_port()
+        self.metrics_port = free_port()
+        self.config = folder / "edge.toml"
+        self.state = folder / "edge-state"
+        self.children: list[Process] = []
+        self.edge: Process | None = None
+        self.extra = extra
+        self.workers = workers
+        self.tables = tables
+        run("edge", "init", "--domain", DOMAIN, "--address", f"127.0.0.1:{self.port}", "--self-signed",
+            "--config", str(self.config), "--state-dir", str(self.state))  # fmt: skip
+        self.write_config()
+
+    def write_config(self) -> None:
+        self.config.write_text(f"""
+domain = "{DOMAIN}"
+address = "127.0.0.1:{self.port}"
+listen = ["127.0.0.1:{self.port}"]
+listen_http = ["127.0.0.1:{self.http_port}"]
+state_dir = "{self.state}"
+workers = {self.workers}
+{self.extra}
+[tls]
+issuer = "self-signed"
+[metrics]
+listen = "127.0.0.1:{self.metrics_port}"
+{self.tables}
+""")
+
+    def start_edge(self) -> Process:
+        self.edge = Process("edge", [*TUNNELGW, "edge", "run", "--config", str(self.config)], self.folder)
+        self.children.append(self.edge)
+        self.edge.wait_for("ready")
+        return self.edge
+
+    def edge_command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run("edge", *arguments, "--config", str(self.config), check=check)
+
+    def status(self) -> dict:
+        return json.loads(self.edge_command("status", "--json").stdout)
+
+    def connector(self, name: str, services: str, *, allow: tuple[str, ...] = (), start: bool = True) -> Connector:
+        connector = Connector(self, name, services)
+        connector.join(allow=allow)
+        if start:
+            connector.start()
+        return connector
+
+    def curl(
+        self, url: str, *options: str, check: bool = True, seconds: float = 60
+    ) -> subprocess.CompletedProcess[bytes]:
+        """curl with every name of the domain at this edge; certificates are not checked (another test does)."""
+        host = re.match(r"https?://([^/:]+)", url)
+        assert host is not None
+        port = self.http_port if url.startswith("http:") else self.port
+        url = re.sub(r"^(https?://[^/:]+)", rf"\1:{port}", url)
+        done = subprocess.run(
+            ["curl", "-sk", "--max-time", str(seconds), "--resolve", f"{host[1]}:{port}:127.0.0.1", *options, url],
+            capture_output=True, timeout=seconds + 10, check=False,
+        )  # fmt: skip
+        if check and done.returncode != 0:
+            raise AssertionError(f"curl {url}: {done.returncode} {done.stderr!r}\n{self.logs()}")
+        return done
+
+    def code(self, url: str, *options: str) -> int:
+        """The status that curl sees."""
+        return int(self.curl(url, "-o", "/dev/null", "-w", "%{http_code}", *options).stdout)
+
+    def tls(self, name: str, *, alpn: list[str] | None = None) -> ssl.SSLSocket:
+        """A TLS connection to the edge with this server name; nothing verified."""
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        if alpn:
+            context.set_alpn_protocols(alpn)
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return context.wrap_socket(sock, server_hostname=name)
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {child.name}\n{child.text()[-3000:]}" for child in self.children)
+
+    def add(self, name: str, command: list[str], *, port: int = 0, env=None) -> Process:
+        """Any other process; returns once `port` answers."""
+        process = Process(name, command, self.folder, env=env)
+        self.children.append(process)
+        if port:
+            wait_until(lambda: port_answers(port) or process.popen.poll() is not None, what=f"{name} listens")
+            assert process.popen.poll() is None, process.text()
+        return process
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in reversed(self.children):
+            with contextlib.suppress(ProcessLookupError):
+                child.popen.send_signal(signal.SIGCONT)
+                child.popen.terminate()
+        problems = []
+        for child in reversed(self.children):
+            try:
+                child.popen.wait(15)
+            except subprocess.TimeoutExpired:
+                child.popen.kill()
+                child.popen.wait()
+                problems.append(f"{child.name} did not end on SIGTERM")
+            if "Traceback" in child.text() and child.name in ("edge", "home", "other"):
+                problems.append(f"{child.name} wrote a traceback:\n{child.text()[-6000:]}")
+        if error is None and problems:
+            raise AssertionError("\n".join(problems))
+
+
+__all__ = ["DOMAIN", "TUNNELGW", "Connector", "Process", "World", "free_port", "run", "wait_until"]

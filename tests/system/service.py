@@ -1,0 +1,112 @@
+"""A local service for system tests: `python service.py PORT NAME`, or with a Unix socket's path instead of a port."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+
+from aiohttp import WSMsgType, web
+
+BLOCK = bytes(range(256)) * 256  # 64 KiB
+
+
+def pattern(size: int) -> bytes:
+    """The body of /bytes/SIZE, for small sizes."""
+    return (BLOCK * (size // len(BLOCK) + 1))[:size]
+
+
+async def index(request: web.Request) -> web.Response:
+    return web.Response(text=f"hello from {request.app['name']}\n")
+
+
+async def headers(request: web.Request) -> web.Response:
+    fields = [[name, value] for name, value in request.headers.items()]
+    return web.json_response({"method": request.method, "path": request.path_qs, "fields": fields})
+
+
+async def echo(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": request.content_type})
+    await response.prepare(request)
+    async for data in request.content.iter_any():
+        await response.write(data)
+    await response.write_eof()
+    return response
+
+
+async def produce(request: web.Request) -> web.StreamResponse:
+    size = int(request.match_info["size"])
+    response = web.StreamResponse(headers={"Content-Length": str(size)})
+    await response.prepare(request)
+    left = size
+    while left:
+        part = BLOCK if left >= len(BLOCK) else BLOCK[:left]
+        await response.write(part)
+        left -= len(part)
+    await response.write_eof()
+    return response
+
+
+async def consume(request: web.Request) -> web.Response:
+    digest, size = hashlib.sha256(), 0
+    async for data in request.content.iter_any():
+        size += len(data)
+        digest.update(data)
+    return web.json_response({"bytes": size, "sha256": digest.hexdigest()})
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    for number in range(int(request.query.get("count", "3"))):
+        await response.write(f"data: {number}\n\n".encode())
+        await asyncio.sleep(float(request.query.get("pause", "0.1")))
+    return response
+
+
+async def socket(request: web.Request) -> web.WebSocketResponse:
+    connection = web.WebSocketResponse(max_msg_size=64 * 1024 * 1024)
+    await connection.prepare(request)
+    async for message in connection:
+        if message.type is WSMsgType.TEXT:
+            await connection.send_str(f"echo {message.data}")
+        elif message.type is WSMsgType.BINARY:
+            await connection.send_bytes(message.data)
+    return connection
+
+
+async def status(request: web.Request) -> web.Response:
+    return web.Response(status=int(request.match_info["code"]))
+
+
+async def slow(request: web.Request) -> web.Response:
+    await asyncio.sleep(float(request.query["seconds"]))
+    return web.Response(text="at last\n")
+
+
+PAGE = """<!doctype html><title>waiting</title><h1>page</h1><script>
+const s = new WebSocket(`wss://${location.host}/ws`);
+s.onopen = () => s.send('from chromium');
+s.onmessage = e => { document.title = e.data; document.body.append(e.data); };
+</script>"""
+
+
+async def page(_request: web.Request) -> web.Response:
+    return web.Response(text=PAGE, content_type="text/html")
+
+
+def main() -> None:
+    app = web.Application(client_max_size=0)
+    where, app["name"] = sys.argv[1], sys.argv[2]
+    app.add_routes([
+        web.get("/", index), web.route("*", "/headers", headers), web.route("*", "/headers/{rest:.*}", headers),
+        web.post("/echo", echo), web.get("/bytes/{size}", produce), web.route("*", "/upload", consume),
+        web.get("/events", events), web.get("/ws", socket), web.get("/status/{code}", status), web.get("/slow", slow),
+        web.get("/page.html", page),
+    ])  # fmt: skip
+    options = {"port": int(where), "host": "127.0.0.1"} if where.isdigit() else {"path": where}
+    web.run_app(app, print=lambda *_: print("ready", flush=True), **options)
+
+
+if __name__ == "__main__":
+    main()
