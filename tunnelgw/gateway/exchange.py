@@ -1,0 +1,239 @@
+"""One request and its response, whatever the visitor speaks and whatever the service speaks.
+
+The life of an exchange: `begin` finds the route and an upstream; the visitor's side pushes the body into the upstream;
+the upstream calls `respond_*`, which the visitor's side implements; `account` closes the books. A failure before the
+final response's head becomes an error page (or one retry, where that is safe), after it a visible cut.
+
+Invariants: exactly one final response head goes to the visitor; a truncated response never ends like a complete one;
+a request that may have reached a service is sent a second time only if it is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import TunnelgwError
+from tunnelgw.gateway.opener import NoStream
+from tunnelgw.gateway.pages import PHRASES, accepted, answer_status, error_page
+from tunnelgw.http.head import Framing, ResponseHead
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    from tunnelgw.gateway.pool import Pool
+    from tunnelgw.gateway.upstream import Upstream
+    from tunnelgw.http.head import Fields, RequestHead
+    from tunnelgw.routing.table import Route
+
+# RFC 9110 9.2.1 and 9.2.2: what may be repeated. A body is never repeated: it was not kept.
+SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+IDEMPOTENT = SAFE | {b"PUT", b"DELETE"}
+# After these a second try on a fresh stream can help; after a refused dial it would only be refused again.
+_RETRY_AFTER = frozenset({Reason.TARGET_RESET, Reason.CONNECTOR_AWAY, Reason.CONNECTOR_STOPPING})
+# An upload that moves fewer bytes than this in `stall_seconds` counts as stalled: a drip is no progress.
+_PROGRESS_BYTES = 1024
+
+
+class Exchange:
+    """The part of an exchange that does not depend on the visitor's protocol."""
+
+    __slots__ = (
+        "bytes_in", "bytes_out", "head", "pool", "quiet_mark", "quiet_since", "responded", "retried", "route",
+        "started", "status", "upgraded", "upload_done", "upload_paused", "upstream",
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.head: RequestHead | None = None
+        self.route: Route | None = None
+        self.upstream: Upstream | None = None
+        self.started = 0.0
+        self.quiet_since = 0.0
+        self.quiet_mark = 0
+        self.bytes_in = 0  # payload from the visitor
+        self.bytes_out = 0  # bytes to the visitor
+        self.status = 0
+        self.responded = False  # the final response's head is on its way to the visitor
+        self.retried = False
+        self.upgraded = False  # bytes both ways from here on
+        self.upload_done = True
+        self.upload_paused = False
+
+    # What the visitor's side implements; the upstream calls it.
+
+    def respond_interim(self, head: ResponseHead) -> None:
+        """Pass an interim response on, if this visitor can be told."""
+        raise NotImplementedError
+
+    def respond(self, head: ResponseHead) -> None:
+        """Send the final response's head."""
+        raise NotImplementedError
+
+    def respond_upgrade(self, head: ResponseHead) -> None:
+        """The service switched protocols as asked: from here on, bytes. Raises `OriginError` if it did not."""
+        raise NotImplementedError
+
+    def respond_data(self, data: bytes) -> None:
+        """Send payload of the response."""
+        raise NotImplementedError
+
+    def respond_end(self, trailers: Fields) -> None:
+        """The response is complete."""
+        raise NotImplementedError
+
+    def respond_cut(self, reason: Reason) -> None:
+        """The response cannot be completed: end it so that the visitor sees that."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """The upstream has nothing more at this moment: see that what was responded goes out this loop turn."""
+        raise NotImplementedError
+
+    def answer(self, head: ResponseHead, body: bytes) -> None:
+        """Send a whole response of our own; only while not `responded`."""
+        raise NotImplementedError
+
+    def pause_upload(self) -> None:
+        """Read no more of the request's body for now. Idempotent."""
+        raise NotImplementedError
+
+    def resume_upload(self) -> None:
+        """Go on. Idempotent."""
+        raise NotImplementedError
+
+    def visitor_stuck(self) -> bool:
+        """Whether response bytes wait for a visitor who takes none."""
+        raise NotImplementedError
+
+    # The common part.
+
+    def begin(self, head: RequestHead, now: float) -> None:
+        """Route a request whose head passed every check."""
+        self.head = head
+        self.started = self.quiet_since = now
+        self.quiet_mark = self.bytes_in = self.bytes_out = self.status = 0
+        self.responded = self.retried = self.upgraded = self.upload_paused = False
+        self.upload_done = head.framing is Framing.NONE or not head.length
+        gateway = self.pool.gateway
+        if not head.request_id:
+            head.request_id = gateway.new_id()
+        try:
+            self.route = route = self.pool.find_route(head)
+        except TunnelgwError as error:
+            self.refuse(error.reason)
+            return
+        if route is None:
+            self.redirect(gateway.secure_address(head))
+        elif head.upgrade and route.kind == "h2c":
+            self.refuse(Reason.NOT_IMPLEMENTED)
+        else:
+            self._connect(route, now)
+
+    def refuse(self, reason: Reason, since: float = 0.0) -> None:
+        """Answer with an error page; only while not `responded`."""
+        self.pool.gateway.refused(reason)
+        head = self.head
+        accept, request_id = (accepted(head.fields), head.request_id) if head is not None else (b"", b"")
+        status = answer_status(reason)
+        fields, body = error_page(reason, accept=accept, request_id=request_id, since=since)
+        self._answer(status, fields, body)
+
+    def redirect(self, location: bytes) -> None:
+        """Answer that the same thing is to be had over TLS."""
+        assert self.head is not None
+        status = 301 if self.head.method in (b"GET", b"HEAD") else 308
+        self._answer(status, [(b"location", location)], b"")
+
+    def upstream_failed(self, reason: Reason, *, heard: bool, reused: bool, since: float = 0.0) -> None:
+        """The upstream is gone. `heard`: some byte of a response had arrived; `reused`: on a kept stream."""
+        self.upstream = None
+        if self.responded:
+            self.respond_cut(reason)
+            return
+        if not heard and not self.retried and self._repeatable(reason, reused=reused):
+            assert self.route is not None
+            self.retried = True
+            self._connect(self.route, self.pool.gateway.time())
+            return
+        self.refuse(reason, since)
+
+    def check(self, now: float) -> None:
+        """Called about once a second: end what waits too long for somebody who should move."""
+        upstream = self.upstream
+        if upstream is None or self.upgraded or not upstream.ready:
+            return  # parked requests are the opener's to end
+        moved = self.bytes_in + self.bytes_out - self.quiet_mark
+        if moved >= _PROGRESS_BYTES or (moved and self.upload_done):
+            self.quiet_mark += moved
+            self.quiet_since = now
+            return
+        quiet = now - self.quiet_since
+        settings = self.pool.gateway.settings
+        assert self.route is not None
+        if not self.upload_done and not self.responded:
+            if quiet >= settings.stall_seconds:
+                self.give_up(Reason.STALLED if self.upload_paused else Reason.BODY_TIMEOUT)
+        elif not self.responded:
+            if quiet >= self.route.response_seconds:
+                self.give_up(Reason.RESPONSE_TIMEOUT)
+        elif not self.visitor_stuck():
+            self.quiet_since = now
+        elif quiet >= settings.stall_seconds:
+            self.give_up(Reason.STALLED)
+
+    def give_up(self, reason: Reason) -> None:
+        """End the exchange from this side: reset the upstream, answer or cut."""
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.abort(Reason.CANCELLED if reason.status < 500 else reason)
+        if self.responded:
+            self.respond_cut(reason)
+        else:
+            self.refuse(reason)
+
+    def account(self, now: float, status: int = 0) -> None:
+        """The exchange is over: count it, log it, let go of what it held."""
+        gateway = self.pool.gateway
+        route, head = self.route, self.head
+        status = status or self.status
+        if route is not None:
+            counters = route.counters
+            counters.observe(status, now - self.started)
+            counters.bytes_in += self.bytes_in
+            counters.bytes_out += self.bytes_out
+        log = gateway.log_request
+        if log is not None and head is not None:
+            log((
+                time.time(), self.pool.visitor.address, "" if route is None else route.label, head.method, head.host,
+                head.path, head.version, status, self.bytes_out, now - self.started, head.request_id,
+            ))  # fmt: skip
+        self.head = None
+        self.route = None
+
+    def _connect(self, route: Route, now: float) -> None:
+        head = self.head
+        assert head is not None
+        repeatable = head.method in IDEMPOTENT and head.framing is Framing.NONE
+        upstream = self.pool.take(route, now, fresh=self.retried, repeatable=repeatable)
+        self.upstream = upstream
+        try:
+            upstream.start(self)
+        except NoStream as answer:
+            self.upstream = None
+            self.refuse(answer.reason, answer.since)
+
+    def _answer(self, status: int, fields: Fields, body: bytes) -> None:
+        self.responded = True
+        self.status = status
+        head = ResponseHead(status, PHRASES[status], fields, Framing.LENGTH, len(body))
+        if self.head is not None and self.head.method == b"HEAD":
+            head.framing, body = Framing.NONE, b""
+        self.answer(head, body)
+
+    def _repeatable(self, reason: Reason, *, reused: bool) -> bool:
+        head = self.head
+        if head is None or head.framing is not Framing.NONE or head.upgrade:
+            return False
+        if reused and head.method in IDEMPOTENT:
+            return True
+        return head.method in SAFE and reason in _RETRY_AFTER

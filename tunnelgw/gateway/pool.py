@@ -1,0 +1,138 @@
+"""What the exchanges of one visitor connection share: its routes and its kept streams.
+
+Streams never cross visitor connections. One that is clean after an exchange is kept for the same connection's next
+request to the same route; a request that must not be repeated takes it only within a second of its last use, because an
+older one may be closing at this very moment. Invariant: a stream in the pool has no exchange, owes no credit and has
+received nothing that no request asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import Refused, RemoteError
+from tunnelgw.gateway.upstream1 import Upstream1
+from tunnelgw.gateway.upstream2 import Trunk
+from tunnelgw.http.forwarding import Forwarding, claimed_address, claimed_secure
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    from tunnelgw.gateway.opener import Visitor
+    from tunnelgw.gateway.service import Gateway
+    from tunnelgw.gateway.upstream import Upstream
+    from tunnelgw.http.head import RequestHead
+    from tunnelgw.routing.table import Route
+
+# Idle streams of one visitor connection: as many as a browser has requests under way to one host.
+_KEPT_LIMIT = 32
+# A stream used this recently is not about to be closed by its service for idleness.
+_FRESH_SECONDS = 1.0
+
+
+class Pool:
+    """One visitor connection's own streams, and what is known about its routes."""
+
+    __slots__ = ("_covered", "_kept", "_trunks", "_trusted", "forwarding", "gateway", "visitor")
+
+    def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
+        self.gateway = gateway
+        self.visitor = visitor
+        self._trusted = gateway.trusted(visitor.address)
+        self.forwarding = Forwarding(
+            address=visitor.address, port=visitor.edge_port, secure=visitor.secure, trusted=self._trusted
+        )
+        self._covered = ""  # the last host that this connection's certificate was found to cover
+        self._kept: list[Upstream1] | None = None
+        self._trunks: list[Trunk] | None = None
+
+    def find_route(self, head: RequestHead) -> Route | None:
+        """The route of a request, for this visitor; None: it is to be had over TLS only. Raises the refusal."""
+        gateway, visitor = self.gateway, self.visitor
+        host = head.host
+        if host != self._covered:
+            if not gateway.covers(visitor, host):
+                raise RemoteError("the connection is for another host", reason=Reason.MISDIRECTED)
+            self._covered = host
+        route = gateway.table.find_http(host, head.path)
+        trusted = self._trusted
+        if not visitor.secure and not (trusted and claimed_secure(head)):
+            if (route is None or not route.plain_http) and gateway.table.find_name(host) is not None:
+                return None
+        if route is None:
+            raise RemoteError("nothing is published there", reason=Reason.NO_ROUTE)
+        if route.allow_from:
+            address = (claimed_address(head, gateway.trusted) if trusted else "") or visitor.address
+            if not gateway.allowed(route.allow_from, address):
+                raise Refused("the visitor's address is not allowed", reason=Reason.ADDRESS_REFUSED)
+        return route
+
+    def take(self, route: Route, now: float, *, fresh: bool, repeatable: bool) -> Upstream:
+        """An upstream for one exchange: kept or new."""
+        if route.kind == "h2c":
+            return self._trunk(route).exchange()
+        kept = self._kept
+        if kept and not fresh:
+            since = now - (self.gateway.settings.keep_seconds if repeatable else _FRESH_SECONDS)
+            for index in range(len(kept) - 1, -1, -1):
+                upstream = kept[index]
+                if upstream.route is route and upstream.idle_since >= since:
+                    del kept[index]
+                    upstream.reused = True
+                    return upstream
+        return Upstream1(self, route)
+
+    def keep(self, upstream: Upstream1, now: float) -> None:
+        """A clean upstream waits for the next exchange."""
+        kept = self._kept
+        if kept is None:
+            kept = self._kept = []
+        elif len(kept) >= _KEPT_LIMIT:
+            kept.pop(0).retire()
+        upstream.idle_since = now
+        kept.append(upstream)
+
+    def drop(self, upstream: Upstream1) -> None:
+        """A kept upstream's stream is gone."""
+        if self._kept and upstream in self._kept:
+            self._kept.remove(upstream)
+
+    def drop_trunk(self, trunk: Trunk) -> None:
+        """A trunk is gone."""
+        if self._trunks and trunk in self._trunks:
+            self._trunks.remove(trunk)
+
+    def sweep(self, now: float) -> bool:
+        """Give up what was idle for too long; True if something is left to sweep."""
+        since = now - self.gateway.settings.keep_seconds + 1.0  # swept once a second: never kept for longer
+        for upstream in list(self._kept or ()):
+            if upstream.idle_since <= since:
+                self.drop(upstream)
+                upstream.retire()
+        for trunk in list(self._trunks or ()):
+            if trunk.idle_since <= since:
+                trunk.close()
+        if not self._kept:
+            self._kept = None
+        if not self._trunks:
+            self._trunks = None
+        return self._kept is not None or self._trunks is not None
+
+    def close(self) -> None:
+        """The visitor connection is gone."""
+        kept, self._kept = self._kept, None
+        for upstream in kept or ():
+            upstream.retire()
+        trunks, self._trunks = self._trunks, None
+        for trunk in trunks or ():
+            trunk.close()
+
+    def _trunk(self, route: Route) -> Trunk:
+        trunks = self._trunks
+        if trunks is None:
+            trunks = self._trunks = []
+        for trunk in trunks:
+            if trunk.route is route and trunk.open:
+                return trunk
+        trunk = Trunk(self, route)
+        trunks.append(trunk)
+        return trunk

@@ -1,0 +1,139 @@
+"""The gateway: what all visitor connections of a process share, and where they are made.
+
+Inputs: a route table, an opener of streams, the timer wheel, settings, and a few decisions that belong to the owner
+(which hosts a server name covers, who is believed about forwarding). Output: protocols to attach to transports.
+
+Invariant: nothing here belongs to one visitor; what does, goes away with its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+from typing import TYPE_CHECKING, Protocol
+
+from tunnelgw.gateway.http1 import Http1Visitor
+from tunnelgw.gateway.http2 import Http2Visitor
+from tunnelgw.gateway.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnelgw.gateway.opener import StreamOpener, Visitor
+    from tunnelgw.http.head import RequestHead
+    from tunnelgw.net.timers import Wheel
+    from tunnelgw.obs.counters import ProcessCounters
+    from tunnelgw.routing.table import RouteTable
+
+    LogRequest = Callable[[tuple[object, ...]], object]
+
+
+class Flushing(Protocol):
+    """Whatever collects output during a loop turn."""
+
+    def flush(self) -> None:
+        """Write it."""
+
+
+class Draining(Protocol):
+    """A visitor connection."""
+
+    def drain(self) -> None:
+        """Serve no further request."""
+
+
+def covers_same_host(visitor: Visitor, host: str) -> bool:
+    """Whether a request for `host` belongs on this connection: over TLS, only the host that its hello named."""
+    return not visitor.secure or visitor.server_name == host
+
+
+def in_networks(allow_from: tuple[str, ...], address: str) -> bool:
+    """Whether `address` is in one of the networks."""
+    ip = ipaddress.ip_address(address)
+    return any(ip in ipaddress.ip_network(network) for network in allow_from)
+
+
+def trusted_nobody(address: str) -> bool:  # noqa: ARG001 - the signature of the decision
+    """Nobody's forwarding fields are believed."""
+    return False
+
+
+class Gateway:
+    """The HTTP proxy of one process.
+
+    `trusted(address)`: whether a peer's forwarding fields are believed. `allowed(allow_from, address)`: whether a route
+    that names networks is open to an address.
+    `covers(visitor, host)`: whether the connection's certificate and server name stand for `host` (else 421).
+    `log_request`: takes one finished exchange as a tuple in the order of `obs.accesslog.Entry`; None for no log.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: RouteTable,
+        opener: StreamOpener,
+        wheel: Wheel,
+        loop: asyncio.AbstractEventLoop,
+        counters: ProcessCounters,
+        settings: GatewaySettings | None = None,
+        covers: Callable[[Visitor, str], bool] = covers_same_host,
+        trusted: Callable[[str], bool] = trusted_nobody,
+        allowed: Callable[[tuple[str, ...], str], bool] = in_networks,
+        log_request: LogRequest | None = None,
+    ) -> None:
+        self.table = table
+        self.opener = opener
+        self.wheel = wheel
+        self.counters = counters
+        self.settings = settings or GatewaySettings()
+        self.covers = covers
+        self.trusted = trusted
+        self.allowed = allowed
+        self.log_request = log_request
+        self.time = loop.time
+        self.draining = False
+        self.connections: set[Draining] = set()
+        self.refused = counters.refuse
+        self._loop = loop
+        self._waiting: list[Flushing] = []
+        self._prefix = secrets.token_hex(6).encode() + b"-"
+        self._count = 0
+
+    def http1(self, visitor: Visitor) -> asyncio.Protocol:
+        """The protocol of a connection on which HTTP/1.1 was agreed, or nothing."""
+        return Http1Visitor(self, visitor)
+
+    def http2(self, visitor: Visitor) -> asyncio.Protocol:
+        """The protocol of a connection on which `h2` was agreed."""
+        return Http2Visitor(self, visitor)
+
+    def drain(self) -> None:
+        """Serve what is under way and nothing more; `connections` empties as visitors finish."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    def flush_soon(self, item: Flushing) -> None:
+        """See that `item.flush()` is called once, later in this loop turn."""
+        waiting = self._waiting
+        if not waiting:
+            self._loop.call_soon(self._flush)
+        waiting.append(item)
+
+    def new_id(self) -> bytes:
+        """A request id: unique in this process, unlikely to meet another's."""
+        self._count += 1
+        return b"%b%x" % (self._prefix, self._count)
+
+    def secure_address(self, head: RequestHead) -> bytes:
+        """Where a request on plain HTTP is sent to."""
+        host = head.host.encode("ascii")
+        if self.settings.https_port != 443:
+            host = b"%b:%d" % (host, self.settings.https_port)
+        return b"https://%b%b" % (host, b"/" if head.path == b"*" else head.path)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for item in waiting:
+            item.flush()

@@ -1,0 +1,355 @@
+"""HTTP/1.1 towards a service, over one stream.
+
+The request's head is written from its parsed form; the response's head is parsed, checked and handed on as an object;
+bodies are counted here, so that the stream's next response begins exactly where this one ends.
+
+Invariant: a stream is used again only if both messages of its last exchange ended by their own framing, nothing came
+after the response, and the service did not say that it closes. Anything else is reset, or ended and forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import OriginError, TunnelgwError
+from tunnelgw.gateway.farewell import say_farewell
+from tunnelgw.gateway.upstream import INTERIM_LIMIT
+from tunnelgw.http.body import LAST_CHUNK, ChunkedBody, CloseBody, LengthBody, encode_trailers
+from tunnelgw.http.codec import find_response_end, parse_response_head
+from tunnelgw.http.head import Framing
+from tunnelgw.http.serialise import serialise_request
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.table import strip
+
+if TYPE_CHECKING:
+    from tunnelgw.gateway.exchange import Exchange
+    from tunnelgw.gateway.pool import Pool
+    from tunnelgw.http.body import BodyReader
+    from tunnelgw.http.head import Fields, ResponseHead
+    from tunnelgw.routing.table import Route
+    from tunnelgw.wire.stream import Stream
+
+# Phases of a stream, from the response's point of view.
+_IDLE, _HEAD, _BODY, _BYTES, _DONE = range(5)
+
+
+class Upstream1:
+    """One stream that speaks HTTP/1.1 with a service; its sink, and an `Upstream` for one exchange after another."""
+
+    __slots__ = (
+        "_buffer", "_chunked", "_clean", "_ended", "_heard", "_interim", "_owed", "_phase", "_pool", "_reader",
+        "_sent_all", "exchange", "idle_since", "ready", "reused", "route", "stream",
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool, route: Route) -> None:
+        self._pool = pool
+        self.route = route
+        self.stream: Stream | None = None
+        self.exchange: Exchange | None = None
+        self.ready = False
+        self.reused = False
+        self.idle_since = 0.0
+        self._phase = _IDLE
+        self._buffer = bytearray()  # of a response head that did not arrive in one piece
+        self._reader: BodyReader | None = None
+        self._owed = 0  # arrived, not credited yet
+        self._interim = 0
+        self._heard = False  # a byte of a response to this request arrived
+        self._ended = False  # the service's half ended
+        self._chunked = False  # the request's body goes out in chunks
+        self._sent_all = True  # the request is complete
+        self._clean = False  # the response ended as its framing says, and nothing follows
+
+    # What the exchange calls.
+
+    def start(self, exchange: Exchange) -> None:
+        """Send the request's head, on the stream that is there or on a new one."""
+        self.exchange = exchange
+        self._phase = _HEAD
+        self._interim = 0
+        self._heard = self._clean = False
+        if self.stream is None:
+            pool = self._pool
+            self.stream = pool.gateway.opener.open(self.route, pool.visitor, self)
+            if self.stream is None:
+                return  # parked
+        self._send_head(self.stream, exchange)
+
+    def send_body(self, data: bytes) -> None:
+        """Payload of the request."""
+        stream = self.stream
+        if stream is not None:
+            if self._chunked:
+                stream.write(b"%x\r\n%b\r\n" % (len(data), data))
+            else:
+                stream.write(data)
+
+    def send_end(self, trailers: Fields) -> None:
+        """The request is complete; or the visitor's half of an upgraded connection ended."""
+        if self._sent_all:
+            return
+        self._sent_all = True
+        stream = self.stream
+        if stream is None:
+            return
+        if self._phase is _BYTES:
+            stream.finish()
+        elif self._chunked:
+            stream.write(encode_trailers(trailers) if trailers else LAST_CHUNK)
+
+    def release(self, held: int = 0) -> None:
+        """Credit what the visitor's side took."""
+        count = self._owed - held
+        if count > 0 and self.stream is not None:
+            self._owed = held
+            self.stream.consumed(count)
+
+    def done(self, now: float) -> None:
+        """The response was passed on as a whole."""
+        self.exchange = None
+        self._reader = None
+        stream = self.stream
+        if stream is None:
+            return
+        owed, self._owed = self._owed, 0
+        if owed:
+            stream.consumed(owed)
+        if self._clean and self._sent_all and not self._ended:
+            self._phase = _IDLE
+            self._pool.keep(self, now)
+        else:
+            self._phase = _DONE
+            self.retire()
+
+    def abort(self, reason: Reason) -> None:
+        """The exchange is over before its time."""
+        self.exchange = None
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.reset(reason)
+        elif self._phase is _HEAD and not self.ready:
+            self._pool.gateway.opener.cancel(self)
+        self._phase = _DONE
+
+    def retire(self) -> None:
+        """No exchange needs this stream any more: end it in an orderly way, or reset it if its request is half sent."""
+        stream, self.stream = self.stream, None
+        if stream is None:
+            return
+        if self._sent_all:
+            say_farewell(stream, self._pool.gateway)
+        else:
+            stream.reset(Reason.CANCELLED)
+
+    # What the opener calls.
+
+    def stream_ready(self, stream: Stream) -> None:
+        """The stream that was waited for."""
+        exchange = self.exchange
+        if exchange is None:
+            stream.reset(Reason.CANCELLED)
+            return
+        self.stream = stream
+        exchange.quiet_since = self._pool.gateway.time()  # the service's time begins now
+        self._send_head(stream, exchange)
+        exchange.resume_upload()
+
+    def stream_refused(self, reason: Reason, since: float) -> None:
+        """No stream will come."""
+        exchange, self.exchange = self.exchange, None
+        self._phase = _DONE
+        if exchange is not None:
+            exchange.upstream_failed(reason, heard=False, reused=False, since=since)
+
+    # What the stream calls.
+
+    def stream_data(self, data: bytes) -> None:
+        """Bytes of a response, or bytes that nobody asked for."""
+        self._owed += len(data)
+        exchange = self.exchange
+        if exchange is None or self._phase is _DONE:
+            self._surplus()
+            return
+        try:
+            phase = self._phase
+            if phase is _BODY:
+                self._read_body(exchange, data, 0)
+            elif phase is _BYTES:
+                exchange.respond_data(data)
+            else:
+                self._heard = True
+                self._read_head(exchange, data)
+        except TunnelgwError as error:
+            self._broken(error.reason)
+            return
+        if self.exchange is exchange:
+            exchange.settle()
+
+    def stream_finished(self) -> None:
+        """The service's half ended."""
+        self._ended = True
+        exchange = self.exchange
+        phase = self._phase
+        if exchange is None:
+            self._pool.drop(self)
+            self.retire()
+        elif phase is _HEAD:
+            self._broken(Reason.UPSTREAM_INVALID if self._buffer else Reason.TARGET_RESET)
+        elif phase is _BODY:
+            reader = self._reader
+            assert reader is not None
+            try:
+                reader.eof()
+            except TunnelgwError:
+                self._broken(Reason.TARGET_RESET)
+            else:
+                self._phase = _DONE
+                exchange.respond_end([])
+        elif phase is _BYTES:
+            exchange.respond_end([])
+
+    def stream_reset(self, reason: Reason) -> None:
+        """The stream is gone."""
+        self.stream = None
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            self._pool.drop(self)
+        elif self._phase is not _DONE:
+            self._phase = _DONE
+            exchange.upstream_failed(reason, heard=self._heard, reused=self.reused)
+        else:
+            self.exchange = exchange  # its response is complete and still on the way to the visitor
+
+    def pause_sending(self) -> None:
+        """The stream's send queue is full."""
+        if self.exchange is not None:
+            self.exchange.pause_upload()
+
+    def resume_sending(self) -> None:
+        """It drained."""
+        if self.exchange is not None:
+            self.exchange.resume_upload()
+
+    # Inside.
+
+    def _send_head(self, stream: Stream, exchange: Exchange) -> None:
+        head = exchange.head
+        assert head is not None
+        self.ready = True
+        framing = head.framing
+        self._chunked = framing is Framing.CHUNKED
+        self._sent_all = (framing is Framing.NONE or not head.length) and not head.upgrade
+        route = self.route
+        stream.write(
+            serialise_request(
+                head,
+                path=strip(route, head.path) if route.strip_path else head.path,
+                forwarding=self._pool.forwarding.lines(head),
+                request_id=head.request_id,
+            )
+        )
+
+    def _read_head(self, exchange: Exchange, data: bytes) -> None:
+        buffer = self._buffer
+        searched = len(buffer)
+        if searched:
+            buffer += data  # grows in place: a head that drips in costs no copy per byte
+            end = find_response_end(buffer, searched=searched)
+            if end < 0:
+                return
+            data = bytes(buffer)
+            self._buffer = bytearray()
+        request = exchange.head
+        assert request is not None
+        start = 0
+        while True:
+            end = find_response_end(data, start)
+            if end < 0:
+                self._buffer = bytearray(data[start:])
+                return
+            head = parse_response_head(data[start:end], method=request.method)
+            start = end
+            if head.status >= 200 or head.status == 101:
+                break
+            self._interim += 1
+            if self._interim > INTERIM_LIMIT:
+                raise OriginError("too many interim responses")
+            exchange.respond_interim(head)
+            if start == len(data):
+                return
+        if head.status == 101:
+            self._switch(exchange, head)
+            if start < len(data):
+                exchange.respond_data(data[start:])
+            return
+        if request.upgrade:
+            self._sent_all = True  # not switched: the request was complete with its head
+        exchange.respond(head)
+        if self.exchange is exchange:  # still: the visitor may have gone
+            self._begin_body(exchange, head, data, start)
+
+    def _begin_body(self, exchange: Exchange, head: ResponseHead, data: bytes, start: int) -> None:
+        framing = head.framing
+        self._clean = head.keep_alive
+        if framing is Framing.LENGTH:
+            length = head.length
+            if len(data) - start >= length:  # the whole body came with its head: no reader needed
+                if length:
+                    exchange.respond_data(data[start : start + length])
+                self._complete(exchange, [], len(data) - start - length)
+                return
+            self._reader = LengthBody(length, origin=True)
+        elif framing is Framing.CHUNKED:
+            self._reader = ChunkedBody(origin=True)
+        elif framing is Framing.CLOSE:
+            self._clean = False
+            self._reader = CloseBody()
+        else:
+            self._complete(exchange, [], len(data) - start)
+            return
+        self._phase = _BODY
+        if start < len(data):
+            self._read_body(exchange, data, start)
+        elif self._ended:
+            self.stream_finished()
+
+    def _read_body(self, exchange: Exchange, data: bytes, start: int) -> None:
+        reader = self._reader
+        assert reader is not None
+        payload, end = reader.feed(data, start)
+        if payload:
+            exchange.respond_data(payload)
+        if reader.done and self.exchange is exchange:
+            self._complete(exchange, reader.trailers, len(data) - end)
+
+    def _complete(self, exchange: Exchange, trailers: Fields, surplus: int) -> None:
+        self._phase = _DONE
+        if surplus:
+            self._clean = False
+        exchange.respond_end(trailers)
+
+    def _switch(self, exchange: Exchange, head: ResponseHead) -> None:
+        request = exchange.head
+        assert request is not None
+        if not request.upgrade or head.upgrade != request.upgrade:
+            raise OriginError("switched protocols without being asked")
+        exchange.respond_upgrade(head)
+        self._phase = _BYTES
+
+    def _surplus(self) -> None:
+        # Bytes that no request asked for: whatever they are, they must never answer the next one.
+        self._clean = False
+        self._pool.drop(self)
+        if self.exchange is None:
+            stream, self.stream = self.stream, None
+            if stream is not None:
+                stream.reset(Reason.PROTOCOL_ERROR)
+
+    def _broken(self, reason: Reason) -> None:
+        exchange, self.exchange = self.exchange, None
+        self._phase = _DONE
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.reset(reason)
+        if exchange is not None:
+            exchange.upstream_failed(reason, heard=self._heard, reused=self.reused)

@@ -1,0 +1,204 @@
+"""HTTP/2 in both roles: a thin wrapper of ngh2 (libnghttp2) that sets every limit and keeps the debts.
+
+ngh2 has no connection-level acknowledgement: what one stream does not acknowledge is missing for all. So the
+connection's window is many stream windows wide, and every byte received is a debt kept here until it is paid, at the
+latest when its stream closes.
+
+Heads come out as they arrived; `pseudo` reads them. Invariants: what is owed is what was received and not paid; a peer's
+error surfaces as `RemoteError` and nothing else; sending to a stream that is already gone is no error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ngh2
+from ngh2 import (
+    ConnectionClosed,
+    DataReceived,
+    ErrorCode,
+    GoAwayReceived,
+    InformationalResponseReceived,
+    RequestReceived,
+    ResponseReceived,
+    Setting,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+)
+
+from tunnelgw.errors import RemoteError
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    from tunnelgw.http.head import Fields
+
+__all__ = [
+    "ConnectionClosed", "DataReceived", "ErrorCode", "GoAwayReceived", "Http2", "InformationalResponseReceived",
+    "RequestReceived", "ResponseReceived", "StreamClosed", "StreamReset", "TrailersReceived",
+]  # fmt: skip
+
+# One stream's window: 256 KiB carries 20 Mbit/s over 100 ms, and is what one stalled upload may occupy.
+STREAM_WINDOW = 256 * 1024
+# The connection's: 64 stalled streams before the rest is held up.
+CONNECTION_WINDOW = 16 * 1024 * 1024
+# Streams of one visitor connection at a time. Browsers use up to about 100.
+STREAM_LIMIT = 128
+# A head's fields, decoded, with 32 bytes for each (RFC 9113 section 6.5.2). As large as HTTP/1.1 with the overhead.
+HEAD_BYTES = 48 * 1024
+HEAD_FIELDS = 200
+
+_SERVING = ngh2.Configuration(
+    auto_window_update=False,
+    max_inbound_header_list_size=HEAD_BYTES,
+    max_inbound_header_count=HEAD_FIELDS,
+    max_outbound_ack=256,  # a peer that floods PING or SETTINGS and reads nothing
+    max_settings=16,
+    max_continuations=8,
+    stream_reset_rate_limit=(200, 33),  # rapid reset (CVE-2023-44487): a tab full of images closed at once is 100
+    glitch_rate_limit=(1000, 33),  # empty DATA, odd PRIORITY, MadeYouReset (CVE-2025-8671)
+)
+_ASKING = ngh2.Configuration(
+    auto_window_update=False,
+    max_inbound_header_list_size=64 * 1024,
+    max_inbound_header_count=HEAD_FIELDS,
+    max_outbound_ack=256,
+    max_settings=16,
+    max_reserved_remote_streams=0,
+)
+_SERVING_SETTINGS = {
+    Setting.MAX_CONCURRENT_STREAMS: STREAM_LIMIT,
+    Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+    Setting.MAX_HEADER_LIST_SIZE: HEAD_BYTES,
+    Setting.ENABLE_CONNECT_PROTOCOL: 1,
+    Setting.NO_RFC7540_PRIORITIES: 1,
+}
+_ASKING_SETTINGS = {
+    Setting.ENABLE_PUSH: 0,
+    Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+    Setting.MAX_HEADER_LIST_SIZE: 64 * 1024,
+}
+
+
+class Http2:
+    """One connection's engine. `receive` bytes and act on the events; `pull` bytes and act on the `events` again.
+
+    Sending to a stream that is already gone is no error: its `StreamClosed` is among the next events.
+    """
+
+    __slots__ = ("_core", "_debts", "events", "queued")
+
+    def __init__(self, *, serving: bool) -> None:
+        core = ngh2.Connection(ngh2.Role.SERVER if serving else ngh2.Role.CLIENT, _SERVING if serving else _ASKING)
+        core.initiate_connection(_SERVING_SETTINGS if serving else _ASKING_SETTINGS)
+        core.set_local_window_size(CONNECTION_WINDOW)
+        self._core = core
+        self._debts: dict[int, int] = {}
+        self.events = core.events
+        self.queued = core.queued_body_size
+
+    def receive(self, data: bytes) -> list[ngh2.Event]:
+        """What `data` means. `RemoteError` if the peer broke the protocol or a limit: pull once more, then close."""
+        try:
+            self._core.receive_data(data)
+        except ngh2.DenialOfServiceError as error:
+            raise RemoteError(str(error), reason=Reason.RATE_LIMIT) from None
+        except (ngh2.NGH2Error, ValueError) as error:
+            raise RemoteError(str(error), reason=Reason.PROTOCOL_ERROR) from None
+        return self._core.events()
+
+    def pull(self, limit: int) -> bytes:
+        """About `limit` bytes of output at most; b"" if there is none that the peer's windows allow."""
+        try:
+            return self._core.data_to_send(limit)
+        except ngh2.NGH2Error as error:
+            raise RemoteError(str(error), reason=Reason.PROTOCOL_ERROR) from None
+
+    def owe(self, stream: int, count: int) -> None:
+        """Payload arrived and is not passed on yet."""
+        debts = self._debts
+        debts[stream] = debts.get(stream, 0) + count
+
+    def debt(self, stream: int) -> int:
+        """What this stream has not been acknowledged."""
+        return self._debts.get(stream, 0)
+
+    def pay(self, stream: int, count: int = -1) -> None:
+        """Payload was passed on (all of it by default): let the peer send as much again."""
+        owed = self._debts.get(stream, 0)
+        if count < 0 or count >= owed:
+            count = owed
+            self._debts.pop(stream, None)
+        else:
+            self._debts[stream] = owed - count
+        if count:
+            try:
+                self._core.acknowledge_received_data(count, stream)
+            except (ngh2.NGH2Error, ValueError):
+                return  # the connection ends: nobody waits for a window
+
+    def request(self, fields: Fields, *, end: bool) -> int:
+        """Send a request; its stream. `RemoteError` if the peer takes no more on this connection."""
+        try:
+            return self._core.send_request(fields, end_stream=end)
+        except ngh2.NGH2Error as error:
+            raise RemoteError(str(error), reason=Reason.TARGET_RESET) from None
+
+    def interim(self, stream: int, fields: Fields) -> None:
+        """Send a 1xx response."""
+        try:
+            self._core.send_informational_response(stream, fields)
+        except ngh2.NGH2Error:
+            return
+
+    def respond(self, stream: int, fields: Fields, *, end: bool) -> None:
+        """Send the final response's head."""
+        try:
+            self._core.send_response(stream, fields, end_stream=end)
+        except ngh2.NGH2Error:
+            return
+
+    def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
+        """Queue payload."""
+        try:
+            self._core.send_data(stream, data, end_stream=end)
+        except ngh2.NGH2Error:
+            return
+
+    def end(self, stream: int, trailers: Fields) -> None:
+        """End our direction, with trailers if there are any."""
+        try:
+            if trailers:
+                self._core.send_trailers(stream, trailers)
+            else:
+                self._core.send_data(stream, b"", end_stream=True)
+        except ngh2.NGH2Error:
+            return
+
+    def reset(self, stream: int, code: int) -> None:
+        """RST_STREAM."""
+        try:
+            self._core.reset_stream(stream, code)
+        except ngh2.NGH2Error:
+            return
+
+    def window(self, stream: int) -> int:
+        """What the peer allows us to send on this stream now; 0 if it is gone."""
+        try:
+            return min(self._core.remote_window_size, self._core.stream_remote_window_size(stream))
+        except ngh2.NGH2Error:
+            return 0
+
+    def refuse_more(self) -> None:
+        """GOAWAY: what is under way is finished, nothing new is served."""
+        try:
+            self._core.send_goaway()
+        except ngh2.NGH2Error:
+            return
+
+    def terminate(self, code: int = 0) -> None:
+        """GOAWAY and no more."""
+        try:
+            self._core.terminate_connection(code)
+        except ngh2.NGH2Error:
+            return
