@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import resource
 import socket
@@ -14,11 +15,23 @@ from tunnelgw.net.accept import ACCEPTS_PER_WAKEUP, Acceptor, Ledger, Reserve, c
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def run(main) -> None:  # type: ignore[no-untyped-def]
     with asyncio.Runner(loop_factory=loop_factory(require_uvloop=True)) as runner:
         runner.run(asyncio.wait_for(main(), 20))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until it is true; the runner has the deadline."""
+    for turn in itertools.count():
+        if condition():
+            return
+        await asyncio.sleep(0 if turn < 1000 else 0.01)
 
 
 def ledger(**limits: int) -> Ledger:
@@ -69,8 +82,7 @@ def test_the_count_follows_the_descriptor(end: str) -> None:
             transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, sock)
             assert book.open == 1
             transport.close() if end == "transport" else transport.abort()
-            while book.open:
-                await asyncio.sleep(0)
+            await until(lambda: not book.open)
         assert (book.open, book.pending, book._peers) == (0, 0, {})
         right.close()
 
@@ -88,8 +100,7 @@ def test_a_burst_is_accepted_in_bounded_steps_and_the_listener_survives() -> Non
         )
         clients = [socket.create_connection(listener.getsockname()) for _ in range(ACCEPTS_PER_WAKEUP + 8)]
         acceptor.start()
-        while len(came) < len(clients):
-            await asyncio.sleep(0)
+        await until(lambda: len(came) == len(clients))
         assert 2 <= acceptor.wakeups <= 4
         acceptor.close()
         late = socket.create_connection(listener.getsockname())  # waits in the kernel for whoever is next
@@ -119,8 +130,7 @@ def test_out_of_descriptors_turns_away_and_rests() -> None:
         try:
             for client in clients:
                 client.connect(listener.getsockname())
-            while not refused:
-                await asyncio.sleep(0)
+            await until(lambda: refused)
             for _ in range(2000):  # resting: the loop turns, and nothing wakes the acceptor
                 await asyncio.sleep(0)
             assert acceptor.wakeups == 1
@@ -128,8 +138,7 @@ def test_out_of_descriptors_turns_away_and_rests() -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert clients[0].recv(1) == b""
-        while len(came) < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(came) == 3)
         acceptor.close()
         for sock in (*clients, *came, listener):
             sock.close()

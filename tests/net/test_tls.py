@@ -5,12 +5,15 @@ from __future__ import annotations
 import ssl
 import warnings
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from certs import DAY, NOW, Authority
 
 from tunnelgw.net import tls
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def shake(
