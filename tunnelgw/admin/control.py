@@ -115,7 +115,7 @@ class ControlServer:
 class _Connection(asyncio.Protocol):
     """One peer: requests are answered in order; a line above the limit or a foreign user ends it."""
 
-    __slots__ = ("_buffer", "_busy", "_server", "_task", "_transport")
+    __slots__ = ("_buffer", "_server", "_task", "_transport")
 
     def __init__(self, server: ControlServer) -> None:
         self._server = server
@@ -124,11 +124,12 @@ class _Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         if not self._server.trusts(transport.get_extra_info("socket")):
             log.warning("control socket: a foreign user was refused")
-            transport.abort()
+            stream.abort()
             return
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self._transport = stream
         self._server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:

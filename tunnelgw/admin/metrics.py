@@ -116,7 +116,7 @@ class MetricsServer:
 
         from tunnelgw.obs.collector import CONTENT_TYPE
 
-        assert self._render is not None  # noqa: S101 - set before the site started
+        assert self._render is not None
         body = self._render(await self._snapshot())
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"})
 

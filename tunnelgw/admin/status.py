@@ -6,7 +6,7 @@ Invariant: `--json` prints the dict as it is; the text shows the same facts, one
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -61,37 +61,48 @@ class EdgeStatus(TypedDict):
     invitations: list[Invitation]
 
 
-class EdgeLink(TypedDict):
-    """One edge of a connector; error: why it is not up, in words."""
+class TunnelState(TypedDict):
+    """One tunnel of a connector: to which worker of the edge, since how many seconds it is up."""
 
-    edge: str
-    name: str
+    worker: int
     state: str
-    since: float
-    rtt: float
+    seconds: float
+    rtt_seconds: float
+    streams: int
+    resumes: int
     error: str
-    certificate_expiry: float
+
+
+class JoinedEdgeState(TypedDict):
+    """One edge of a connector; name: ours there. error: why it is not up. certificate_expires: Unix seconds."""
+
+    address: str
+    name: str
+    domain: str
+    state: str
+    error: str
+    certificate_expires: float
+    tunnels: list[TunnelState]
 
 
 class ServiceState(TypedDict):
-    """One declared service at one edge; state is "accepted", "refused" or "waiting" (no answer yet)."""
+    """One declared service; state is "accepted", "refused" or "waiting" (no answer yet)."""
 
     name: str
     target: str
-    edge: str
     state: str
-    addresses: list[str]
-    reason: str
-    message: str
-    hint: str
+    addresses: NotRequired[list[str]]
+    reason: NotRequired[str]
+    message: NotRequired[str]
+    hint: NotRequired[str]
 
 
 class ConnectorStatus(TypedDict):
-    """`tunnelgw status --json`."""
+    """`tunnelgw status --json`; the running connector adds more keys."""
 
     running: bool
     version: str
-    edges: list[EdgeLink]
+    edges: list[JoinedEdgeState]
     services: list[ServiceState]
 
 
@@ -143,25 +154,25 @@ def connector_text(status: ConnectorStatus) -> str:
     lines = ["connector: running" if status["running"] else "connector: not running; start it with: tunnelgw connect"]
     lines.append("")
     lines += _table(
-        ("EDGE", "AS", "STATE", "SINCE", "RTT", "CERTIFICATE UNTIL", "PROBLEM"),
+        ("EDGE", "AS", "STATE", "TUNNELS", "RTT", "CERTIFICATE UNTIL", "PROBLEM"),
         [
             (
-                entry["edge"],
-                entry["name"],
-                entry["state"],
-                when(entry["since"]),
-                _milliseconds(entry["rtt"]),
-                when(entry["certificate_expiry"]),
-                entry["error"],
+                edge["address"],
+                edge["name"],
+                edge["state"],
+                str(sum(tunnel["state"] == "up" for tunnel in edge["tunnels"])),
+                _milliseconds(max((tunnel["rtt_seconds"] for tunnel in edge["tunnels"]), default=0.0)),
+                when(edge["certificate_expires"]),
+                edge["error"],
             )
-            for entry in status["edges"]
+            for edge in status["edges"]
         ],
         empty="no edge joined; use an invitation with: tunnelgw join INVITATION",
     )
     lines += _table(
         ("SERVICE", "TARGET", "STATE", "PUBLIC ADDRESS"),
         [
-            (entry["name"], entry["target"], entry["state"], " ".join(entry["addresses"]) or _problem(entry))
+            (entry["name"], entry["target"], entry["state"], " ".join(entry.get("addresses", ())) or _problem(entry))
             for entry in status["services"]
         ],
         empty="no service; publish one with: tunnelgw expose NAME TARGET",
@@ -175,7 +186,7 @@ def when(timestamp: float) -> str:
 
 
 def _problem(service: ServiceState) -> str:
-    return "; ".join(part for part in (service["message"], service["hint"]) if part) or "-"
+    return "; ".join(part for part in (service.get("message"), service.get("hint")) if part) or "-"
 
 
 def _milliseconds(seconds: float) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunnelgw import __version__
 from tunnelgw.admin.call import NotRunningError, call
 from tunnelgw.cli.common import option, say
 from tunnelgw.config.load import load_connector
-from tunnelgw.config.paths import CONNECTOR, config_path, default_state_dir
+from tunnelgw.config.paths import CONNECTOR, config_path
 from tunnelgw.errors import LocalError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from tunnelgw.admin.status import ConnectorStatus, JoinedEdgeState, ServiceState
     from tunnelgw.config.model import ConnectorConfig
 
 # How long `expose` waits for the edge's answer; a connector that is up has it within a round trip.
@@ -25,14 +25,12 @@ CLAIM_SECONDS = 10.0
 
 def connect(arguments: Namespace) -> int:
     """Run the connector until a signal ends it."""
+    from tunnelgw.admin.run import run_connector
     from tunnelgw.obs import log
 
-    path = config_path(CONNECTOR, arguments.config)
     log.setup()
-    config = load_connector(path)
-    from tunnelgw.connector.app import run_connector
-
-    return run_connector(config, config_path=path)
+    run_connector(load_connector(config_path(CONNECTOR, arguments.config)))
+    return 0
 
 
 def expose(arguments: Namespace) -> int:
@@ -102,44 +100,32 @@ def status(arguments: Namespace) -> int:
     """Edges, services and their public addresses."""
     from tunnelgw.admin.status import connector_text
 
-    path = config_path(CONNECTOR, arguments.config)
-    config = load_connector(path)
+    config = load_connector(config_path(CONNECTOR, arguments.config))
     try:
-        report = call(config.state_dir, {"command": "status"})["status"]
+        report: ConnectorStatus = call(config.state_dir, {"command": "status"})["status"]
+        report["running"] = True
     except NotRunningError:
         report = _offline(config)
     print(json.dumps(report, indent=2) if arguments.json else connector_text(report))
     return 0
 
 
-def _offline(config: ConnectorConfig) -> dict[str, object]:
+def _offline(config: ConnectorConfig) -> ConnectorStatus:
     """What is known without a running connector: the file."""
-    from tunnelgw import __version__
-
-    edges = [
+    edges: list[JoinedEdgeState] = [
         {
-            "edge": str(edge),
+            "address": str(edge),
             "name": "",
+            "domain": "",
             "state": "away",
-            "since": 0.0,
-            "rtt": 0.0,
             "error": "the connector is not running",
-            "certificate_expiry": 0.0,
+            "certificate_expires": 0.0,
+            "tunnels": [],
         }
         for edge in config.edge
     ]
-    services = [
-        {
-            "name": service.name,
-            "target": str(service.target),
-            "edge": "",
-            "state": "waiting",
-            "addresses": [],
-            "reason": "",
-            "message": "",
-            "hint": "",
-        }
-        for service in config.services
+    services: list[ServiceState] = [
+        {"name": service.name, "target": str(service.target), "state": "waiting"} for service in config.services
     ]
     return {"running": False, "version": __version__, "edges": edges, "services": services}
 
