@@ -7,7 +7,7 @@ import contextlib
 import ssl
 import sys
 from pathlib import Path
-from typing import Any, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "net"))
 
@@ -27,8 +27,9 @@ from tunnelgw.obs.counters import ProcessCounters, RouteCounters
 from tunnelgw.routing.table import NameEntry, Route
 
 if TYPE_CHECKING:
-    from tunnelgw.obs.reasons import Reason
     from collections.abc import Awaitable, Callable
+
+    from tunnelgw.obs.reasons import Reason
 
 ADDRESS = "127.0.0.1"
 

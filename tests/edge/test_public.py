@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import socket
 import ssl
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from front import ADDRESS, Front, ended, hello, in_records, run, until
@@ -229,8 +229,8 @@ def test_silence_is_cut_at_an_absolute_deadline(first: bytes, tmp_path: Path, mo
 
 @pytest.mark.parametrize(
     "junk",
-    [b"\x80\x2e\x01\x03\x01", b"\x18\x03\x02\x00\x03\x01\x40\x00", b"\0" * 64, b"SSH-2.0-x\r\n", b"\x16\x03\x01\xff\xff" + b"x" * 9,
-     b"\x16\x03\x01\x00\x00", b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", b"PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\n"],
+    [b"\x80\x2e\x01\x03\x01", b"\x18\x03\x02\x00\x03\x01\x40\x00", b"\0" * 64, b"SSH-2.0-x\r\n",
+     b"\x16\x03\x01\xff\xff" + b"x" * 9, b"\x16\x03\x01\x00\x00", b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", b"PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\n"],
 )  # fmt: skip
 def test_junk_is_closed_quickly(junk: bytes, tmp_path: Path) -> None:
     async def main() -> None:
@@ -467,7 +467,8 @@ def test_stalled_handshakes_do_not_delay_a_visitor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "worker"),
     [("w0.tgw.invalid", 0), ("w12.tgw.invalid", 12), ("tgw.invalid", None), ("wx.tgw.invalid", None),
-     ("w.tgw.invalid", None), ("w1.tgw.invalid.", None), ("w123456.tgw.invalid", None), ("w\u0663.tgw.invalid", None), ("w1.example.com", None)],
+     ("w.tgw.invalid", None), ("w1.tgw.invalid.", None), ("w123456.tgw.invalid", None),
+     ("w\u0663.tgw.invalid", None), ("w1.example.com", None)],
 )  # fmt: skip
 def test_worker_names(name: str, worker: int | None) -> None:
     assert worker_of(name) == worker

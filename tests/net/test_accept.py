@@ -7,6 +7,7 @@ import itertools
 import os
 import resource
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,7 +16,6 @@ from tunnelgw.net.accept import ACCEPTS_PER_WAKEUP, Acceptor, Ledger, Reserve, c
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ssl
 import warnings
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from certs import DAY, NOW, Authority
 
 from tunnelgw.net import tls
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net import tls
@@ -192,10 +192,9 @@ class TlsPassage(_Passage, asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what loops give
-        self._transport = transport
-        tls.limit_buffers(transport)
-        transport.pause_reading()  # honoured here on TLS transports
+        self._transport = made = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        tls.limit_buffers(made)
+        made.pause_reading()  # honoured here on TLS transports
         self._ask()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
