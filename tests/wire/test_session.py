@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wirepair import End, Pair, Sink
+from wirepair import Pair
 
 
 def test_bytes_flow_both_ways_and_end_each_way() -> None:

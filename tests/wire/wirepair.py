@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from tunnelgw.obs.reasons import Reason
+from typing import TYPE_CHECKING
+
 from tunnelgw.wire.control import Control, Open
 from tunnelgw.wire.flow import DEFAULT_LIMITS, Budget, SessionLimits
 from tunnelgw.wire.session import Session
-from tunnelgw.wire.stream import Stream
+
+if TYPE_CHECKING:
+    from tunnelgw.obs.reasons import Reason
+    from tunnelgw.wire.stream import Stream
 
 REQUEST = Open(service="web")
 
@@ -84,7 +88,12 @@ class End:
     """One side: its session, its handler, how often it was woken."""
 
     def __init__(
-        self, *, opens_odd: bool, limits: SessionLimits = DEFAULT_LIMITS, budget: Budget | None = None, held: bool = False
+        self,
+        *,
+        opens_odd: bool,
+        limits: SessionLimits = DEFAULT_LIMITS,
+        budget: Budget | None = None,
+        held: bool = False,
     ) -> None:
         self.handler = Handler(held=held)
         self.wakes = 0

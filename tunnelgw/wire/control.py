@@ -1,7 +1,8 @@
 """The typed JSON messages of the tunnel: OPEN's request, CONTROL messages and the hello exchange.
 
 Tagged msgspec structs: unknown fields are ignored (a newer peer may send more), unknown tags and wrong types are a
-`RemoteError`. Every list and string that a peer sends is bounded by the frame that carries it and by the limits here.
+`RemoteError`. Every list and string that a peer sends is bounded by the frame that carries it and by the limits
+here.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class RefusedMessage(Struct, frozen=True, omit_defaults=True, tag="refused"):
     retry_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0.0
 
 
-# What may be said on a link before its session is attached. RenewRequest/Renewed: for an expired, unrevoked certificate.
+# What may be said on a link before its session is attached. RenewRequest/Renewed: for an expired certificate.
 Greeting = Hello | Welcome | JoinStart | Authority | Join | Joined | RenewRequest | Renewed | RefusedMessage
 
 encode = msgspec.json.Encoder().encode

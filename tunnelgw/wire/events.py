@@ -1,8 +1,8 @@
 """What a session tells its owner, as calls: no event object per frame.
 
-`StreamSink` is the owner of one stream's near end (a splice, an HTTP upstream); `SessionHandler` is the owner of the
-session (edge or connector). Every call comes from `Session.feed`, `tick`, `attach`, `pull` or `close`, never from
-another thread, and may call back into the session at once (write, finish, reset, open).
+`StreamSink` is the owner of one stream's near end (a splice, an HTTP upstream); `SessionHandler` is the owner of
+the session (edge or connector). Every call comes from `Session.feed`, `tick`, `attach`, `pull` or `close`, never
+from another thread, and may call back into the session at once (write, finish, reset, open).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class StreamSink(Protocol):
     """Receives one stream's bytes. After `stream_reset` no other call comes."""
 
     def stream_data(self, data: bytes) -> None:
-        """Bytes arrived (never empty, immutable). The sink owes `stream.consumed(len(data))` once they are passed on."""
+        """Bytes arrived (never empty, immutable). Call `stream.consumed(len(data))` once they are passed on."""
 
     def stream_finished(self) -> None:
         """The peer's half ended (FIN): no more `stream_data`."""

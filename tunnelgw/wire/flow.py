@@ -1,11 +1,11 @@
-"""Flow control arithmetic: windows, how they grow, and the caps that hold everything a peer may make us keep.
+"""Flow control: windows, how they grow, and the caps on everything that a peer may make us keep.
 
-A window is charged when DATA arrives and credited when the next transport accepted the bytes. It grows to twice what was consumed
-in one minimum round trip (dynamic right-sizing), so a fast reader far away gets its bandwidth-delay product and a slow reader
-keeps 256 KiB however fast its bytes arrive.
+A window is charged when DATA arrives and credited when the next transport accepted the bytes. It grows to twice
+what was consumed in one minimum round trip (dynamic right-sizing): a fast reader far away gets its bandwidth-delay
+product, a slow reader keeps 256 KiB however fast its bytes arrive.
 
-Invariant: bytes received and not consumed never exceed the window that was granted, per stream; their sum is watched against a cap
-per session and, through `Budget`, per process.
+Invariant: bytes received and not consumed never exceed the window that was granted, per stream; their sum is held
+under a cap per session and, through `Budget`, per process.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MIB = 1024 * KIB
 INITIAL_WINDOW = 256 * KIB  # 2.5 MB/s at 100 ms before it grows; a page with its images needs no growth
 PRESSED_WINDOW = 64 * KIB  # for new streams while buffers are above half of a cap
 MAX_WINDOW = 16 * MIB  # 160 MB/s at 100 ms
-RTT_FLOOR = 0.002  # two event loops take turns: on loopback the round trip of a ping is not the round trip of bulk data
-MAX_CREDIT = 2**31 - 1  # the sum of all credit a peer may hold out for one stream: fits 32 bits with no wrap
+MAX_CREDIT = 2**31 - 1  # all credit a peer may hold out for one stream: no sum of two wraps 32 bits
+RTT_FLOOR = 0.002  # seconds: two busy event loops take turns more slowly than a ping on loopback suggests
 INITIAL_WINDOWS = frozenset((INITIAL_WINDOW, PRESSED_WINDOW))
 
 
@@ -36,15 +36,15 @@ INITIAL_WINDOWS = frozenset((INITIAL_WINDOW, PRESSED_WINDOW))
 class SessionLimits:
     """Bounds of one session; every default is safe for a small VPS."""
 
-    streams: int = 16384  # opened by this side: 10,000 idle visitors and room
-    accepted: int = 20480  # opened by the peer: its own limit plus those whose end has not reached us yet
+    streams: int = 16384  # opened here: 10,000 idle visitors and room
+    accepted: int = 20480  # opened by the peer: its own limit, plus those whose end has not reached us yet
     opens_per_second: float = 20000.0  # more than one core can serve; the burst is `accepted`
-    buffered: int = 64 * MIB  # received, not consumed
+    buffered: int = 64 * MIB  # received, not consumed; one feed may exceed it until its end
     retained: int = 32 * MIB  # sent, not acknowledged; sending stops there
-    control: int = 1 * MIB  # one reassembled CONTROL message (4,096 offers are about 800 KiB)
-    answers: int = 65536  # frames that the peer makes us queue (RESET for refused OPENs) and does not read
+    control: int = 1 * MIB  # one reassembled CONTROL message: 4,096 offers are about 800 KiB
+    answers: int = 65536  # queued frames beyond which a peer's OPENs are no longer answered but end the session
     datagrams: int = 1 * MIB  # queued datagrams; the oldest are dropped
-    lingering: int = 4096  # streams reset by us whose late bytes are still checked against their window
+    lingering: int = 4096  # streams reset here whose late bytes are still checked against their window
     max_window: int = MAX_WINDOW
 
 
@@ -52,7 +52,7 @@ DEFAULT_LIMITS = SessionLimits()
 
 
 class Budget:
-    """Bytes that all sessions of a process hold for their consumers, and what windows grew beyond their start.
+    """Bytes that all sessions of a process hold for their consumers, and by how much windows grew.
 
     One object per process, given to each session, which adds and subtracts directly.
     """
@@ -71,15 +71,74 @@ class Budget:
         reset_stalest(streams, self.used - relieved(self.limit))
 
 
-def grown_window(window: int, consumed: int, *, elapsed: float, min_rtt: float, largest: int) -> int:
-    """The window that fits a reader which consumed so many bytes in `elapsed` seconds: never smaller, at most doubled."""
+class Windows:
+    """The receiving windows of one session's streams: credit, growth, pressure."""
+
+    __slots__ = ("pressed", "_budget", "_grown", "_limits")
+
+    def __init__(self, limits: SessionLimits, budget: Budget) -> None:
+        self.pressed = False  # above half of a cap: new streams start small, windows stop growing
+        self._limits = limits
+        self._budget = budget
+        self._grown = 0
+
+    @property
+    def initial(self) -> int:
+        """What a new stream is granted."""
+        return PRESSED_WINDOW if self.pressed else INITIAL_WINDOW
+
+    def review(self, buffered: int) -> bool:
+        """Compare with the caps; whether `initial` changed. Pressure ends below three eighths, or it would flap."""
+        eighths = 3 if self.pressed else 4
+        limits, budget = self._limits, self._budget
+        pressed = buffered * 8 > limits.buffered * eighths or budget.used * 8 > budget.limit * eighths
+        changed = pressed != self.pressed
+        self.pressed = pressed
+        return changed
+
+    def credit(self, stream: Stream, *, now: float, min_rtt: float) -> int:
+        """What a stream's peer gets back, and more where the window is too small for the round trip."""
+        credit = stream.owed
+        stream.owed = 0
+        stream.owing = False
+        stream.epoch_consumed += credit
+        elapsed = now - stream.epoch_at
+        if elapsed >= max(min_rtt, RTT_FLOOR):
+            if not self.pressed:
+                credit += self._grow(stream, elapsed, min_rtt)
+            stream.epoch_at = now
+            stream.epoch_consumed = 0
+        stream.granted += credit
+        return credit
+
+    def release(self, stream: Stream) -> None:
+        """A stream is over."""
+        self._grown -= stream.grown
+        self._budget.grown -= stream.grown
+        stream.grown = 0
+
+    def _grow(self, stream: Stream, elapsed: float, min_rtt: float) -> int:
+        limits, budget = self._limits, self._budget
+        wanted = fitting_window(stream.epoch_consumed, elapsed=elapsed, min_rtt=min_rtt)
+        growth = min(wanted, 2 * stream.window, limits.max_window) - stream.window
+        growth = min(growth, limits.buffered - self._grown, budget.limit - budget.grown)
+        if growth <= 0:
+            return 0
+        stream.window += growth
+        stream.grown += growth
+        self._grown += growth
+        budget.grown += growth
+        return growth
+
+
+def fitting_window(consumed: int, *, elapsed: float, min_rtt: float) -> int:
+    """The window for a reader that consumed so many bytes in `elapsed` seconds: twice its share of a round trip."""
     rtt = max(min_rtt, RTT_FLOOR)
-    wanted = int(2.0 * consumed * rtt / max(elapsed, rtt))
-    return max(window, min(wanted, 2 * window, largest))
+    return int(2.0 * consumed * rtt / max(elapsed, rtt))
 
 
 def relieved(cap: int) -> int:
-    """Where relief stops: a sixteenth below the cap, so that the search for stalled streams is not repeated per frame."""
+    """Where relief stops: a sixteenth below the cap, so that stalled streams are not searched for at each frame."""
     return cap - cap // 16
 
 
@@ -97,7 +156,7 @@ def reset_stalest(streams: Iterable[Stream], excess: int) -> None:
 class TokenBucket:
     """So many events at once, then so many a second."""
 
-    __slots__ = ("_rate", "_burst", "_tokens", "_at")
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
 
     def __init__(self, *, rate: float, burst: float, now: float) -> None:
         self._rate = rate

@@ -1,6 +1,7 @@
 """Messages longer than a frame: CONTROL and DATAGRAM, cut into fragments with the MORE bit and put together again.
 
-Invariant: a reassembly never holds more than its bound; a datagram queue never holds more than its own and drops the oldest.
+Invariant: a reassembly never holds more than its bound; a datagram queue never more than its own, and drops the
+oldest.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Assembler:
         self._stream = -1  # of the message under way; -1: none
 
     def add(self, stream: int, payload: bytes, *, more: bool) -> bytes | None:
-        """The whole message once its last fragment came; `RemoteError` beyond the bound or for a mix of two messages."""
+        """The whole message once its last fragment came; `RemoteError` beyond the bound or for two messages mixed."""
         if self._stream < 0:
             if not more:
                 return payload

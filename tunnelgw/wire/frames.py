@@ -1,9 +1,11 @@
 """The frame: 8 bytes of header, then at most 16,376 bytes of payload, so that a full frame is one TLS record.
 
-Header, big endian: type (8 bits), length of the payload (24 bits), stream (32 bits). DATA is type 0: the first word of a DATA header
-is then its length alone, and one comparison in the hot loop says both "this is DATA" and "its length is legal".
+Header, big endian: type (8 bits), length of the payload (24 bits), stream (32 bits). DATA is type 0: the first word
+of its header is then the length alone, and one comparison in the hot loop says both "this is DATA" and "its length
+is legal".
 
-Invariant: what may legally follow a header is decided by `RULES` alone, from the header alone, before any payload is waited for.
+Invariant: whether a header is legal is decided by `RULES` alone, from the header alone, before any payload is
+waited for.
 """
 
 from __future__ import annotations

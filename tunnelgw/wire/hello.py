@@ -1,9 +1,10 @@
 """The greeting: typed messages on a link before its session is attached (Hello, Welcome, Join and their answers).
 
-A greeting is one frame of type HELLO, stream 0, up to 64 KiB, outside of the session's counting. What follows the last greeting on
-the link belongs to the session and is handed over untouched.
+A greeting is one frame of type HELLO, stream 0, up to 64 KiB, outside of the session's counting. What follows the
+last greeting on the link belongs to the session and is handed over untouched.
 
-Invariant: `GreetingReader` raises `RemoteError` and nothing else, and never holds more than one greeting plus what came with it.
+Invariant: `GreetingReader` raises `RemoteError` and nothing else, and never holds more than one greeting and what
+came with it.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def negotiate(versions: list[int] | tuple[int, ...]) -> int:
 class GreetingReader:
     """Collects greetings from a link's bytes.
 
-    Inputs: `feed(data)`, which returns a greeting as soon as one is complete, else None. For a further greeting feed again (with b"" if
-    it may have come already). `rest` is what followed the last greeting: the session's first bytes.
+    Input: `feed(data)`, which returns a greeting as soon as one is complete, else None. For a further greeting feed
+    again (with b"" if it may have come already). `rest` is what followed the last one: the session's first bytes.
     """
 
     __slots__ = ("_buffer",)

@@ -1,12 +1,14 @@
-"""What each frame from the peer does to a session: one handler per type, chosen by table (`HANDLERS`).
+"""What arrives: frames found in the link's bytes (`walk`), and what each does to the session (`HANDLERS`, by type).
 
-DATA is not here: `Session.feed` handles it inline. Length, MORE and the use of the stream field were checked from the header.
+One loop over one offset; DATA is handled in it, everything else by table. Length, MORE and the use of the stream
+field are checked from the header (frames.py) before a handler sees the frame.
 
-Invariant: nothing but `RemoteError` comes out, and the work and memory per frame are bounded whatever a peer sends.
+Invariant: nothing but `RemoteError` comes out, and work and memory per frame are bounded whatever a peer sends.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,9 +20,13 @@ from tunnelgw.wire.flow import INITIAL_WINDOWS, MAX_CREDIT
 from tunnelgw.wire.frames import (
     ACK,
     CONTROL,
+    COUNTED_BELOW,
     DATAGRAM,
     FIN,
     GOAWAY,
+    HEADER,
+    HEADER_SIZE,
+    MAX_PAYLOAD,
     OPEN,
     OPEN_WINDOWS,
     PING,
@@ -29,6 +35,7 @@ from tunnelgw.wire.frames import (
     U32,
     U64,
     WINDOW,
+    check_header,
 )
 from tunnelgw.wire.stream import BLOCKED, HIGH_WATER_MOST, NULL_SINK, Stream
 
@@ -38,21 +45,21 @@ if TYPE_CHECKING:
     from tunnelgw.wire.control import Control, Open
     from tunnelgw.wire.session import Session
 
+_unpack = HEADER.unpack_from
 _MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-def on_open(session: Session, number: int, payload: bytes, more: bool) -> None:
-    """The peer opens a stream: increasing ids of its parity; beyond a limit it is refused, never queued."""
-    if number & 1 == session.parity or number <= session.last_accepted:
-        raise RemoteError(f"OPEN of stream {number} after {session.last_accepted}")
-    session.last_accepted = number
+def on_open(session: Session, number: int, payload: bytes, _more: bool) -> None:
+    """The peer opens a stream; beyond a limit it is refused, never queued."""
+    session.table.accept(number)
     granted, assumed = OPEN_WINDOWS.unpack_from(payload)
     if granted > MAX_CREDIT or assumed not in INITIAL_WINDOWS:
-        raise RemoteError(f"OPEN with windows {granted} and {assumed}")
+        raise RemoteError(f"OPEN with windows of {granted} and {assumed}")
     refusal = session.refusal()
     if refusal is not None:
-        session.linger(number, assumed)
-        session.answer_reset(number, refusal)
+        session.table.linger(number, assumed)
+        session.out.refuse(number, refusal)
+        session.notify()
         return
     try:
         request: Open = decode_open(payload[OPEN_WINDOWS.size :])
@@ -63,18 +70,17 @@ def on_open(session: Session, number: int, payload: bytes, more: bool) -> None:
     stream.credit = granted
     stream.granted = stream.window = assumed
     stream.epoch_at = session.now
-    session.streams[number] = stream
-    session.accepted += 1
+    session.table.add(stream)
     session.handler.stream_opened(stream, request)
     if stream.sink is NULL_SINK and not stream.gone:
         stream.reset(Reason.INTERNAL)
 
 
-def on_fin(session: Session, number: int, payload: bytes, more: bool) -> None:
+def on_fin(session: Session, number: int, _payload: bytes, _more: bool) -> None:
     """The peer's half ends."""
-    stream = session.lookup(number)
+    stream = session.table.lookup(number)
     if stream is None:
-        session.late_fin(number)
+        session.table.late_end(number)
         return
     if stream.fin_received:
         raise RemoteError(f"second FIN for stream {number}")
@@ -85,18 +91,18 @@ def on_fin(session: Session, number: int, payload: bytes, more: bool) -> None:
         session.retire(stream)
 
 
-def on_reset(session: Session, number: int, payload: bytes, more: bool) -> None:
+def on_reset(session: Session, number: int, payload: bytes, _more: bool) -> None:
     """The peer gave up a stream."""
-    stream = session.lookup(number)
+    stream = session.table.lookup(number)
     if stream is None:
-        session.late_fin(number)
+        session.table.late_end(number)
         return
     sink = stream.sink
     session.forget(stream)
     sink.stream_reset(from_code(payload[0]))
 
 
-def on_window(session: Session, number: int, payload: bytes, more: bool) -> None:
+def on_window(session: Session, number: int, payload: bytes, _more: bool) -> None:
     """Credit for a stream; for stream 0: what new streams may assume from now on."""
     (credit,) = U32.unpack(payload)
     if number == 0:
@@ -104,7 +110,7 @@ def on_window(session: Session, number: int, payload: bytes, more: bool) -> None
             raise RemoteError(f"initial window of {credit}")
         session.peer_initial = credit
         return
-    stream = session.lookup(number)
+    stream = session.table.lookup(number)
     if not credit:
         raise RemoteError(f"empty credit for stream {number}")
     if stream is None:
@@ -119,7 +125,7 @@ def on_window(session: Session, number: int, payload: bytes, more: bool) -> None
         session.scheduler.unblock(stream)
 
 
-def on_control(session: Session, number: int, payload: bytes, more: bool) -> None:
+def on_control(session: Session, _number: int, payload: bytes, more: bool) -> None:
     """A typed message, perhaps in fragments."""
     whole = session.control_parts.add(0, payload, more=more)
     if whole is None:
@@ -131,18 +137,21 @@ def on_control(session: Session, number: int, payload: bytes, more: bool) -> Non
     session.handler.control_received(message)
 
 
-def on_ack(session: Session, number: int, payload: bytes, more: bool) -> None:
+def on_ack(session: Session, _number: int, payload: bytes, _more: bool) -> None:
     """The peer has so many counted bytes."""
-    session.acknowledged(U64.unpack(payload)[0])
+    retained = session.retained_frames
+    retained.acknowledge(U64.unpack(payload)[0])
+    session.liveness.outstanding = math.inf if retained.acked == retained.sent else session.now
+    session.notify()  # at the cap, room appeared
 
 
-def on_ping(session: Session, number: int, payload: bytes, more: bool) -> None:
+def on_ping(session: Session, _number: int, payload: bytes, _more: bool) -> None:
     """Answered by one PONG; of several that arrived before it left, the last (a flood costs one answer per pull)."""
-    session.pong = payload
+    session.out.pong(payload)
     session.notify()
 
 
-def on_pong(session: Session, number: int, payload: bytes, more: bool) -> None:
+def on_pong(session: Session, _number: int, payload: bytes, _more: bool) -> None:
     """A round trip was measured."""
     session.liveness.answered(U64.unpack(payload)[0], session.now)
 
@@ -154,7 +163,7 @@ def on_datagram(session: Session, number: int, payload: bytes, more: bool) -> No
         session.handler.datagram_received(number, whole)
 
 
-def on_goaway(session: Session, number: int, payload: bytes, more: bool) -> None:
+def on_goaway(session: Session, _number: int, payload: bytes, _more: bool) -> None:
     """The peer takes no new streams; said again on each link, told once."""
     if session.peer_leaving is None:
         session.peer_leaving = from_code(payload[0])
@@ -173,3 +182,79 @@ HANDLERS: dict[int, Callable[[Session, int, bytes, bool], None]] = {
     DATAGRAM: on_datagram,
     GOAWAY: on_goaway,
 }
+
+
+def walk(session: Session, data: bytes | memoryview, offset: int) -> int:
+    """Handle the whole frames of `data` from `offset` on; where the first incomplete one begins."""
+    end = len(data)
+    last = end - HEADER_SIZE
+    uncounted = offset
+    view = type(data) is not bytes
+    get = session.streams.get
+    budget = session.budget
+    try:
+        while offset <= last:
+            word, number = _unpack(data, offset)
+            start = offset + HEADER_SIZE
+            if word <= MAX_PAYLOAD:  # DATA
+                stop = start + word
+                if stop > end:
+                    break
+                stream = get(number)
+                if stream is None:
+                    session.table.late_data(number, word)
+                    offset = stop
+                    continue
+                granted = stream.granted - word
+                if granted < 0 or not word:
+                    raise RemoteError(f"DATA of {word} bytes for stream {number}: beyond its window or its end")
+                offset = stop
+                stream.granted = granted
+                if not stream.unread:
+                    stream.progress_at = session.now
+                stream.unread += word
+                session.buffered += word
+                budget.used += word
+                stream.sink.stream_data(bytes(data[start:stop]) if view else data[start:stop])  # type: ignore[arg-type]
+                continue
+            kind, more = check_header(word, number)
+            stop = start + (word & 0xFFFFFF)
+            if stop > end:
+                break
+            if kind >= COUNTED_BELOW:
+                uncounted += stop - offset
+            offset = stop
+            HANDLERS[kind](session, number, bytes(data[start:stop]), more)
+            if session.closed:
+                return end
+    finally:
+        session.received += offset - uncounted
+    return offset
+
+
+def complete(session: Session, data: bytes | memoryview) -> int:
+    """Complete and handle the frame that the last feed left; where the rest of `data` begins."""
+    partial = session.partial
+    offset = 0
+    if len(partial) < HEADER_SIZE:
+        offset = HEADER_SIZE - len(partial)
+        partial += data[:offset]
+        if len(partial) < HEADER_SIZE:
+            return len(data)
+    word, number = _unpack(partial)
+    check_header(word, number)
+    missing: int = HEADER_SIZE + (word & 0xFFFFFF) - len(partial)
+    partial += data[offset : offset + missing]
+    if len(data) - offset < missing:
+        return len(data)
+    frame = bytes(partial)
+    partial.clear()
+    walk(session, frame, 0)
+    return offset + missing
+
+
+def keep_partial(session: Session, data: bytes | memoryview) -> None:
+    """Keep the beginning of a frame; its header is checked before its payload is waited for."""
+    session.partial += data
+    if len(session.partial) >= HEADER_SIZE:
+        check_header(*_unpack(session.partial))

@@ -1,17 +1,17 @@
 """Whether the link still lives, and how long its round trip is.
 
-Silence alone proves nothing on an idle link, so a ping goes out every 5 s, below the idle time of common CGNATs. What decides is
-an unanswered question: a ping, or counted bytes that a living peer acknowledges within 100 ms.
+Silence alone proves nothing on an idle link, so a ping goes out every 5 s, below the idle time of common CGNATs.
+What decides is an unanswered question: a ping, or counted bytes, which a living peer acknowledges within 100 ms.
 
-Invariant: any received byte proves life; nothing but a passed deadline of an asked question declares death, and a deadline
-that we ourselves missed (the process was stopped) is asked once more first.
+Invariant: any received byte proves life; nothing but the passed deadline of a question declares death, and a
+deadline that we ourselves slept through (the process was stopped) is asked once more first.
 """
 
 from __future__ import annotations
 
 import math
 
-PING_IDLE = 5.0  # seconds between pings; with REPLY_IDLE and the shell's timer grain a silent death shows within 10 s
+PING_IDLE = 5.0  # seconds between pings; with REPLY_IDLE and a timer's grain a silent death shows within 10 s
 REPLY_IDLE = 4.75
 PING_BUSY = 1.0  # while counted bytes wait for their acknowledgement
 SILENCE_BUSY = 3.0  # of nothing at all, while counted bytes wait
@@ -22,7 +22,7 @@ MAX_ASKED = 16  # pings whose time of sending is remembered
 
 
 class Liveness:
-    """Times of one link. Inputs: `start`, `hear`, `ask`, `pinged`, `answered`; output: `ask_at()`, `dead_at()`."""
+    """Inputs: `start`, `hear`, `ask`, `pinged`, `answered`, `forgive`. Outputs: `ask_at`, `dead_at`."""
 
     __slots__ = ("_asked", "_number", "_sent", "_unanswered", "forgiven", "heard", "min_rtt", "outstanding", "rtt")
 
@@ -58,13 +58,17 @@ class Liveness:
         if self._unanswered == math.inf:
             self._unanswered = now
 
-    def pinged(self, now: float) -> int:
-        """A ping leaves; its number."""
+    @property
+    def next_number(self) -> int:
+        """The number that the next ping carries."""
+        return self._number + 1
+
+    def pinged(self, now: float) -> None:
+        """A ping left."""
         self._number += 1
         if len(self._sent) >= MAX_ASKED:
             del self._sent[next(iter(self._sent))]
         self._sent[self._number] = now
-        return self._number
 
     def answered(self, number: int, now: float) -> None:
         """A pong came: measure. A number that was not asked (or was answered before) says nothing."""
@@ -75,10 +79,6 @@ class Liveness:
         self.rtt = sample if self.rtt == 0.0 else self.rtt + (sample - self.rtt) / 8
         if self.min_rtt == 0.0 or sample < self.min_rtt:
             self.min_rtt = sample
-
-    def may_ask(self, now: float) -> bool:
-        """Counted bytes leave: ask at once, but once a second."""
-        return now - self._asked >= PING_BUSY
 
     def ask_at(self) -> float:
         """When the next ping is due."""

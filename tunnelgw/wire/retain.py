@@ -1,9 +1,10 @@
 """What was sent and not yet acknowledged, kept for a resume.
 
-Kept are the very objects that `pull` handed out: joined once, never copied for this. An object may begin with uncounted
-frames (`skip` bytes of ACK, PING, datagrams), which are not sent again.
+Kept are the very objects that `pull` handed out: joined once, never copied for this. An object may begin with
+uncounted frames (`skip` bytes of ACK, PING, datagrams), which are not sent again.
 
-Invariant: `acked` <= every count a peer may tell <= `sent`, and the kept objects are exactly the counted bytes between them.
+Invariant: every count that a peer may tell lies between `acked` and `sent`, and what is kept covers exactly the
+counted bytes between the two.
 """
 
 from __future__ import annotations

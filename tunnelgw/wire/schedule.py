@@ -1,11 +1,11 @@
 """Which stream sends next: deficit round robin, new and short flows first.
 
-Two lists. A stream that begins to send with little queued is young and goes first, for one turn; what still has bytes after
-that, or begins with many, is old and takes turns of one full frame. A frame can be cut anywhere, so a turn is spent to the byte and no
-deficit is carried over. A stream that is alone sends as much as there is room for.
+Two lists. A stream that begins to send with little queued is young and goes first, for one turn; what still has
+bytes after that, or begins with many, is old and takes turns of one full frame. A frame can be cut anywhere, so a
+turn is spent to the byte and no deficit is carried over. A stream that is alone sends as much as there is room for.
 
-Invariant: OPEN frames leave in the order of their ids; nothing of a stream leaves before its OPEN or beyond its credit; a quarter
-of each pull is kept for old flows, so that no number of young ones starves them.
+Invariant: OPEN frames leave in the order of their ids; nothing of a stream leaves before its OPEN or beyond its
+credit; a quarter of each pull is kept for old flows, so that no number of young ones starves them.
 """
 
 from __future__ import annotations

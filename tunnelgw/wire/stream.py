@@ -1,10 +1,11 @@
 """One near end of a stream: two independent halves, and nothing that touches the link.
 
-The sending half is a queue of the caller's own immutable objects: nothing is copied before `Session.pull` joins them. The
-receiving half keeps no bytes at all, only counts: what the peer may still send (`granted`), what the sink holds (`unread`), what it
-has passed on and is owed to the peer (`owed`).
+The sending half is a queue of the caller's own immutable objects: nothing is copied before `Session.pull` joins
+them. The receiving half keeps no bytes at all, only counts: what the peer may still send (`granted`), what the sink
+holds (`unread`), what the sink has passed on and the peer has not got back yet (`owed`).
 
-Invariant: `granted + unread + owed` is the window, at any time, until FIN or reset; after a reset the sink is never called again.
+Invariant: `granted + unread + owed` is the window at any time, until FIN or reset; after a reset the sink is never
+called again.
 """
 
 from __future__ import annotations

@@ -1,0 +1,147 @@
+"""What a session itself has to say, beside its streams' bytes: answers, acknowledgements, credit, control, datagrams.
+
+Uncounted frames (PONG, PING, ACK, GOAWAY, then datagrams) go first and form the prefix of what is pulled; counted
+ones (WINDOW, RESET, CONTROL) come before streams.
+
+Invariant: what a peer can make us queue is bounded: one PONG, one ACK, a WINDOW per stream, `limits.answers`
+RESETs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import RemoteError
+from tunnelgw.wire.fragments import DatagramQueue, split
+from tunnelgw.wire.frames import ACK, CONTROL, GOAWAY, PING, PONG, RESET, U32, U64, WINDOW, encode
+from tunnelgw.wire.schedule import LEAST, Parts
+
+if TYPE_CHECKING:
+    from tunnelgw.obs.reasons import Reason
+    from tunnelgw.wire.flow import SessionLimits, Windows
+    from tunnelgw.wire.stream import Stream
+
+
+class Outgoing:
+    """Frames of the session itself. Inputs: the methods up to `detach`; outputs: `fill_uncounted`, `fill_counted`."""
+
+    __slots__ = (
+        "datagrams",
+        "leaving",
+        "urgent",
+        "_ack",
+        "_answers",
+        "_control",
+        "_goaway",
+        "_owing",
+        "_ping",
+        "_pong",
+    )
+
+    def __init__(self, limits: SessionLimits) -> None:
+        self.urgent = False  # something uncounted waits
+        self.leaving: Reason | None = None
+        self.datagrams = DatagramQueue(limits.datagrams)
+        self._answers = limits.answers
+        self._control: deque[bytes] = deque()
+        self._owing: deque[Stream] = deque()
+        self._pong = b""
+        self._ping = False
+        self._ack = False
+        self._goaway = False
+
+    def __bool__(self) -> bool:
+        """Whether something counted waits."""
+        return bool(self._owing or self._control)
+
+    def ping(self) -> None:
+        """Ask whether the peer lives."""
+        self._ping = self.urgent = True
+
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping; of several before the answer left, only the last."""
+        self._pong = payload
+        self.urgent = True
+
+    def acknowledge(self) -> None:
+        """Tell the peer what was received."""
+        self._ack = self.urgent = True
+
+    def go_away(self) -> None:
+        """Say (again, on a new link) that we are leaving."""
+        self._goaway = self.urgent = True
+
+    def datagram(self, flow: int, data: bytes) -> None:
+        """Queue a datagram."""
+        self.datagrams.put(flow, data)
+        self.urgent = True
+
+    def control(self, payload: bytes) -> None:
+        """Queue a typed message."""
+        self._control.extend(split(CONTROL, 0, payload))
+
+    def reset(self, number: int, reason: Reason) -> None:
+        """Give up a stream that the peer knows."""
+        self._control.append(encode(RESET, number, bytes((reason.code,))))
+
+    def refuse(self, number: int, reason: Reason) -> None:
+        """Refuse an OPEN. A peer that makes us answer without end and does not read is cut."""
+        if len(self._control) >= self._answers:
+            raise RemoteError("too many refused streams and unread answers")
+        self.reset(number, reason)
+
+    def initial_window(self, window: int) -> None:
+        """Announce what new streams may assume."""
+        self._control.append(encode(WINDOW, 0, U32.pack(window)))
+
+    def owe(self, stream: Stream) -> None:
+        """A stream's consumed bytes are to be credited."""
+        stream.owing = True
+        self._owing.append(stream)
+
+    def detach(self) -> None:
+        """The link is gone, and what belonged to it."""
+        self.datagrams.clear()
+        self._pong = b""
+        self._ping = self._ack = self._goaway = self.urgent = False
+
+    def clear(self) -> None:
+        """The session is over."""
+        self.detach()
+        self._owing.clear()
+        self._control.clear()
+
+    def fill_uncounted(self, parts: Parts, limit: int, *, received: int, ping_number: int) -> tuple[bool, bool]:
+        """Append what is urgent; whether an ACK and whether a PING was among it."""
+        acked, pinged = self._ack, self._ping
+        if self._pong:
+            parts.append(encode(PONG, 0, self._pong))
+        if pinged:
+            parts.append(encode(PING, 0, U64.pack(ping_number)))
+        if acked:
+            parts.append(encode(ACK, 0, U64.pack(received)))
+        if self._goaway and self.leaving is not None:
+            parts.append(encode(GOAWAY, 0, bytes((self.leaving.code,))))
+        self._pong = b""
+        self._ping = self._ack = self._goaway = False
+        if self.datagrams:  # half of each pull, so that neither datagrams nor streams wait for the other
+            self.datagrams.fill(parts, limit // 2)
+        self.urgent = bool(self.datagrams)
+        return acked, pinged
+
+    def fill_counted(self, parts: Parts, room: int, windows: Windows, *, now: float, min_rtt: float) -> int:
+        """Append WINDOW, then RESET and CONTROL frames for about `room` bytes; the bytes appended."""
+        used = 0
+        owing, control = self._owing, self._control
+        while owing and room - used >= LEAST:
+            stream = owing.popleft()
+            if not (stream.gone or stream.fin_received):
+                frame = encode(WINDOW, stream.id, U32.pack(windows.credit(stream, now=now, min_rtt=min_rtt)))
+                parts.append(frame)
+                used += len(frame)
+        while control and room - used >= LEAST:
+            frame = control.popleft()
+            parts.append(frame)
+            used += len(frame)
+        return used

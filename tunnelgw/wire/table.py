@@ -1,0 +1,117 @@
+"""The streams of a session by id, and what may still be said about ids that are over.
+
+Each side opens ids of its own parity, always larger than any before. A frame for an id that was never opened breaks
+the protocol; one for a stream that is over crossed our FIN or RESET on its way and is ignored. What a peer may
+still send on a stream that was reset here stays charged to the window it had.
+
+Invariant: memory is bounded by the live streams and `lingering`; an id that was once opened is never opened again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import Refused, RemoteError
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.flow import SessionLimits, TokenBucket
+
+if TYPE_CHECKING:
+    from tunnelgw.wire.stream import Stream
+
+LAST_ID = 2**32 - 2
+
+
+class StreamTable:
+    """Live streams and the bookkeeping of ids."""
+
+    __slots__ = (
+        "live", "accepted",
+        "_limits", "_opens", "_parity", "_last_opened", "_last_sent", "_last_accepted", "_lingering",
+    )  # fmt: skip
+
+    def __init__(self, *, opens_odd: bool, limits: SessionLimits, now: float) -> None:
+        self.live: dict[int, Stream] = {}
+        self.accepted = 0  # live streams that the peer opened
+        self._limits = limits
+        self._opens = TokenBucket(rate=limits.opens_per_second, burst=limits.accepted, now=now)
+        self._parity = 1 if opens_odd else 0
+        self._last_opened = -1 if opens_odd else 0
+        self._last_sent = 0  # of ours, the newest whose OPEN left
+        self._last_accepted = 0
+        self._lingering: dict[int, int] = {}  # reset here, the peer's half open: what it may still send
+
+    def next_id(self) -> int:
+        """The id of a new local stream; `Refused` at the cap."""
+        number = self._last_opened + 2
+        if len(self.live) - self.accepted >= self._limits.streams or number > LAST_ID:
+            raise Refused("too many streams are open in this tunnel", reason=Reason.STREAM_LIMIT)
+        self._last_opened = number
+        return number
+
+    def announced(self, number: int) -> None:
+        """The OPEN of a local stream left: from now on the peer may speak of it."""
+        self._last_sent = number
+
+    def accept(self, number: int) -> None:
+        """The peer opens `number`; `RemoteError` for our parity or an id that does not grow."""
+        if number & 1 == self._parity or number <= self._last_accepted:
+            raise RemoteError(f"OPEN of stream {number} after {self._last_accepted}")
+        self._last_accepted = number
+
+    def crowded(self, now: float) -> bool:
+        """Whether the peer opens too many streams, at once or per second (open and reset at full speed counts too)."""
+        return self.accepted >= self._limits.accepted or not self._opens.take(now)
+
+    def add(self, stream: Stream) -> None:
+        """A stream begins."""
+        self.live[stream.id] = stream
+        if stream.id & 1 != self._parity:
+            self.accepted += 1
+
+    def remove(self, stream: Stream) -> bool:
+        """A stream is over; whether it was live."""
+        if self.live.pop(stream.id, None) is None:
+            return False
+        if stream.id & 1 != self._parity:
+            self.accepted -= 1
+        return True
+
+    def lookup(self, number: int) -> Stream | None:
+        """The stream of a frame; None if it is over; `RemoteError` if the peer cannot know of it."""
+        stream = self.live.get(number)
+        if stream is not None:
+            if not stream.sent_anything:
+                raise RemoteError(f"frame for stream {number}, which was not opened")
+            return stream
+        newest = self._last_sent if number & 1 == self._parity else self._last_accepted
+        if not 0 < number <= newest:
+            raise RemoteError(f"frame for stream {number}, which was not opened")
+        return None
+
+    def linger(self, number: int, granted: int) -> None:
+        """A stream was reset here: its peer may still send `granted` bytes."""
+        lingering = self._lingering
+        if len(lingering) >= self._limits.lingering:
+            del lingering[next(iter(lingering))]
+        lingering[number] = granted
+
+    def late_data(self, number: int, size: int) -> None:
+        """DATA for a stream that is over: ignored, within the window it had."""
+        if not size:
+            raise RemoteError("empty DATA")
+        self.lookup(number)
+        granted = self._lingering.get(number)
+        if granted is not None:
+            if size > granted:
+                raise RemoteError(f"DATA of {size} bytes for stream {number}: beyond its window or its end")
+            self._lingering[number] = granted - size
+
+    def late_end(self, number: int) -> None:
+        """FIN or RESET for a stream that is over: of one that was reset here, no DATA may follow."""
+        if number in self._lingering:
+            self._lingering[number] = 0
+
+    def clear(self) -> None:
+        """The session is over."""
+        self.live.clear()
+        self._lingering.clear()
