@@ -230,7 +230,8 @@ def test_silence_is_cut_at_an_absolute_deadline(first: bytes, tmp_path: Path, mo
 @pytest.mark.parametrize(
     "junk",
     [b"\x80\x2e\x01\x03\x01", b"\x18\x03\x02\x00\x03\x01\x40\x00", b"\0" * 64, b"SSH-2.0-x\r\n",
-     b"\x16\x03\x01\xff\xff" + b"x" * 9, b"\x16\x03\x01\x00\x00", b"\x16\x03\x01\x00\x04\x01\xff\xff\xff", b"PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\n"],
+     b"\x16\x03\x01\xff\xff" + b"x" * 9, b"\x16\x03\x01\x00\x00", b"\x16\x03\x01\x00\x04\x01\xff\xff\xff",
+     b"PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\n"],
 )  # fmt: skip
 def test_junk_is_closed_quickly(junk: bytes, tmp_path: Path) -> None:
     async def main() -> None:

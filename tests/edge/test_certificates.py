@@ -1,0 +1,179 @@
+"""Certificates: picked by name, swapped while serving, made on demand, and one bad pair costs only itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from front import Front, run, until
+
+from tunnelgw.edge import certificates as module
+from tunnelgw.edge.certificates import Certificates
+from tunnelgw.edge.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
+from tunnelgw.net.timers import Wheel
+
+from certs import DAY, NOW, Authority  # isort: skip - front puts its folder on the path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAKER = """
+import sys, pathlib
+sys.path.insert(0, {net!r})
+from certs import Authority
+folder = pathlib.Path({folder!r})
+with open(folder / "calls", "a") as calls:
+    calls.write(" ".join(sys.argv[1:]) + "\\n")
+if "bad.example.com" in sys.argv:
+    sys.exit("no such luck")
+for host in sys.argv[1:]:
+    Authority().write(folder, host)
+"""
+
+
+def self_signed(folder: Path) -> SelfSignedIssuer:
+    import certs
+
+    script = MAKER.format(net=str(certs.__file__).rpartition("/")[0], folder=str(folder))
+    return SelfSignedIssuer(folder, (sys.executable, "-c", script))
+
+
+def test_exact_before_wildcard_before_none(tmp_path: Path) -> None:
+    async def main() -> None:
+        authority = Authority()
+        one = Pair(*authority.write(tmp_path, "*.example.com"))
+        two = Pair(*authority.write(tmp_path, "a.example.com", "example.org"))
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), FilesIssuer([one, two]))
+        book.start()
+        for name, pair in (("a.example.com", two), ("b.example.com", one), ("example.org", two)):
+            context = await book.context(name, name, http=True)
+            assert context is book._loaded[pair].context(http=True)
+        assert await book.context("x.b.example.com", "x.b.example.com", http=True) is None
+        tcp = await book.context("a.example.com", "a.example.com", http=False)
+        assert tcp is not await book.context("a.example.com", "a.example.com", http=True)
+        book.want(["b.example.com", "none.example.net"])
+        expiries = book.expiries()
+        assert expiries["none.example.net"] == 0.0
+        assert expiries["b.example.com"] == (NOW + 90 * DAY).timestamp()
+        book.close()
+
+    run(main)
+
+
+def test_a_bad_pair_is_said_once_and_costs_only_its_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        authority = Authority()
+        good = Pair(*authority.write(tmp_path, "a.example.com"))
+        other = Pair(*authority.write(tmp_path, "b.example.com"))
+        bad = Pair(other.certificate, good.key)
+        gone = Pair(tmp_path / "gone.crt", tmp_path / "gone.key")
+        text = tmp_path / "text.crt"
+        text.write_text("not PEM")
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), FilesIssuer([bad, gone, Pair(text, good.key), good]))
+        book.start()
+        book.refresh()
+        assert await book.context("a.example.com", "a.example.com", http=True) is not None
+        assert await book.context("b.example.com", "b.example.com", http=True) is None
+        complaints = [record for record in caplog.records if "cannot be used" in record.getMessage()]
+        assert len(complaints) == 3
+        assert all(record.levelno == logging.ERROR for record in complaints)
+        book.close()
+
+    run(main)
+
+
+def test_expired_ones_are_loud_and_still_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        pair = Pair(*Authority().write(tmp_path, "a.example.com", not_after=NOW - DAY / 2))
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), FilesIssuer([pair]))
+        book.start()
+        assert await book.context("a.example.com", "a.example.com", http=True) is not None
+        assert "has expired" in caplog.text
+        book.close()
+
+    run(main)
+
+
+def test_files_are_swapped_while_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.1)
+
+    async def serial(front: Front) -> str:
+        _, writer = await front.visit("a.example.com")
+        certificate = writer.get_extra_info("ssl_object").getpeercert()
+        writer.close()
+        return str(certificate["serialNumber"])
+
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            _, old = await front.visit("a.example.com")
+            first = await serial(front)
+            (tmp_path / "a.example.com.key").write_text("half written")
+            await until(lambda: front.certificates._bad)
+            assert await serial(front) == first  # what worked stays
+            front.authority.write(tmp_path, "a.example.com")
+            before = front.certificates._by_name["a.example.com"]
+            await until(lambda: front.certificates._by_name["a.example.com"] is not before)
+            assert await serial(front) != first
+            assert not old.is_closing()
+            old.close()
+
+    run(main)
+
+
+def test_made_on_demand_once_for_many_visitors(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), self_signed(tmp_path))
+        book.start()
+        found = await asyncio.gather(*(book.context("a.example.com", "a.example.com", http=True) for _ in range(5)))
+        assert found[0] is not None
+        assert len(set(found)) == 1
+        book.want(["a.example.com", "*.b.example.com", "c.example.com"])
+        await book.ensure(["*.b.example.com", "c.example.com"])
+        assert await book.context("*.b.example.com", "x.b.example.com", http=True) is not None
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert calls[0] == "a.example.com"
+        assert [sorted(call.split()) for call in calls[1:]] == [["*.b.example.com", "c.example.com"]]
+        again = Certificates(loop, Wheel(loop), self_signed(tmp_path))  # after a restart: from the folder
+        again.start()
+        assert await again.context("c.example.com", "c.example.com", http=True) is not None
+        assert pair_of(tmp_path, "*.b.example.com").key.exists()
+        book.close()
+        again.close()
+
+    run(main)
+
+
+def test_a_failing_issuer_is_left_alone_for_a_while(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), self_signed(tmp_path))
+        book.start()
+        for _ in range(3):
+            assert await book.context("bad.example.com", "bad.example.com", http=True) is None
+        assert (tmp_path / "calls").read_text() == "bad.example.com\n"
+        assert "no such luck" in caplog.text
+        book.close()
+
+    run(main)
+
+
+def test_self_signed_ones_are_renewed_in_their_last_third(tmp_path: Path) -> None:
+    async def main() -> None:
+        Authority().write(tmp_path, "a.example.com", not_before=NOW - 80 * DAY, not_after=NOW + 10 * DAY)
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), self_signed(tmp_path))
+        book.start()
+        before = book._by_name["a.example.com"]
+        book.want(["a.example.com"])
+        assert await book.context("a.example.com", "a.example.com", http=True) is not None  # serves meanwhile
+        await until(lambda: book._by_name["a.example.com"] is not before)
+        book.close()
+
+    run(main)
