@@ -1,0 +1,34 @@
+"""A certificate with its key, as kept in the store: plain text and dates, readable without cryptography."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """certificate: PEM chain, leaf first. key: PEM (PKCS 8), a secret. not_before, not_after: Unix seconds.
+
+    serial: hexadecimal, upper case, as `ssl.getpeercert` writes it. pin: SHA-256 of the SubjectPublicKeyInfo, hex.
+    """
+
+    certificate: str
+    key: str = field(repr=False)
+    not_before: int
+    not_after: int
+    serial: str
+    pin: str
+
+    def due(self, now: float) -> bool:
+        """True in the last third of its life, or before it begins (a clock that was wrong when it was made)."""
+        return now > self.not_after - (self.not_after - self.not_before) / 3 or now < self.not_before
+
+    def encode(self) -> bytes:
+        """For the store."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Material:
+        """From the store."""
+        return cls(**json.loads(value))
