@@ -6,15 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from deploy_places import DEPLOY
 
 from tunnelgw.cli.parser import build_parser
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tunnelgw.cli.units import unit_name, unit_text
 
 SYSTEMD = DEPLOY / "systemd"
 SERVICES = ("tunnelgw-edge.service", "tunnelgw-connector.service")
@@ -128,3 +126,18 @@ def test_dependencies_work_without_writable_code() -> None:
     if done.returncode == 77:
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
     assert done.returncode == 0, done.stderr
+
+
+def test_what_service_installs_is_this_unit() -> None:
+    for role in ("edge", "connector"):
+        name = unit_name(role)
+        config = Path(f"/etc/tunnelgw/{role}.toml")
+        state = Path("/var/lib/tunnelgw") / role
+        installed = unit_text(role, config=config, state_dir=state, program="/usr/local/bin/tunnelgw")
+        assert installed == (SYSTEMD / name).read_text()
+
+
+def test_another_state_folder_and_a_program_with_a_space() -> None:
+    text = unit_text("edge", config=Path("/srv/e.toml"), state_dir=Path("/srv/100%"), program="/opt/my tools/tunnelgw")
+    assert 'ExecStart="/opt/my tools/tunnelgw" edge run --config /srv/e.toml\n' in text
+    assert "ReadWritePaths=/srv/100%%\n" in text

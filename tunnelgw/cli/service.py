@@ -12,77 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tunnelgw.cli.units import unit_name, unit_text
 from tunnelgw.config.files import write_atomic
+from tunnelgw.config.paths import SYSTEM_STATE
 from tunnelgw.errors import LocalError
 
 UNIT_FOLDER = Path("/etc/systemd/system")
 USER = "tunnelgw"
-
-_UNIT = """\
-[Unit]
-Description=tunnelgw {role}
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-Type=notify
-NotifyAccess=all
-ExecStart={command}
-ExecReload=/bin/kill -HUP $MAINPID
-Restart=always
-RestartSec=2
-User={user}
-Group={user}
-StateDirectory=tunnelgw/{role}
-StateDirectoryMode=0700
-{rights}
-LimitNOFILE=524288
-NoNewPrivileges=yes
-ProtectSystem=strict
-{home}
-PrivateTmp=yes
-PrivateDevices=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-
-def unit_name(role: str) -> str:
-    """`tunnelgw-edge.service` or `tunnelgw-connector.service`."""
-    return f"tunnelgw-{role}.service"
-
-
-def unit_text(role: str, *, config: Path, state_dir: Path, program: str) -> str:
-    """The unit of a role ("edge" or "connector")."""
-    verb = "edge run" if role == "edge" else "connect"
-    rights = ["AmbientCapabilities=CAP_NET_BIND_SERVICE", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE"]
-    if role != "edge":
-        rights = ["CapabilityBoundingSet="]
-    if state_dir != Path("/var/lib/tunnelgw") / role:
-        rights.append(f"ReadWritePaths={_quoted(str(state_dir))}")
-    # Programs and folders to serve may lie in somebody's home; nothing of ours is ever written there.
-    return _UNIT.format(
-        role=role,
-        user=USER,
-        command=f"{_quoted(program)} {verb} --config {_quoted(str(config))}",
-        rights="\n".join(rights),
-        home="ProtectHome=read-only",
-    )
 
 
 def require() -> None:
@@ -125,8 +61,10 @@ def _ensure_user() -> None:
 
 
 def _hand_over(state_dir: Path) -> None:
-    """Give the state to the service's user, folder and content."""
+    """Give the state to the service's user, folder and content; the folder above stays root's, and can be entered."""
     user = pwd.getpwnam(USER)
+    if state_dir.parent == SYSTEM_STATE:
+        SYSTEM_STATE.chmod(0o755)
     for path in (state_dir, *state_dir.rglob("*")):
         os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
 
@@ -137,9 +75,3 @@ def _run(*command: str, hint: str = "") -> None:
         lines = (done.stderr or done.stdout).strip().splitlines()
         said = lines[0] if lines else f"exit status {done.returncode}"
         raise LocalError(f"{' '.join(command)} failed: {said}" + (f"; {hint}" if hint else ""))
-
-
-def _quoted(word: str) -> str:
-    """A word of a unit file: `%` and `$` are doubled, spaces quoted."""
-    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{word}"' if any(char.isspace() or char in "\"'\\" for char in word) else word

@@ -1,6 +1,7 @@
-"""The files for systemd, as they are in deploy/systemd: the wheel carries a copy, a checkout has the folder itself.
+"""The systemd units: the text of deploy/systemd, with what differs between installations filled in.
 
-Invariant: what gets installed is the text of deploy/systemd with one thing replaced, the path of the program.
+The wheel carries a copy of that folder; a checkout has the folder itself. Invariant: but for ExecStart and a state
+folder elsewhere, what gets installed is what deploy/systemd says, so what was reviewed and tested is what runs.
 """
 
 from __future__ import annotations
@@ -10,29 +11,38 @@ from pathlib import Path
 import tunnelgw
 from tunnelgw.errors import LocalError
 
-# What ExecStart names in deploy/systemd.
-PROGRAM = "/usr/local/bin/tunnelgw"
-EDGE_UNIT = "tunnelgw-edge.service"
-CONNECTOR_UNIT = "tunnelgw-connector.service"
-SYSUSERS = "sysusers.d/tunnelgw.conf"
-TMPFILES = "tmpfiles.d/tunnelgw.conf"
+_STATE = Path("/var/lib/tunnelgw")
 
 
-def unit_text(name: str, *, program: Path | None = None) -> str:
-    """The text of a file below deploy/systemd. LocalError if this installation does not carry it.
+def unit_name(role: str) -> str:
+    """`tunnelgw-edge.service` or `tunnelgw-connector.service`."""
+    return f"tunnelgw-{role}.service"
 
-    program: absolute path of the `tunnelgw` script that ExecStart shall run; None leaves it as it is.
-    """
+
+def unit_text(role: str, *, config: Path, state_dir: Path, program: str) -> str:
+    """The unit of a role ("edge" or "connector"). LocalError if this installation does not carry it."""
+    verb = "edge run" if role == "edge" else "connect"
+    lines = []
+    for line in packaged(unit_name(role)).splitlines():
+        if line.startswith("ExecStart="):
+            line = f"ExecStart={_quoted(program)} {verb} --config {_quoted(str(config))}"
+        lines.append(line)
+        if line.startswith("StateDirectoryMode=") and state_dir != _STATE / role:
+            lines.append(f"ReadWritePaths={_quoted(str(state_dir))}")
+    return "\n".join(lines) + "\n"
+
+
+def packaged(name: str) -> str:
+    """The text of a file of deploy/systemd."""
     package = Path(tunnelgw.__file__).parent
     for folder in (package / "data" / "systemd", package.parent / "deploy" / "systemd"):
         file = folder / name
         if file.is_file():
-            text = file.read_text(encoding="utf-8")
-            return text if program is None else text.replace(f"ExecStart={PROGRAM} ", f"ExecStart={_quoted(program)} ")
+            return file.read_text(encoding="utf-8")
     raise LocalError(f"{name} is not part of this installation; install tunnelgw from a wheel or from its checkout")
 
 
-def _quoted(program: Path) -> str:
-    """A path as systemd reads it on an Exec line: %, $ and spaces would mean something else."""
-    text = str(program).replace("%", "%%").replace("$", "$$")
-    return f'"{text}"' if " " in text else text
+def _quoted(word: str) -> str:
+    """A word of a unit file: `%` and `$` are doubled, spaces quoted."""
+    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{word}"' if any(char.isspace() or char in "\"'\\" for char in word) else word
