@@ -38,8 +38,8 @@ class Exchange:
     """The part of an exchange that does not depend on the visitor's protocol."""
 
     __slots__ = (
-        "bytes_in", "bytes_out", "head", "pool", "quiet_mark", "quiet_since", "responded", "retried", "route",
-        "started", "status", "upgraded", "upload_done", "upload_paused", "upstream",
+        "bytes_in", "bytes_out", "complete", "head", "pool", "quiet_mark", "quiet_since", "responded", "retried",
+        "route", "started", "status", "upgraded", "upload_done", "upload_paused", "upstream",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -54,6 +54,7 @@ class Exchange:
         self.bytes_out = 0  # bytes to the visitor
         self.status = 0
         self.responded = False  # the final response's head is on its way to the visitor
+        self.complete = False  # the whole response is on its way to the visitor
         self.retried = False
         self.upgraded = False  # bytes both ways from here on
         self.upload_done = True
@@ -112,7 +113,7 @@ class Exchange:
         self.head = head
         self.started = self.quiet_since = now
         self.quiet_mark = self.bytes_in = self.bytes_out = self.status = 0
-        self.responded = self.retried = self.upgraded = self.upload_paused = False
+        self.responded = self.complete = self.retried = self.upgraded = self.upload_paused = False
         self.upload_done = head.framing is Framing.NONE or not head.length
         gateway = self.pool.gateway
         if not head.request_id:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tunnelgw.errors import RemoteError
 from tunnelgw.gateway.exchange import Exchange
@@ -21,7 +21,6 @@ from tunnelgw.http.body import LAST_CHUNK, ChunkedBody, LengthBody, encode_trail
 from tunnelgw.http.codec import find_request_end, parse_request_head
 from tunnelgw.http.head import Framing
 from tunnelgw.http.serialise import serialise_response
-from tunnelgw.net.sockets import unsent
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -46,11 +45,11 @@ _TICK = 1.0
 
 
 class Http1Visitor(Exchange, asyncio.Protocol):
-    """One connection. The loop calls the protocol's methods, the upstream those of `Exchange`, the wheel `on_deadline`."""
+    """One connection: the loop calls the protocol's methods, the upstream `Exchange`'s, the wheel `on_deadline`."""
 
     __slots__ = (
-        "_ahead", "_chunked", "_complete", "_eof", "_keep", "_out", "_pumping", "_reader", "_reading_paused", "_seen",
-        "_served", "_since", "_state", "_stuck_at", "_transport", "_write_paused", "armed_until", "deadline", "scheduled",
+        "_ahead", "_chunked", "_eof", "_keep", "_out", "_pumping", "_reader", "_reading_paused", "_seen", "_served",
+        "_since", "_state", "_stuck_at", "_transport", "_write_paused", "armed_until", "deadline", "scheduled",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
@@ -65,7 +64,6 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         self._since = 0.0  # when the state's absolute deadline began to run
         self._stuck_at = 0  # the kernel's unsent bytes when we last looked
         self._chunked = False  # the response goes out in chunks
-        self._complete = False  # the response is complete in `_out` or gone
         self._keep = True  # the connection may serve another request
         self._eof = False
         self._pumping = False
@@ -77,8 +75,8 @@ class Http1Visitor(Exchange, asyncio.Protocol):
 
     # What the transport calls.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport  # uvloop's is no subclass of asyncio's: nothing to assert
         transport.set_write_buffer_limits(_WRITE_HIGH, _WRITE_LOW)
         gateway = self.pool.gateway
         gateway.connections.add(self)
@@ -135,12 +133,12 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             if state == _BYTES and exc is None:
                 upstream.send_end([])
                 upstream.done(now)
-            elif self._complete:
+            elif self.complete:
                 upstream.done(now)
             else:
                 upstream.abort(Reason.CANCELLED)
         if self.head is not None:
-            self.account(gateway.time(), 0 if self.upgraded or self._complete else Reason.CANCELLED.status)
+            self.account(gateway.time(), 0 if self.upgraded or self.complete else Reason.CANCELLED.status)
         self.pool.close()
 
     def pause_writing(self) -> None:
@@ -148,7 +146,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        if self._complete:
+        if self.complete:
             self._finish()
         elif self.upstream is not None:
             self.upstream.release()
@@ -193,7 +191,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             self.bytes_out += len(data)
             transport.write(data)
         if not self._write_paused:
-            if self._complete:
+            if self.complete:
                 self._finish()
             elif self.upstream is not None:
                 self.upstream.release()
@@ -253,7 +251,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         if self._state == _BYTES:
             self._end_bytes()
             return
-        self._complete = True
+        self.complete = True
         self.flush()
 
     def respond_cut(self, reason: Reason) -> None:  # noqa: ARG002 - HTTP/1.1 cannot say why
@@ -284,7 +282,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         self._out.append(serialise_response(head, version=version, keep_alive=self._keep))
         if body:
             self._out.append(body)
-        self._complete = True
+        self.complete = True
         self.flush()
 
     def pause_upload(self) -> None:
@@ -303,9 +301,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
     def visitor_stuck(self) -> bool:
         if not self._write_paused or self._transport is None:
             return False
-        # A slow reader drains the kernel's queue long before our transport notices: ask the kernel.
-        sock = self._transport.get_extra_info("socket")
-        waiting = unsent(sock.fileno()) if sock is not None else 0
+        waiting = self.pool.gateway.unsent_bytes(self._transport)
         moved = waiting != self._stuck_at
         self._stuck_at = waiting
         return not moved
@@ -359,7 +355,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         now = gateway.time()
         if self.deadline > now + _TICK:
             gateway.wheel.arm(self, now + _TICK)
-        self._complete = False
+        self.complete = False
         framing = head.framing
         if framing is Framing.NONE or not head.length:
             self._state = _ANSWER
@@ -417,7 +413,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             upstream.done(now)
         if self.head is not None:
             self.account(now)
-        self._complete = False
+        self.complete = False
         self._reader = None
         if not self._keep:
             self._end_connection(now)

@@ -1,9 +1,252 @@
-"""stub"""
+"""A visitor's HTTP/2 connection: many exchanges, one engine, one write per loop turn.
+
+Memory is bounded by credit: what the engine holds for a slow visitor is not credited to the service, what a service
+does not take is not acknowledged to the visitor. So a stream holds at most one window of each, and nothing is pulled
+from the engine while the transport is full.
+
+Invariants: each exchange ends once, at its stream's close or at the connection's; when a stream closes early its
+upstream is reset in the same loop turn; a response that was cut ends with RST_STREAM, never with END_STREAM.
+"""
 
 from __future__ import annotations
+
 import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import RemoteError
+from tunnelgw.gateway.exchange2 import Http2Exchange
+from tunnelgw.gateway.pool import Pool
+from tunnelgw.http import pseudo
+from tunnelgw.http.h2 import (
+    DataReceived,
+    ErrorCode,
+    Http2,
+    RequestReceived,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+)
+from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tunnelgw.gateway.opener import Visitor
+    from tunnelgw.gateway.service import Gateway
+    from tunnelgw.http.h2 import Event
+
+# One write: enough for a turn's responses to be encrypted together.
+_PULL_BYTES = 256 * 1024
+_WRITE_HIGH, _WRITE_LOW = 65536, 16384
+_TICK = 1.0
 
 
 class Http2Visitor(asyncio.Protocol):
-    def __init__(self, *a):
-        pass
+    """One connection. The loop calls the protocol's methods, exchanges call `settle_soon`, the wheel `on_deadline`."""
+
+    __slots__ = (
+        "_greeted", "_since", "_transport", "armed_until", "closing", "deadline", "engine", "exchanges", "gateway",
+        "pool", "scheduled", "unsettled", "write_paused",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
+        self.gateway = gateway
+        self.pool = Pool(gateway, visitor)
+        self.engine = Http2(serving=True)
+        self.exchanges: dict[int, Http2Exchange] = {}
+        self.unsettled: dict[int, Http2Exchange] = {}  # with bytes on their way to the visitor
+        self._transport: asyncio.Transport | None = None
+        self._greeted = False  # the visitor said something that made sense
+        self._since = 0.0  # when the connection became idle
+        self.closing = False
+        self.write_paused = False
+        self.scheduled = False  # waits in the gateway's flush of this loop turn
+        self.deadline = math.inf
+        self.armed_until = math.inf
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        transport.set_write_buffer_limits(_WRITE_HIGH, _WRITE_LOW)
+        gateway = self.gateway
+        gateway.connections.add(self)
+        self._since = gateway.time()
+        gateway.wheel.arm(self, self._since + gateway.settings.request_head_seconds)
+        self.settle_soon()
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing and not self.exchanges:
+            return
+        try:
+            events = self.engine.receive(data)
+        except RemoteError as error:
+            self._fail(error.reason)
+            return
+        self._greeted = True
+        self._handle(events)
+        if not self.scheduled:
+            self.settle_soon()
+
+    def eof_received(self) -> bool:
+        return False  # a half-closed HTTP/2 connection cannot even acknowledge settings
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - it is gone either way
+        self._transport = None
+        self.closing = True
+        self.deadline = math.inf
+        self.gateway.connections.discard(self)
+        exchanges, self.exchanges = self.exchanges, {}
+        self.unsettled.clear()
+        for exchange in exchanges.values():
+            exchange.closed(complete=False)
+        self.pool.close()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self.flush()
+
+    # What the wheel calls.
+
+    def on_deadline(self, now: float) -> None:
+        """Once a second while something is under way or kept; else when the connection was idle for too long."""
+        gateway = self.gateway
+        if self._transport is None:
+            return
+        left = self.pool.sweep(now)
+        if self.exchanges:
+            for exchange in list(self.exchanges.values()):
+                exchange.check(now)
+            gateway.wheel.arm(self, now + _TICK)
+            return
+        settings = gateway.settings
+        due = self._since + (settings.idle_seconds if self._greeted else settings.request_head_seconds)
+        if now >= due:
+            self._end()
+        else:
+            gateway.wheel.arm(self, min(due, now + _TICK) if left else due)
+
+    # What exchanges and the gateway call.
+
+    def settle_soon(self) -> None:
+        """See that `flush` is called later in this loop turn."""
+        if not self.scheduled:
+            self.scheduled = True
+            self.gateway.flush_soon(self)
+
+    def flush(self) -> None:
+        """Write what the engine has, credit what that moved, and see to streams that ended by it."""
+        self.scheduled = False
+        transport = self._transport
+        if transport is None:
+            return
+        engine = self.engine
+        try:
+            while not self.write_paused:
+                data = engine.pull(_PULL_BYTES)
+                if data:
+                    transport.write(data)
+                events = engine.events()
+                if events:
+                    self._handle(events)
+                if self.unsettled:
+                    for exchange in list(self.unsettled.values()):
+                        exchange.settle_credit()
+                if not data:
+                    break
+        except RemoteError:
+            transport.close()
+            return
+        if self.closing and not self.exchanges and not self.write_paused:
+            transport.close()
+
+    def drain(self) -> None:
+        """Serve what is under way and nothing more."""
+        self.engine.refuse_more()
+        self.closing = True
+        self.settle_soon()
+
+    def stuck_bytes(self) -> int:
+        """What the kernel holds unsent for this visitor; changes as long as it reads anything."""
+        return self.gateway.unsent_bytes(self._transport)
+
+    # Inside.
+
+    def _handle(self, events: Iterable[Event]) -> None:
+        exchanges = self.exchanges
+        for event in events:
+            if isinstance(event, RequestReceived):
+                self._request(event)
+            elif isinstance(event, DataReceived):
+                exchange = exchanges.get(event.stream_id)
+                if event.data:
+                    self.engine.owe(event.stream_id, len(event.data))
+                if exchange is not None:
+                    exchange.upload(event.data, end=event.end_stream)
+                elif event.data:
+                    self.engine.pay(event.stream_id)
+            elif isinstance(event, StreamClosed):
+                exchange = exchanges.pop(event.stream_id, None)
+                self.unsettled.pop(event.stream_id, None)
+                if exchange is not None:
+                    exchange.closed(complete=not event.error_code)
+                    if not exchanges:
+                        self._since = self.gateway.time()
+                self.engine.pay(event.stream_id)
+            elif isinstance(event, TrailersReceived):
+                exchange = exchanges.get(event.stream_id)
+                if exchange is not None:
+                    exchange.upload_trailers(list(event.headers))
+            elif isinstance(event, StreamReset):
+                exchange = exchanges.get(event.stream_id)
+                if exchange is not None:
+                    exchange.visitor_reset()
+
+    def _request(self, event: RequestReceived) -> None:
+        gateway = self.gateway
+        number = event.stream_id
+        if self.closing:
+            self.engine.reset(number, ErrorCode.REFUSED_STREAM)
+            return
+        now = gateway.time()
+        if self.deadline > now + _TICK:
+            gateway.wheel.arm(self, now + _TICK)
+        exchange = Http2Exchange(self, number)
+        self.exchanges[number] = exchange
+        try:
+            head = pseudo.request_head(
+                list(event.headers), end_stream=event.end_stream, secure=self.pool.visitor.secure
+            )
+        except RemoteError as error:
+            exchange.upload_done = event.end_stream
+            if error.reason is Reason.BAD_REQUEST:
+                gateway.refused(error.reason)
+                self.engine.reset(number, ErrorCode.PROTOCOL_ERROR)
+            else:
+                exchange.refuse(error.reason)
+            return
+        exchange.accept(head, now, end=event.end_stream)
+
+    def _fail(self, reason: Reason) -> None:
+        """The visitor broke the protocol: say so if the engine still can, and close."""
+        self.gateway.refused(reason)
+        self.closing = True
+        transport = self._transport
+        if transport is None:
+            return
+        data = b""
+        if not self.write_paused:
+            code = ErrorCode.ENHANCE_YOUR_CALM if reason is Reason.RATE_LIMIT else ErrorCode.PROTOCOL_ERROR
+            data = self.engine.last_words(code)
+        if data:
+            transport.write(data)
+        transport.close()
+
+    def _end(self) -> None:
+        self.closing = True
+        self.engine.terminate()
+        self.flush()

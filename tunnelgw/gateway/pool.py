@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.upstream1 import Upstream1
-from tunnelgw.gateway.upstream2 import Trunk
+from tunnelgw.gateway.upstream2 import Branch, Trunk
 from tunnelgw.http.forwarding import Forwarding, claimed_address, claimed_secure
 from tunnelgw.obs.reasons import Reason
 
@@ -55,9 +55,9 @@ class Pool:
             self._covered = host
         route = gateway.table.find_http(host, head.path)
         trusted = self._trusted
-        if not visitor.secure and not (trusted and claimed_secure(head)):
-            if (route is None or not route.plain_http) and gateway.table.find_name(host) is not None:
-                return None
+        plain = not visitor.secure and not (trusted and claimed_secure(head))
+        if plain and (route is None or not route.plain_http) and gateway.table.find_name(host) is not None:
+            return None
         if route is None:
             raise RemoteError("nothing is published there", reason=Reason.NO_ROUTE)
         if route.allow_from:
@@ -69,7 +69,7 @@ class Pool:
     def take(self, route: Route, now: float, *, fresh: bool, repeatable: bool) -> Upstream:
         """An upstream for one exchange: kept or new."""
         if route.kind == "h2c":
-            return self._trunk(route).exchange()
+            return Branch(self._trunk(route))
         kept = self._kept
         if kept and not fresh:
             since = now - (self.gateway.settings.keep_seconds if repeatable else _FRESH_SECONDS)

@@ -8,7 +8,6 @@ Invariant: nothing here belongs to one visitor; what does, goes away with its co
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import secrets
 from typing import TYPE_CHECKING, Protocol
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from tunnelgw.gateway.http1 import Http1Visitor
 from tunnelgw.gateway.http2 import Http2Visitor
 from tunnelgw.gateway.settings import GatewaySettings
+from tunnelgw.net.sockets import unsent
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from tunnelgw.gateway.opener import StreamOpener, Visitor
@@ -120,6 +121,11 @@ class Gateway:
         if not waiting:
             self._loop.call_soon(self._flush)
         waiting.append(item)
+
+    def unsent_bytes(self, transport: asyncio.Transport | None) -> int:
+        """What the kernel holds unsent. A slow reader drains that long before our transport notices anything."""
+        sock = None if transport is None else transport.get_extra_info("socket")
+        return unsent(sock.fileno()) if sock is not None else 0
 
     def new_id(self) -> bytes:
         """A request id: unique in this process, unlikely to meet another's."""

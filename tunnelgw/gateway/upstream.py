@@ -3,8 +3,9 @@
 An `Upstream` serves one exchange at a time and calls back into it; `upstream1` does so in HTTP/1.1 over a stream of its
 own, `upstream2` in HTTP/2 as one of many on a shared stream.
 
-Invariants: bytes that arrived from the stream equal bytes credited (`Stream.consumed`) plus bytes owed; credit is given
-for what the visitor's transport took, never for what merely arrived. After `abort` or `done` the exchange hears nothing.
+Invariants: bytes that arrived from the stream equal bytes credited (`Stream.consumed`) plus bytes owed; credit is
+given for what the visitor's transport took, never for what merely arrived. After `abort` or `done` the exchange hears
+nothing.
 """
 
 from __future__ import annotations

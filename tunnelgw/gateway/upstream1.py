@@ -19,7 +19,7 @@ from tunnelgw.http.codec import find_response_end, parse_response_head
 from tunnelgw.http.head import Framing
 from tunnelgw.http.serialise import serialise_request
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.routing.table import strip
+from tunnelgw.routing.table import target_path
 
 if TYPE_CHECKING:
     from tunnelgw.gateway.exchange import Exchange
@@ -243,7 +243,7 @@ class Upstream1:
         stream.write(
             serialise_request(
                 head,
-                path=strip(route, head.path) if route.strip_path else head.path,
+                path=target_path(route, head.path) if route.strip_path else head.path,
                 forwarding=self._pool.forwarding.lines(head),
                 request_id=head.request_id,
             )

@@ -4,8 +4,8 @@ ngh2 has no connection-level acknowledgement: what one stream does not acknowled
 connection's window is many stream windows wide, and every byte received is a debt kept here until it is paid, at the
 latest when its stream closes.
 
-Heads come out as they arrived; `pseudo` reads them. Invariants: what is owed is what was received and not paid; a peer's
-error surfaces as `RemoteError` and nothing else; sending to a stream that is already gone is no error.
+Heads come out as they arrived; `pseudo` reads them. Invariants: what is owed is what was received and not paid; a
+peer's error surfaces as `RemoteError` and nothing else; sending to a stream that is already gone is no error.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ngh2 import (
     ConnectionClosed,
     DataReceived,
     ErrorCode,
+    Event,
     GoAwayReceived,
     InformationalResponseReceived,
     RequestReceived,
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from tunnelgw.http.head import Fields
 
 __all__ = [
-    "ConnectionClosed", "DataReceived", "ErrorCode", "GoAwayReceived", "Http2", "InformationalResponseReceived",
-    "RequestReceived", "ResponseReceived", "StreamClosed", "StreamReset", "TrailersReceived",
+    "ConnectionClosed", "DataReceived", "ErrorCode", "Event", "GoAwayReceived", "Http2",
+    "InformationalResponseReceived", "RequestReceived", "ResponseReceived", "StreamClosed", "StreamReset",
+    "TrailersReceived",
 ]  # fmt: skip
 
 # One stream's window: 256 KiB carries 20 Mbit/s over 100 ms, and is what one stalled upload may occupy.
@@ -195,6 +197,17 @@ class Http2:
             self._core.send_goaway()
         except ngh2.NGH2Error:
             return
+
+    def last_words(self, code: int) -> bytes:
+        """GOAWAY after the peer broke the protocol, if the engine can still say anything."""
+        try:
+            self._core.terminate_connection(code)
+        except ngh2.NGH2Error:
+            pass  # the engine said it by itself, or is beyond it
+        try:
+            return self._core.data_to_send()
+        except ngh2.NGH2Error:
+            return b""
 
     def terminate(self, code: int = 0) -> None:
         """GOAWAY and no more."""
