@@ -17,7 +17,7 @@ from collections import deque
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 from tunnelgw.errors import LocalError
 
@@ -147,7 +147,7 @@ class _Child:
         self._drain = threading.Thread(target=self._read_errors, daemon=True)
         self._drain.start()
 
-    def __enter__(self) -> _Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -182,7 +182,7 @@ class _Child:
         return self._errors[-1] if self._errors else "it said nothing"
 
     def _stdout(self) -> IO[str]:
-        assert self._process.stdout is not None  # noqa: S101 - opened as a pipe above
+        assert self._process.stdout is not None
         return self._process.stdout
 
     def _read_errors(self) -> None:
@@ -204,7 +204,7 @@ class _Sample(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class's word
+    def do_GET(self) -> None:
         fields = "".join(
             f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
             for name, value in self.headers.items()
