@@ -124,6 +124,11 @@ class Tunnel:
         if self.link is not None:
             self.link.abort(CUT)
 
+    def say_goodbye(self, reason: Reason) -> None:
+        """GOAWAY: the edge opens no new streams here; those in progress go on."""
+        if self.session is not None and self.link is not None:
+            self.session.go_away(reason)
+
     def drop(self, reason: Reason) -> None:
         """End the session; its streams are reset."""
         session, self.session = self.session, None

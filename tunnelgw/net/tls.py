@@ -73,6 +73,20 @@ def tunnel_client_context(
     return context
 
 
+def joining_context() -> ssl.SSLContext:
+    """For a join: the authority is not known yet, so TLS checks nothing.
+
+    The joiner compares what this link showed with its invitation's pin before it says its secret.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols([TUNNEL_ALPN])
+    return context
+
+
 def _tunnel(context: ssl.SSLContext, certificate: Path | str | None, key: Path | str | None, authority: str) -> None:
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET

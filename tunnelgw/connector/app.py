@@ -1,0 +1,306 @@
+"""The connector: composition root of everything at home.
+
+Strategy: `start` and `stop` are two lists, in order, with the reason for each place. Everything that changes while it
+runs comes in through `reload`: a whole new configuration is read and checked, then its differences are applied; streams
+in progress keep what they have.
+
+Invariant: a configuration that cannot be used changes nothing; a service is served only while the file declares it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from tunnelgw import __version__
+from tunnelgw.config.diff import diff_connector, restart_warning
+from tunnelgw.config.load import load_connector
+from tunnelgw.config.problems import ConfigError
+from tunnelgw.connector.homes import Place, edges_to_serve
+from tunnelgw.connector.joined import JoinedEdge
+from tunnelgw.connector.serve import Served
+from tunnelgw.connector.tunnel import Instance
+from tunnelgw.errors import LocalError
+from tunnelgw.net import systemd
+from tunnelgw.net.tasks import spawn
+from tunnelgw.net.watch import FileWatch
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.flow import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnelgw.config.model import ConnectorConfig, ServiceConfig
+    from tunnelgw.wire.control import ClaimResult
+
+log = logging.getLogger(__name__)
+
+TURN = 1.0  # seconds between two looks at the clock
+SLEPT = 8.0  # a turn that comes so late means: stopped or suspended, and links are dead or about to be
+RENEWAL_TURNS = 60
+CLAIM_SECONDS = 5.0  # `ready` waits so long for the edge's answer once a tunnel is up
+IMPATIENT = 20.0  # systemd is told READY by then even without an edge: dialling on is what we are for
+GRACE = 10.0  # streams in progress may end within this at a stop
+
+
+class Connector:
+    """One process at home. `run` is what `tunnelgw connect` calls; tests use `start`, `reload` and `stop`."""
+
+    def __init__(self, config: ConnectorConfig, *, on_ready: Callable[[str], None] | None = None) -> None:
+        """`on_ready` is given one line, `ready` and the public addresses, once the first tunnel serves."""
+        self.config = config
+        self.served = Served()
+        self.edges: list[JoinedEdge] = []
+        self.is_ready = False
+        self._on_ready = on_ready
+        self._instance = Instance(secrets.token_hex(16), Budget(), self.served)
+        self._changed = asyncio.Event()  # replaced each time it is set: a broadcast
+        self._stopping = asyncio.Event()
+        self._watch: FileWatch | None = None
+        self._turn_handle: asyncio.TimerHandle | None = None
+        self._turns = 0
+        self._last_turn = 0.0
+        self._announcing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; SIGHUP reloads. Raises LocalError where it cannot begin."""
+        loop = asyncio.get_running_loop()
+        starting = asyncio.timeout(None)
+
+        def terminate() -> None:
+            self._stopping.set()
+            if starting.when() is None:
+                starting.reschedule(loop.time())
+
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        try:
+            async with starting:  # a first join waits for its edge as long as it takes, but not for a stop
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.add_signal_handler(number, terminate)
+                await self.start()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stopping.set)
+            await self._stopping.wait()
+        except TimeoutError:
+            if not self._stopping.is_set():
+                raise
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Begin to serve; returns while the first dial is under way."""
+        self.served.replace(self.config)  # before the first dial: the first Welcome is answered with it
+        self.edges = [self._edge(place) for place in await edges_to_serve(self.config)]
+        for edge in self.edges:
+            edge.start()
+        loop = asyncio.get_running_loop()
+        # After the edges: a change of the file is applied to them.
+        self._watch = FileWatch([self.config.path], self._file_changed, loop=loop)
+        self._last_turn = _clock()
+        self._turn_handle = loop.call_later(TURN, self._turn)
+        self._announcing = spawn(self._announce(), name="announce readiness")
+
+    async def stop(self, *, grace: float = GRACE) -> None:
+        """Take no new streams, let those in progress end for `grace` seconds, hang up."""
+        systemd.stopping()
+        if self._watch is not None:  # first: nothing may start anything from here on
+            self._watch.close()
+        if self._turn_handle is not None:
+            self._turn_handle.cancel()
+        if self._announcing is not None:
+            self._announcing.cancel()
+        for edge in self.edges:
+            await edge.stop_dialling()
+            for tunnel in edge.tunnels():
+                tunnel.say_goodbye(Reason.CONNECTOR_STOPPING)
+        if any(edge.up for edge in self.edges):  # without a link no stream can end in order
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.served.idle(), grace)
+        for edge in self.edges:
+            await edge.stop(Reason.CONNECTOR_STOPPING)
+        await self.served.close()  # last: folders serve streams until their tunnels are gone
+        self.edges = []
+
+    # Changes
+
+    async def reload(self, config: ConnectorConfig) -> list[str]:
+        """Apply another configuration; one line for each thing that changed."""
+        diff = diff_connector(self.config, config)
+        self.config = config
+        messages = [
+            f"service {service.name} {verb}"
+            for verb, services in (("added", diff.added), ("removed", diff.removed), ("changed", diff.changed))
+            for service in services
+        ]
+        if self.served.replace(config):
+            for edge in self.edges:
+                edge.declare()
+        if "edge" in diff.keys:
+            messages += await self._match_edges()
+        if diff.restart:
+            messages.append(restart_warning(diff.restart))
+        for message in messages:
+            log.info("reload: %s", message)
+        self._notice()
+        return messages
+
+    async def reload_file(self) -> list[str]:
+        """Read the file again and apply it. Raises ConfigError, and then nothing has changed."""
+        if self._watch is not None:
+            self._watch.seen()
+        return await self.reload(load_connector(self.config.path))
+
+    async def _match_edges(self) -> list[str]:
+        """Serve the edges that the configuration names now; unchanged ones keep their tunnels."""
+        places = {place.endpoint: place for place in await edges_to_serve(self.config)}
+        kept = {edge.endpoint: edge for edge in self.edges}
+        gone = [edge for edge in self.edges if edge.endpoint not in places]
+        new = [self._edge(place) for endpoint, place in places.items() if endpoint not in kept]
+        self.edges = [edge for edge in self.edges if edge.endpoint in places] + new
+        for edge in new:
+            edge.start()
+        for edge in gone:
+            await edge.stop(Reason.WITHDRAWN)
+        return [f"edge {edge.endpoint} added" for edge in new] + [f"edge {edge.endpoint} removed" for edge in gone]
+
+    def _edge(self, place: Place) -> JoinedEdge:
+        return JoinedEdge(place.identity, place.endpoint, self._instance, changed=self._notice)
+
+    def _file_changed(self) -> None:
+        spawn(self._reload_logged(), name="reload")
+
+    def _hangup(self) -> None:
+        for edge in self.edges:
+            for supervisor in edge.supervisors():
+                supervisor.dial_now()
+        self._file_changed()
+
+    async def _reload_logged(self) -> None:
+        try:
+            await self.reload_file()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("not reloaded: %s", problem)
+        except LocalError as error:
+            log.error("not reloaded: %s", error.text)
+
+    def _turn(self) -> None:
+        """Once a second: notice that we slept; now and then look at certificates."""
+        self._turn_handle = asyncio.get_running_loop().call_later(TURN, self._turn)
+        now = _clock()
+        if now - self._last_turn > SLEPT:
+            log.warning("stood still for %.0f s: dialling anew", now - self._last_turn)
+            for edge in self.edges:
+                for supervisor in edge.supervisors():
+                    supervisor.woke()
+        self._last_turn = now
+        self._turns += 1
+        if self._turns % RENEWAL_TURNS == 0:
+            for edge in self.edges:
+                edge.renew_if_due()
+
+    # Readiness and answers
+
+    def _notice(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait for something that edges tell; False if it did not come in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _announce(self) -> None:
+        if not await self._until(self._any_up, IMPATIENT):
+            systemd.ready("dialling; no edge was reached yet")
+            while not self._any_up():
+                await self._changed.wait()
+        await self._until(lambda: any(self._answered(edge) for edge in self.edges), CLAIM_SECONDS)
+        self.is_ready = True
+        addresses = [
+            address for edge in self.edges for result in edge.claims.values() for address in result.addresses
+        ] or [str(edge.endpoint) for edge in self.edges if edge.up]
+        line = " ".join(["ready", *dict.fromkeys(addresses)])
+        systemd.ready(line)
+        if self._on_ready is not None:
+            self._on_ready(line)
+
+    def _any_up(self) -> bool:
+        return any(edge.up for edge in self.edges)
+
+    def _answered(self, edge: JoinedEdge) -> bool:
+        return edge.up and edge.claims_revision >= self.served.revision
+
+    async def handle(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request of the control socket: status, reload, claim. Raises LocalError."""
+        command = request.get("command")
+        if command == "status":
+            return {"status": self.status()}
+        if command == "reload":
+            return {"messages": await self.reload_file()}
+        if command == "claim":
+            name, seconds = request.get("name"), request.get("timeout", CLAIM_SECONDS)
+            if not isinstance(name, str) or not isinstance(seconds, int | float):
+                raise LocalError("claim needs a name and a timeout", exit_code=2)
+            await self.reload_file()
+            return await self.claim(name, seconds)
+        raise LocalError(f"the connector does not know the command {command!r}", exit_code=2)
+
+    async def claim(self, name: str, seconds: float) -> dict[str, Any]:
+        """What the edges say about one service, once all that are connected have answered the present declaration."""
+        if self.config.service(name) is None:
+            return {"state": "gone"}
+
+        def answered() -> bool:
+            connected = [edge for edge in self.edges if edge.up]
+            return bool(connected) and all(self._answered(edge) for edge in connected)
+
+        if not await self._until(answered, seconds):
+            troubles = "; ".join(edge.main.trouble for edge in self.edges if edge.main.trouble)
+            return {"state": "waiting", "message": troubles or "the edge has not answered yet"}
+        results = [edge.claims[name] for edge in self.edges if edge.up and name in edge.claims]
+        return _claim_answer(results)
+
+    def status(self) -> dict[str, Any]:
+        """What `tunnelgw status` shows."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "ready": self.is_ready,
+            "config": str(self.config.path),
+            "state_dir": str(self.config.state_dir),
+            "streams": self.served.active,
+            "streams_total": self.served.total,
+            "edges": [edge.status() for edge in self.edges],
+            "services": [self._service_status(service) for service in self.served.services()],
+        }
+
+    def _service_status(self, service: ServiceConfig) -> dict[str, Any]:
+        results = [edge.claims[service.name] for edge in self.edges if service.name in edge.claims]
+        return {"name": service.name, "target": str(service.target), **_claim_answer(results)}
+
+
+def _claim_answer(results: list[ClaimResult]) -> dict[str, Any]:
+    """The edges' answers for one service as one: accepted where any edge accepted it."""
+    addresses = [address for result in results if not result.refused for address in result.addresses]
+    if any(not result.refused for result in results):
+        return {"state": "accepted", "addresses": list(dict.fromkeys(addresses))}
+    for result in results:
+        return {"state": "refused", "reason": result.refused, "message": result.message, "hint": result.hint}
+    return {"state": "waiting", "message": "no edge has answered yet"}
+
+
+def _clock() -> float:
+    """Seconds that also pass while the machine is suspended (CLOCK_MONOTONIC stands still then)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

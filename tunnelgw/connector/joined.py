@@ -1,0 +1,234 @@
+"""One edge that this connector serves: its identity, its tunnels (one per worker of the edge), its answers.
+
+Strategy: the first supervisor dials without naming a worker; the Welcome says which of how many it reached, and the
+others get a supervisor each. What the edge claims for our services is kept for `status` and `expose`; a change of it
+is logged, a refusal loudly, with the command that would allow it. The certificate is renewed over a tunnel at two
+thirds of its life.
+
+Invariant: the slots equal the workers of the last Welcome; one edge's trouble never touches another one's tunnels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from tunnelgw.connector.dial import DIAL_SECONDS, Conversation
+from tunnelgw.connector.supervise import Supervisor
+from tunnelgw.errors import TunnelgwError
+from tunnelgw.net.tasks import spawn
+from tunnelgw.net.tls import tunnel_client_context
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.control import Renewed, RenewRequest
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from tunnelgw.config.model import Endpoint
+    from tunnelgw.connector.tunnel import Instance, Tunnel
+    from tunnelgw.identity.home import HomeIdentity
+    from tunnelgw.wire.control import ClaimResult, Claims, Welcome
+
+log = logging.getLogger(__name__)
+
+RENEW_RETRY = 3600.0  # seconds until an unanswered or failed renewal is tried again
+EXPIRY_WARNING = 7 * 86400.0
+
+
+class JoinedEdge:
+    """See the module's text. Implements `EdgeSide` and `TunnelOwner`."""
+
+    __slots__ = (
+        "_changed", "_instance", "_renewal", "_renewal_at", "claims", "claims_revision", "domain", "endpoint",
+        "identity", "main", "slots",
+    )  # fmt: skip
+
+    def __init__(
+        self, identity: HomeIdentity, endpoint: Endpoint, instance: Instance, *, changed: Callable[[], None]
+    ) -> None:
+        """`changed` is called when the edge's answers or the state of a tunnel changed."""
+        self.identity = identity
+        self.endpoint = endpoint
+        self.domain = identity.domain
+        self.claims: dict[str, ClaimResult] = {}
+        self.claims_revision = 0
+        self._changed = changed
+        self._instance = instance
+        self._renewal: asyncio.Task[None] | None = None
+        self._renewal_at = 0.0  # wall clock: no renewal is begun before
+        self.main = Supervisor(self, owner=self, instance=instance)
+        self.slots: dict[int, Supervisor] = {}
+
+    def start(self) -> None:
+        """Begin to dial."""
+        self.main.start()
+
+    def supervisors(self) -> list[Supervisor]:
+        """All of them, the first one first."""
+        return [self.main, *(slot for slot in self.slots.values() if slot is not self.main)]
+
+    def tunnels(self) -> list[Tunnel]:
+        """Every tunnel to this edge."""
+        return [tunnel for supervisor in self.supervisors() for tunnel in supervisor.tunnels()]
+
+    @property
+    def up(self) -> bool:
+        """True while at least one link carries a tunnel."""
+        return any(supervisor.up for supervisor in self.supervisors())
+
+    def declare(self) -> None:
+        """The services changed: tell the edge."""
+        for supervisor in self.supervisors():
+            supervisor.tunnel.declare()
+
+    async def stop_dialling(self) -> None:
+        """Leave what is up alone, dial no more."""
+        for supervisor in self.supervisors():
+            await supervisor.stop_dialling()
+
+    async def stop(self, reason: Reason) -> None:
+        """End every tunnel."""
+        for supervisor in self.supervisors():
+            await supervisor.stop(reason)
+
+    # EdgeSide
+
+    def context(self) -> ssl.SSLContext:
+        """TLS with the present certificate and key."""
+        identity = self.identity
+        return tunnel_client_context(identity.certificate_path, identity.key_path, authority=identity.authority)
+
+    def welcomed(self, supervisor: Supervisor, welcome: Welcome) -> None:
+        """A tunnel is up: note what the edge says about itself, and see that each of its workers has one."""
+        if welcome.domain:
+            self.domain = welcome.domain
+        if supervisor is self.main:
+            self._match_workers(welcome)
+        elif welcome.worker != supervisor.worker:
+            self._end_slot(supervisor)  # the edge has no such worker any more: another slot serves that one
+        self._changed()
+
+    def went_down(self, supervisor: Supervisor) -> None:  # noqa: ARG002 - whoever listens looks at all of them
+        """`status` shows the trouble."""
+        self._changed()
+
+    def _match_workers(self, welcome: Welcome) -> None:
+        main = self.main
+        if main.worker is not None and self.slots.get(main.worker) is main:
+            del self.slots[main.worker]
+        main.worker = welcome.worker
+        for number, slot in list(self.slots.items()):
+            if number >= welcome.workers or number == welcome.worker:
+                self._end_slot(slot)
+        self.slots[welcome.worker] = main
+        for number in range(welcome.workers):
+            if number not in self.slots:
+                slot = Supervisor(self, owner=self, instance=self._instance, worker=number)
+                slot.workers = welcome.workers
+                self.slots[number] = slot
+                slot.start()
+
+    def _end_slot(self, slot: Supervisor) -> None:
+        if slot.worker is not None and self.slots.get(slot.worker) is slot:
+            del self.slots[slot.worker]
+        spawn(slot.stop(Reason.CONNECTOR_STOPPING), name="superfluous tunnel")
+
+    # TunnelOwner
+
+    def claims_received(self, claims: Claims) -> None:
+        """The edge's answer to a revision of our services; each worker sends it."""
+        if claims.revision < self.claims_revision:
+            return
+        before = self.claims
+        self.claims_revision = claims.revision
+        self.claims = {result.name: result for result in claims.results}
+        for name, result in self.claims.items():
+            if before.get(name) != result:
+                self._log_claim(result)
+        self._changed()
+
+    def _log_claim(self, result: ClaimResult) -> None:
+        if not result.refused:
+            log.info("service %s: %s", result.name, " ".join(result.addresses) or "declared, no public address")
+            return
+        log.warning(
+            "service %s: the edge %s refused it (%s): %s%s",
+            result.name, self.endpoint, result.refused, result.message,
+            f"; to allow it, run on the edge: {result.hint}" if result.hint else "",
+        )  # fmt: skip
+
+    def renewed(self, message: Renewed) -> None:
+        """The edge signed a new certificate: the next dial uses it."""
+        self._renewal = spawn(self._install(message), name="install certificate")
+
+    # Renewal
+
+    def renew_if_due(self) -> None:
+        """Called once in a while: ask for a new certificate at two thirds of its life."""
+        now = time.time()
+        if now < max(self.identity.renew_at, self._renewal_at) or not self.up:
+            return
+        if self.identity.expires - now < EXPIRY_WARNING:
+            log.warning("the certificate for edge %s expires soon and was not renewed yet", self.endpoint)
+        self._renewal_at = now + RENEW_RETRY
+        self._renewal = spawn(self._ask_for_renewal(), name="renew certificate")
+
+    async def _ask_for_renewal(self) -> None:
+        csr = await asyncio.get_running_loop().run_in_executor(None, self.identity.make_request)
+        for tunnel in self.tunnels():
+            if tunnel.link is not None and tunnel.session is not None:
+                tunnel.session.send_control(RenewRequest(csr=csr))
+                return
+
+    async def renew_expired(self) -> None:
+        """The edge refuses the expired certificate for a tunnel, but exchanges it."""
+        csr = await asyncio.get_running_loop().run_in_executor(None, self.identity.make_request)
+        conversation = Conversation()
+        try:
+            async with asyncio.timeout(DIAL_SECONDS):
+                await conversation.open(self.endpoint, self.context())
+                answer = await conversation.ask(RenewRequest(csr=csr), Renewed)
+        finally:
+            conversation.close()
+        await self._install(answer)
+
+    async def _install(self, message: Renewed) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, self.identity.install, message.certificate, message.ca)
+        except TunnelgwError as error:
+            log.error("the renewed certificate from edge %s was not installed: %s", self.endpoint, error.text)
+            return
+        self._renewal_at = 0.0
+        log.info("the certificate for edge %s was renewed", self.endpoint)
+        self._changed()
+
+    def status(self) -> dict[str, Any]:
+        """For `tunnelgw status`."""
+        now = asyncio.get_running_loop().time()
+        return {
+            "address": str(self.endpoint),
+            "name": self.identity.name,
+            "domain": self.domain,
+            "state": "up" if self.up else "away",
+            "error": "" if self.up else self.main.trouble,
+            "certificate_expires": self.identity.expires,
+            "tunnels": [_tunnel_status(supervisor, now) for supervisor in self.supervisors()],
+        }
+
+
+def _tunnel_status(supervisor: Supervisor, now: float) -> dict[str, Any]:
+    tunnel = supervisor.tunnel
+    session = tunnel.session
+    return {
+        "worker": supervisor.worker or 0,
+        "state": "up" if supervisor.up else "detached" if session is not None else "away",
+        "seconds": round(now - tunnel.since, 1) if supervisor.up else 0.0,
+        "rtt_seconds": round(session.rtt, 6) if session is not None else 0.0,
+        "streams": session.stream_count if session is not None else 0,
+        "resumes": tunnel.resumes,
+        "error": supervisor.trouble,
+    }
