@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
 from front import Front, run, until
 
 from tunnelgw.edge import certificates as module
 from tunnelgw.edge.certificates import Certificates
 from tunnelgw.edge.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
+from tunnelgw.edge.issuers import self_signed as module_self_signed
 from tunnelgw.net.timers import Wheel
 
-from certs import DAY, NOW, Authority  # isort: skip - front puts its folder on the path
+from certs import DAY, NOW, Authority, shake  # isort: skip - front puts its folder on the path
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 MAKER = """
 import sys, pathlib
@@ -146,6 +149,28 @@ def test_made_on_demand_once_for_many_visitors(tmp_path: Path) -> None:
         assert pair_of(tmp_path, "*.b.example.com").key.exists()
         book.close()
         again.close()
+
+    run(main)
+
+
+def test_the_edges_own_authority_makes_them_in_a_child(tmp_path: Path) -> None:
+    async def main() -> None:
+        from tunnelgw.identity.ca import Authorities
+        from tunnelgw.store.sqlite import SqliteStore
+
+        path, folder = tmp_path / "state.db", tmp_path / "visitors"
+        store = SqliteStore(path)
+        authority = Authorities(store).visitors().certificate
+        store.close()
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), module_self_signed(path, folder))
+        book.start()
+        await book.ensure(["a.example.com", "*.b.example.com"])
+        for host, name in (("a.example.com", "a.example.com"), ("*.b.example.com", "x.b.example.com")):
+            context = await book.context(host, name, http=True)
+            assert context is not None
+            shake(context, ssl.create_default_context(cadata=authority), name)  # verifies chain and name
+        book.close()
 
     run(main)
 

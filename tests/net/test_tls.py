@@ -8,33 +8,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from certs import DAY, NOW, Authority
+from certs import DAY, NOW, Authority, shake
 
 from tunnelgw.net import tls
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def shake(
-    server: ssl.SSLContext, client: ssl.SSLContext, name: str = "a.example.com"
-) -> tuple[ssl.SSLObject, ssl.SSLObject]:
-    """A whole handshake in memory: (server side, client side). Raises what either side raises."""
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    near = client.wrap_bio(back, there, server_hostname=name)
-    far = server.wrap_bio(there, back, server_side=True)
-    for _ in range(4):
-        for side in (near, far):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-    for side in (near, far):  # a server's verdict on the client's certificate comes after the client is done
-        try:
-            side.read(1)
-        except ssl.SSLWantReadError:
-            continue
-    return far, near
 
 
 @pytest.fixture

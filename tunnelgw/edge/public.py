@@ -20,7 +20,7 @@ from tunnelgw.access.addresses import address_key
 from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage, shake_hands
 from tunnelgw.gateway.opener import Visitor
 from tunnelgw.net import tls
-from tunnelgw.net.accept import Acceptor, CountedSocket, Ledger, Reserve, counted
+from tunnelgw.net.accept import Acceptor, CountedSocket, Ledger, Reserve, counted, defer_accept
 from tunnelgw.net.farewell import Farewell
 from tunnelgw.net.peek import Peek, hello_needs
 from tunnelgw.net.proxyproto import ProxyHeader, parse_proxy_header
@@ -31,7 +31,7 @@ from tunnelgw.routing.hostname import normalise
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from tunnelgw.edge.certificates import Certificates
     from tunnelgw.edge.workers import Peers
@@ -109,11 +109,13 @@ class FrontDoor:
         self._acceptors: list[Acceptor] = []
         self._peeks: set[Peek[ClientHello] | Peek[ProxyHeader]] = set()
 
-    def serve(self, listeners: Iterable[socket.socket]) -> None:
-        """Accept TLS visitors and tunnels. The listeners stay the caller's."""
+    def serve(self, listeners: Sequence[socket.socket]) -> None:
+        """Accept TLS visitors and tunnels. The listeners stay the caller's; who made them does not matter."""
+        for listener in listeners:
+            defer_accept(listener)
         self._accept_from(listeners, self._accepted)
 
-    def serve_plain(self, listeners: Iterable[socket.socket]) -> None:
+    def serve_plain(self, listeners: Sequence[socket.socket]) -> None:
         """Accept plain HTTP: redirects, ACME http-01, routes that ask for it."""
         self._accept_from(listeners, self._accepted_plain)
 
@@ -303,7 +305,7 @@ class FrontDoor:
             self._alert(sock, INTERNAL_ERROR, Reason.NAME_UNKNOWN)
             return
         if is_tcp:
-            assert entry.route is not None  # noqa: S101 - checked above, for mypy
+            assert entry.route is not None
             visitor = visitor_of(sock, secure=True, server_name=name, alpn="")
             protocol: asyncio.Protocol = TlsPassage(self._opener, self._live, entry.route, visitor)
             await shake_hands(sock, protocol, context, failed=self._counters.refuse)

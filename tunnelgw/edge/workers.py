@@ -143,8 +143,8 @@ class Worker:
         number = next(self._ids)
         future = self._waiting[number] = self._loop.create_future()
         self._channel.send({**message, "id": number})
-        if not self._channel.open:
-            future.cancel()
+        if not self._channel.open and not future.done():
+            future.set_exception(_gone())
         try:
             return await asyncio.wait_for(future, GATHER_SECONDS)
         except TimeoutError:
@@ -157,7 +157,8 @@ class Worker:
 
     def _closed(self) -> None:
         for future in self._waiting.values():
-            future.cancel()
+            if not future.done():
+                future.set_exception(_gone())
         if not self._setup.done():
             self._setup.cancel()
         self._orphaned()
@@ -189,6 +190,10 @@ class Worker:
         future = self._waiting.get(message["id"])
         if future is not None and not future.done():
             future.set_result(message["snapshots"])
+
+
+def _gone() -> Refused:
+    return Refused("the supervisor is gone", reason=Reason.EDGE_STOPPING)
 
 
 def _nothing() -> None:

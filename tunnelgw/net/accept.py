@@ -50,7 +50,7 @@ def listen_on(host: str, port: int, *, defer: bool, dual_stack: bool = False) ->
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
         if defer:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
+            defer_accept(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         sock.bind((host, port))
         sock.listen(BACKLOG)
@@ -58,6 +58,11 @@ def listen_on(host: str, port: int, *, defer: bool, dual_stack: bool = False) ->
         sock.close()
         raise
     return sock
+
+
+def defer_accept(listener: socket.socket) -> None:
+    """Let the kernel keep a connection until its peer has sent something, for a moment."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
 
 
 def listen_all(

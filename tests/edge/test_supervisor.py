@@ -1,0 +1,124 @@
+"""Several workers as real processes: one listener, hand-over, ports, numbers, crashes and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from front import ADDRESS, run, until
+from test_ports import free_port
+
+from tunnelgw.edge import supervisor as module
+from tunnelgw.edge.supervisor import Supervisor
+from tunnelgw.net.accept import listen_on
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SCRIPT = str(Path(__file__).with_name("worker_process.py"))
+
+
+@asynccontextmanager
+async def edge(count: int = 2) -> AsyncIterator[tuple[Supervisor, int]]:
+    with listen_on(ADDRESS, 0, defer=False) as https, listen_on(ADDRESS, 0, defer=False) as http:
+        supervisor = Supervisor(
+            count,
+            https=[https],
+            http=[http],
+            port_bind=ADDRESS,
+            command=lambda index, descriptor: (sys.executable, SCRIPT, str(descriptor)),
+        )
+        await supervisor.start()
+        try:
+            yield supervisor, https.getsockname()[1]
+        finally:
+            await supervisor.stop()
+            assert not supervisor.pids()
+
+
+async def ask(port: int, command: str) -> str:
+    reader, writer = await asyncio.open_connection(ADDRESS, port)
+    writer.write(command.encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    return answer
+
+
+def test_sockets_go_to_the_worker_they_are_for() -> None:
+    async def main() -> None:
+        async with edge() as (supervisor, port):
+            for worker in (0, 1):
+                reader, writer = await asyncio.open_connection(ADDRESS, port)
+                me = "{}:{}".format(*writer.get_extra_info("sockname"))
+                writer.write(f"give {worker}".encode())
+                assert (await reader.read(5)).decode() == "give?"
+                writer.write(b"hello")
+                answer = (await reader.read()).decode()
+                assert answer == f"worker {worker} for {me} got hello"
+                writer.close()
+            assert await ask(port, "give 7") == "give?no such worker"
+            assert await ask(port, "gather") == "[0, 1]"
+            assert sorted(each["index"] for each in await supervisor.gather()) == [0, 1]
+
+    run(main)
+
+
+def test_a_port_is_open_as_long_as_one_worker_holds_it() -> None:
+    async def main() -> None:
+        async with edge() as (_, port):
+            raw = free_port()
+            assert await ask(port, f"open {raw}") == "opened"
+            assert await ask(port, f"open {raw}") == "opened"
+            (await asyncio.open_connection(ADDRESS, raw))[1].close()
+            with socket.create_server((ADDRESS, 0)) as taken:
+                assert "another program" in await ask(port, f"open {taken.getsockname()[1]}")
+
+    run(main)
+
+
+def test_a_crashed_worker_comes_back_and_no_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.05, 0.1))
+
+    async def main() -> None:
+        async with edge() as (supervisor, port):
+            before = supervisor.pids()
+            await ask(port, "crash")
+            answers = await asyncio.gather(*(ask(port, "who") for _ in range(50)))
+            assert set(answers) <= {"0", "1"}
+            await until(lambda: supervisor.restarts == 1 and all(each.ready for each in supervisor._workers))
+            assert len(set(supervisor.pids()) - set(before)) == 1
+            assert await ask(port, "gather") == "[0, 1]"
+
+    run(main)
+
+
+def test_reload_reaches_every_worker() -> None:
+    async def main() -> None:
+        async with edge() as (supervisor, _):
+            supervisor.reload()
+            end = asyncio.get_running_loop().time() + 10
+            while [each["reloads"] for each in await supervisor.gather()] != [1, 1]:
+                assert asyncio.get_running_loop().time() < end
+
+    run(main)
+
+
+def test_workers_leave_when_the_supervisor_vanishes() -> None:
+    async def main() -> None:
+        async with edge() as (supervisor, _):
+            pids = supervisor.pids()
+            for worker in supervisor._workers:
+                assert worker.channel is not None
+                worker.channel.close()
+            await until(lambda: not set(pids) & set(supervisor.pids()))
+            for pid in pids:
+                with pytest.raises(ProcessLookupError):
+                    os.kill(pid, 0)
+
+    run(main)
