@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+from tunnelgw.access.grants import Grant
 
 CONNECTOR = "connector"
 VISITOR = "visitor"
 ROLES = (CONNECTOR, VISITOR)
 
 
-@dataclass(frozen=True, slots=True)
-class Allow:
-    """The --allow options of a grant. None: not named, so the default (or what was granted before) holds.
+def granted(old: Grant, newer: Grant) -> Grant:
+    """`old`, with what `newer` names in its place; an empty field names nothing."""
+    named = {item.name: getattr(newer, item.name) for item in fields(Grant) if getattr(newer, item.name)}
+    return replace(old, **named)
 
-    hosts: patterns. ports: inclusive ranges. services, networks, exits: for visitors.
-    """
 
-    hosts: tuple[str, ...] | None = None
-    ports: tuple[tuple[int, int], ...] | None = None
-    services: tuple[str, ...] | None = None
-    networks: tuple[str, ...] | None = None
-    exits: tuple[str, ...] | None = None
-
-    def updated(self, newer: Allow) -> Allow:
-        """This, with what `newer` names in its place."""
-        named = {name: getattr(newer, name) for name in self.__slots__ if getattr(newer, name) is not None}
-        return replace(self, **named)
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Allow:
-        """Lists become tuples again."""
-        values = {name: None if found.get(name) is None else tuple(found[name]) for name in cls.__slots__}
-        if values["ports"] is not None:
-            values["ports"] = tuple((int(first), int(last)) for first, last in values["ports"])
-        return cls(**values)
+def grant_from_json(found: dict[str, Any]) -> Grant:
+    """Lists become tuples again."""
+    values = {item.name: tuple(found.get(item.name, ())) for item in fields(Grant)}
+    return Grant(**{**values, "ports": tuple((int(first), int(last)) for first, last in values["ports"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +42,7 @@ class Connector:
 
     name: str
     role: str
-    allow: Allow
+    grant: Grant
     issued: tuple[Issued, ...]
     joined: float
     revoked: bool = False
@@ -79,7 +66,7 @@ class Connector:
         return cls(
             name=found["name"],
             role=found["role"],
-            allow=Allow.from_json(found["allow"]),
+            grant=grant_from_json(found["grant"]),
             issued=tuple(Issued(**item) for item in found["issued"]),
             joined=found["joined"],
             revoked=found["revoked"],
@@ -94,7 +81,7 @@ class Pending:
     id: str
     name: str
     role: str
-    allow: Allow
+    grant: Grant
     expires: float
     created: float
     hashed: str = field(repr=False)
@@ -110,7 +97,7 @@ class Pending:
     def decode(cls, value: bytes, revision: int) -> Pending:
         """From the store."""
         found = json.loads(value)
-        return cls(**{**found, "allow": Allow.from_json(found["allow"])}, revision=revision)
+        return cls(**{**found, "grant": grant_from_json(found["grant"])}, revision=revision)
 
 
 @dataclass(frozen=True, slots=True)

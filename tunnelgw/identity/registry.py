@@ -9,33 +9,39 @@ invitation was refused is never told.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import ssl
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tunnelgw.access.grants import Grant
 from tunnelgw.config.names import Bad, service_name
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.identity import invitations
 from tunnelgw.identity.ca import Authorities
-from tunnelgw.identity.claims import release_operations
-from tunnelgw.identity.records import CONNECTOR, ROLES, Accepted, Allow, Connector, Issued, Pending
+from tunnelgw.identity.claims import ClaimBook, release_operations
+from tunnelgw.identity.records import CONNECTOR, ROLES, Accepted, Connector, Issued, Pending, granted
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.base import Conflict, Delete, Put
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from tunnelgw.identity.invitations import Invitation
     from tunnelgw.store.base import Store
 
 CONNECTORS = "connectors/"
 INVITATIONS = "invitations/"
+OFFERS = "offers/"
 # A renewal whose answer got lost is asked for again with the old certificate: so many stay valid until they expire.
 _MAX_ISSUED = 8
 # Unused invitations; each is about 300 bytes, and nobody invites so many by hand.
 _MAX_INVITATIONS = 1000
+_MAX_OFFERS_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 class Registry:
@@ -44,6 +50,7 @@ class Registry:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._authorities = Authorities(store)
+        self._claims = ClaimBook(store)
         # Compared when an invitation is unknown, so that this takes as long as a wrong secret.
         self._nothing = invitations.hash_secret(secrets.token_hex(16))
 
@@ -55,11 +62,11 @@ class Registry:
         *,
         address: str,
         role: str = CONNECTOR,
-        allow: Allow | None = None,
+        grant: Grant | None = None,
         ttl: float = 3600.0,
         now: float | None = None,
     ) -> Invitation:
-        """A new invitation; for a name that exists it replaces the key when used, and what `allow` names of its grant.
+        """A new invitation; for a name that exists it replaces the key when used, and what `grant` names.
 
         LocalError (exit 2) for a name or role that cannot be.
         """
@@ -78,7 +85,7 @@ class Registry:
             id=made.id,
             name=name,
             role=role,
-            allow=allow or Allow(),
+            grant=grant or Grant(),
             expires=now + ttl,
             created=now,
             hashed=invitations.hash_secret(made.secret.reveal()),
@@ -98,10 +105,7 @@ class Registry:
     def accept(self, invitation: str, secret: str, csr: str, *, now: float | None = None) -> Accepted:
         """Use an invitation. Refused (INVITATION_INVALID, whatever was wrong); RemoteError for a bad request."""
         now = time.time() if now is None else now
-        pending = self._pending(invitation)
-        right = invitations.matches(secret, pending.hashed if pending else self._nothing)
-        if pending is None or not right or pending.expires <= now:
-            raise _invalid()
+        pending = self.check_invitation(invitation, secret, now=now)
         from tunnelgw.identity import certs  # 10 MB: loaded when somebody joins
 
         key = certs.read_request(csr)
@@ -114,7 +118,7 @@ class Registry:
                 name=pending.name,
                 role=pending.role,
                 # A grant of a revoked connector is gone with it.
-                allow=(Allow() if old is None or old.revoked else old.allow).updated(pending.allow),
+                grant=granted(Grant() if old is None or old.revoked else old.grant, pending.grant),
                 issued=issued,
                 joined=now,
             )
@@ -127,6 +131,15 @@ class Registry:
                     raise _invalid() from None
                 continue
             return Accepted(connector, signed.certificate, authority.certificate)
+
+    def check_invitation(self, invitation: str, secret: str, *, now: float | None = None) -> Pending:
+        """The invitation, still unused. Refused (INVITATION_INVALID, whatever was wrong), in the same time."""
+        now = time.time() if now is None else now
+        pending = self._pending(invitation)
+        right = invitations.matches(secret, pending.hashed if pending else self._nothing)
+        if pending is None or not right or pending.expires <= now:
+            raise _invalid()
+        return pending
 
     def _pending(self, invitation: str) -> Pending | None:
         if len(invitation) != 16 or not invitation.isalnum():
@@ -145,15 +158,15 @@ class Registry:
         found = self._store.get(CONNECTORS + name) if name else None
         return Connector.decode(found.value, found.revision) if found else None
 
-    def set_grant(self, name: str, allow: Allow) -> Connector:
-        """Replace what `allow` names. LocalError (exit 2) if nobody of that name has joined."""
+    def set_grant(self, name: str, grant: Grant) -> Connector:
+        """Replace what `grant` names (its fields that are not empty). LocalError (exit 2) for a name that did not join."""
         while True:
             old = self.get(name)
             if old is None or old.revoked:
                 waiting = any(item.name == name for item in self.invitations())
                 hint = "has not joined yet; invite again with other options" if waiting else self._known()
                 raise LocalError(f'"{name}" {hint}', exit_code=2)
-            new = replace(old, allow=old.allow.updated(allow))
+            new = replace(old, grant=granted(old.grant, grant))
             try:
                 revision = self._store.put(CONNECTORS + name, new.encode(), expect=old.revision)
             except Conflict:
@@ -174,9 +187,9 @@ class Registry:
             if old is not None and not old.revoked:
                 gone = replace(old, revoked=True, issued=())
                 operations.append(Put(CONNECTORS + name, gone.encode(), expect=old.revision))
-            operations += release_operations(self._store, name)
             if not operations:
                 return False
+            operations += [*release_operations(name), Delete(OFFERS + name)]
             try:
                 self._store.apply(operations)
             except Conflict:
@@ -186,6 +199,42 @@ class Registry:
     def _known(self) -> str:
         names = [connector.name for connector in self.connectors() if not connector.revoked]
         return f"is not known here; connectors are: {', '.join(names) or 'none'}"
+
+    # What connectors offer and hold
+
+    def grant(self, name: str) -> Grant:
+        """What a connector may claim; the default for one that is not known."""
+        found = self.get(name)
+        return found.grant if found is not None and not found.revoked else Grant()
+
+    def hold(self, name: str, wanted: Collection[str]) -> dict[str, str]:
+        """As `ClaimBook.hold`."""
+        return self._claims.hold(name, wanted)
+
+    def holders(self, prefix: str) -> list[str]:
+        """The connectors that hold a claim which begins like this, each once."""
+        found = self._claims.holders()
+        return sorted({holder for claim, holder in found.items() if claim.startswith(prefix)})
+
+    def claims(self) -> dict[str, str]:
+        """Every claim and its holder."""
+        return self._claims.holders()
+
+    def remember_offers(self, name: str, offers: bytes) -> None:
+        """Keep what a connector offered last, for the time until it is back after a restart of the edge."""
+        connector = self.get(name)
+        if connector is None or connector.revoked:
+            return
+        if len(offers) > _MAX_OFFERS_BYTES:
+            log.warning("connector %s offers too much to be remembered over a restart of the edge", name)
+            self._store.delete(OFFERS + name)
+            return
+        self._store.put(OFFERS + name, offers)
+
+    def remembered_offers(self, name: str) -> bytes | None:
+        """What `remember_offers` kept."""
+        found = self._store.get(OFFERS + name)
+        return found.value if found else None
 
     # Certificates
 
