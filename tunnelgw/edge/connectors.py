@@ -23,7 +23,7 @@ from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import Claims, Control, Hello, Notice, Open, RenewRequest, Services, Welcome
+from tunnelgw.wire.control import Claims, Control, Hello, Notice, Open, Renewed, RenewRequest, Services, Welcome
 from tunnelgw.wire.flow import Budget
 from tunnelgw.wire.session import Session
 
@@ -66,7 +66,7 @@ class Connector:
 
     __slots__ = (
         "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "link", "name", "parked",
-        "reconnects", "resumes", "session", "session_id", "since", "software",
+        "reconnects", "resumes", "serial", "session", "session_id", "since", "software",
     )  # fmt: skip
 
     def __init__(self, name: str, connectors: Connectors, *, away_until: float) -> None:
@@ -77,6 +77,7 @@ class Connector:
         self.link: Link | None = None
         self.instance = ""
         self.software = ""
+        self.serial = ""  # of the certificate that the present link showed
         self.dial = 0
         self.draining = False  # it said GOAWAY: no new streams on this session
         self.since = time.time()  # of the present state
@@ -152,7 +153,7 @@ class Connector:
 
     # Links.
 
-    def accept(self, link: Link, hello: Hello, version: int) -> None:
+    def accept(self, link: Link, hello: Hello, *, version: int, serial: str) -> None:
         """An authenticated hello: resume the session or begin a new one, and answer Welcome.
 
         Raises `Refused` (SUPERSEDED) for a dial that is older than the one we have.
@@ -163,7 +164,7 @@ class Connector:
             log.warning("connector %s: another instance took over from %s", self.name, self.peer)
             self._say_goodbye(Reason.SUPERSEDED)
         first_time = not self.instance
-        self.instance, self.dial, self.software = hello.instance, hello.dial, hello.software
+        self.instance, self.dial, self.software, self.serial = hello.instance, hello.dial, hello.software, serial
         old, self.link = self.link, None
         if old is not None:
             # The old link must be closed before either side says its count: nothing may arrive on it after that.
@@ -266,11 +267,15 @@ class Connector:
         self.give_up(reason)
         self.away_until = 0.0
 
+    def announce(self, reason: Reason) -> None:
+        """Tell the connector that it should look for another tunnel; streams in progress go on."""
+        if self.session is not None:
+            self.session.go_away(reason)
+
     def _say_goodbye(self, reason: Reason) -> None:
-        session, link = self.session, self.link
-        if session is not None and link is not None:
-            session.go_away(reason)
-            link.flush()
+        self.announce(reason)
+        if self.link is not None:
+            self.link.flush()
 
     # The session's handler.
 
@@ -295,7 +300,7 @@ class Connector:
         self.draining = True
         log.info("connector %s is leaving: %s", self.name, reason.text)
 
-    def tell(self, message: Claims | Notice) -> None:
+    def tell(self, message: Claims | Notice | Renewed) -> None:
         """Send a control message if there is a session."""
         if self.session is not None:
             self.session.send_control(message)

@@ -52,6 +52,9 @@ class Live:
             if not passages:
                 del self._passages[passage.service]
 
+    def __bool__(self) -> bool:
+        return bool(self._passages)
+
     def count(self, connector: str, service: str) -> int:
         """How many are open."""
         return len(self._passages.get((connector, service), ()))

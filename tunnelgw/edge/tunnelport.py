@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunnelgw.access.addresses import address_key
 from tunnelgw.errors import Refused, RemoteError, TunnelgwError
+from tunnelgw.identity.records import CONNECTOR
 from tunnelgw.net import sockets
 from tunnelgw.net.link import Link
 from tunnelgw.net.tasks import spawn
@@ -135,8 +136,12 @@ class Guest:
     def hello(self, link: Link, message: Hello) -> None:
         """A connector with a certificate wants its tunnel."""
         version = hello.negotiate(message.versions)
-        identity = self.port.office.authorise(_certificate(link))
-        self.port.connectors.known(identity.name).accept(link, message, version)
+        certificate = _certificate(link)
+        identity = self.port.office.authorise(certificate)
+        if identity.role != CONNECTOR:
+            raise Refused(f"{identity.name} is a visitor: it has no services", reason=Reason.ROLE_REFUSED)
+        serial = str(certificate["serialNumber"])
+        self.port.connectors.known(identity.name).accept(link, message, version=version, serial=serial)
         self.deadline = INF
         self.port.guests.discard(self)
 

@@ -115,6 +115,11 @@ class Gateway:
         for connection in list(self.connections):
             connection.drain()
 
+    def reload(self, settings: GatewaySettings, trusted: Callable[[str], bool]) -> None:
+        """Use these from the next connection or deadline on."""
+        self.settings = settings
+        self.trusted = trusted
+
     def flush_soon(self, item: Flushing) -> None:
         """See that `item.flush()` is called once, later in this loop turn."""
         waiting = self._waiting

@@ -75,8 +75,8 @@ class Link(asyncio.Protocol):
 
     # The transport's side.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+    def connection_made(self, made: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast("asyncio.Transport", made)  # uvloop's is no subclass
         transport.set_write_buffer_limits(FLUSH_BYTES, sockets.NOTSENT_LOWAT)
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if address else ""

@@ -55,8 +55,8 @@ class Splice(asyncio.Protocol):
 
     # The transport's side.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+    def connection_made(self, made: asyncio.BaseTransport) -> None:
+        self._transport = transport = cast("asyncio.Transport", made)  # uvloop's is no subclass
         if self._stream.closed:  # reset while the transport was being made
             transport.abort()
             return

@@ -1,0 +1,337 @@
+"""The edge: composition root of one worker, which is the whole edge where `workers = 1`.
+
+Strategy: `start` and `stop` are two lists, in order, with the reason for each place. What an operator changes while it
+runs arrives in two ways: the configuration file (`reload`) and the store (`look`, which follows it by revision, so that
+a command, another worker and this one all agree).
+
+Invariant: visitors are accepted only once every part they could reach is there; at a stop they go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from tunnelgw.access.addresses import Networks, allowed_from
+from tunnelgw.edge.certificates import Certificates
+from tunnelgw.edge.claims import ClaimDesk
+from tunnelgw.edge.connectors import Connectors
+from tunnelgw.edge.office import Office
+from tunnelgw.edge.passthrough import Live
+from tunnelgw.edge.ports import Ports
+from tunnelgw.edge.public import DoorRules, FrontDoor
+from tunnelgw.edge.tunnelport import TunnelPort
+from tunnelgw.edge.visitors import issuer_of
+from tunnelgw.errors import LocalError, Refused, RemoteError
+from tunnelgw.gateway.service import Gateway
+from tunnelgw.gateway.settings import GatewaySettings
+from tunnelgw.identity.registry import CONNECTORS, Registry
+from tunnelgw.net.tasks import spawn
+from tunnelgw.net.timers import Wheel
+from tunnelgw.obs.counters import ProcessCounters
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.hostname import is_address
+from tunnelgw.routing.table import RouteTable
+from tunnelgw.store.base import Compacted
+from tunnelgw.wire.control import Notice
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from tunnelgw.config.model import EdgeConfig
+    from tunnelgw.edge.connectors import Connector
+    from tunnelgw.edge.workers import Peers
+    from tunnelgw.obs.snapshot import ProcessSnapshot
+    from tunnelgw.store.sqlite import SqliteStore
+    from tunnelgw.wire.control import RenewRequest, Services
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5  # how soon a grant or a revocation made by another process is in force
+REFRESH_LOOKS = 7200  # looks between two checks of the edge's own certificate: an hour
+GRACE_SECONDS = 10.0  # what is in progress may end within this at a stop
+
+
+class Edge:
+    """One worker. `peers` are the others, or nobody; `log_request` takes finished exchanges (None: no access log)."""
+
+    def __init__(
+        self,
+        config: EdgeConfig,
+        *,
+        store: SqliteStore,
+        peers: Peers,
+        log_request: Callable[[tuple[object, ...]], object] | None = None,
+    ) -> None:
+        loop = self.loop = asyncio.get_running_loop()
+        self.config = config
+        self.store = store
+        self.peers = peers
+        self.counters = ProcessCounters()
+        self.wheel = Wheel(loop)
+        self.registry = Registry(store)
+        self.table = RouteTable(reserved=edge_names(config))
+        self.connectors = Connectors(
+            loop=loop,
+            wheel=self.wheel,
+            counters=self.counters,
+            resume_seconds=config.resume_seconds,
+            park_seconds=config.park_seconds,
+            worker=peers.index,
+            workers=peers.count,
+            domain=config.domain,
+        )
+        self.office = Office(
+            store=store,
+            registry=self.registry,
+            state_dir=config.state_dir,
+            domain=config.domain,
+            address=str(config.address),
+        )
+        self.tunnels = TunnelPort(
+            loop=loop, wheel=self.wheel, counters=self.counters, connectors=self.connectors, office=self.office
+        )
+        self.gateway = Gateway(
+            table=self.table,
+            opener=self.connectors,
+            wheel=self.wheel,
+            loop=loop,
+            counters=self.counters,
+            settings=gateway_settings(config),
+            trusted=Networks(config.trusted_proxies).__contains__,
+            allowed=allowed_from,
+            log_request=log_request,
+        )
+        self.certificates = Certificates(loop, self.wheel, issuer_of(config))
+        self.live = Live()
+        rules = door_rules(config)
+        self.door = FrontDoor(
+            loop,
+            wheel=self.wheel,
+            table=self.table,
+            certificates=self.certificates,
+            gateway=self.gateway,
+            opener=self.connectors,
+            tunnel=lambda sock, _hello: self.tunnels.take(sock, sock.peer[0]),
+            peers=peers,
+            counters=self.counters,
+            rules=rules,
+            live=self.live,
+        )
+        self.ports = Ports(
+            loop,
+            opener=peers,
+            table=self.table,
+            streams=self.connectors,
+            live=self.live,
+            ledger=self.door.ledger,
+            reserve=self.door.reserve,
+            counters=self.counters,
+            rules=rules,
+        )
+        self.claims = ClaimDesk(
+            domain=config.domain,
+            edge_names=edge_names(config),
+            address=config.address.host,
+            https_port=config.address.port,
+            registry=self.registry,
+            table=self.table,
+            ports=self.ports,
+            live=self.live,
+            connectors=self.connectors,
+            counters=self.counters,
+            changed=lambda: self.certificates.want(self.table.hosts()),
+        )
+        self.connectors.on_services = self._services
+        self.connectors.on_renew = self._renew
+        self.connectors.gone = self._gone
+        self._revision = 0
+        self._looks = 0
+        self._look_handle: asyncio.TimerHandle | None = None
+        self._deciding: dict[str, asyncio.Lock] = {}
+
+    async def start(self, https: Sequence[socket.socket], http: Sequence[socket.socket]) -> None:
+        """Serve on these listeners, which stay the caller's. LocalError where a part cannot begin."""
+        await self.office.open()  # first: without its own certificate there is no tunnel
+        self._revision = self.store.revision()  # before reading: what changes meanwhile is seen by the first look
+        for record in self.registry.connectors():
+            if not record.revoked:
+                await self.claims.restore(self.connectors.known(record.name))  # routes, before visitors ask for them
+        self.certificates.start()
+        await self.certificates.ensure(self.table.hosts())
+        self.door.serve(https)  # last: everything a visitor can reach is there
+        self.door.serve_plain(http)
+        self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
+
+    async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
+        """Accept nothing new, let what is in progress end for `grace` seconds, close."""
+        if self._look_handle is not None:
+            self._look_handle.cancel()
+        self.door.stop_accepting()  # first: nobody new
+        self.ports.close_all()
+        self.gateway.drain()
+        for connector in self.connectors:
+            connector.announce(Reason.EDGE_STOPPING)
+        end = self.loop.time() + grace
+        while (self.gateway.connections or self.live) and self.loop.time() < end:
+            await asyncio.sleep(0.05)
+        self.door.close()
+        self.tunnels.close()
+        self.connectors.cut_all(Reason.EDGE_STOPPING)  # after visitors: their streams ended in order if they could
+        self.certificates.close()
+        self.wheel.close()
+
+    def reload(self, config: EdgeConfig) -> None:
+        """Use another configuration from now on, as far as it can change without a restart; streams go on."""
+        self.config = config
+        rules = door_rules(config)
+        self.door.reload(rules)
+        self.ports.reload(rules)
+        self.gateway.reload(gateway_settings(config), Networks(config.trusted_proxies).__contains__)
+        self.connectors.resume_seconds = config.resume_seconds
+        self.connectors.park_seconds = config.park_seconds
+        self.certificates.replace(issuer_of(config))
+
+    # What the store says.
+
+    def _look_soon(self) -> None:
+        self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
+        self._looks += 1
+        spawn(self.look(), name="look at the store")
+        if self._looks % REFRESH_LOOKS == 0:
+            spawn(self.office.refresh(), name="edge certificate")
+
+    async def look(self) -> None:
+        """Put in force what changed in the store: revocations, grants, replaced keys."""
+        try:
+            if self.store.revision() == self._revision:
+                return
+            changes, self._revision = self.store.watch(self._revision, CONNECTORS)
+        except Compacted:
+            changes, self._revision = [], self.store.revision()
+            names = [record.name for record in self.registry.connectors()]
+        except LocalError as error:
+            log.error("the store cannot be read; what was in force stays: %s", error.text)
+            return
+        else:
+            names = [change.key.removeprefix(CONNECTORS) for change in changes]
+        for name in names:
+            await self._apply(name)
+
+    async def _apply(self, name: str) -> None:
+        record = self.registry.get(name)
+        if record is None or record.revoked:
+            self.connectors.remove(name, Reason.REVOKED)
+            self.claims.withdraw(name)
+            return
+        connector = self.connectors.known(name)
+        if connector.serial and all(issued.serial != connector.serial for issued in record.issued):
+            log.warning("connector %s joined again with another key: the old one is cut", name)
+            connector.cut(Reason.REVOKED)
+        async with self._lock(name):
+            await self.claims.again(connector)
+
+    # What connectors say.
+
+    def _services(self, connector: Connector, services: Services) -> None:
+        spawn(self._decide(connector, services), name=f"claims of {connector.name}")
+
+    async def _decide(self, connector: Connector, services: Services) -> None:
+        async with self._lock(connector.name):
+            try:
+                await self.claims.decide(connector, services)
+            except LocalError as error:
+                log.error("claims of connector %s not decided: %s", connector.name, error.text)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """One decision at a time for each connector: the later one must be the last one."""
+        return self._deciding.setdefault(name, asyncio.Lock())
+
+    def _renew(self, connector: Connector, request: RenewRequest) -> None:
+        spawn(self._answer_renewal(connector, request), name=f"renewal of {connector.name}")
+
+    async def _answer_renewal(self, connector: Connector, request: RenewRequest) -> None:
+        try:
+            connector.tell(await self.office.renew(connector.name, request))
+        except (Refused, RemoteError, LocalError) as error:
+            log.warning("certificate of connector %s not renewed: %s", connector.name, error.text)
+            connector.tell(Notice(reason=error.reason.label, message=f"not renewed: {error.text}"[:1000]))
+
+    def _gone(self, connector: Connector) -> None:
+        """A connector is away: its ports close, its names stay (a page says since when it is away)."""
+        for route in self.table.routes_of(connector.name):
+            if route.port:
+                self.ports.close(route.port)
+
+    # Numbers.
+
+    def snapshot(self) -> ProcessSnapshot:
+        """This worker's numbers, for metrics."""
+        self.counters.buffered = self.connectors.budget.used
+        numbers = self.counters.snapshot()
+        numbers["certificates"] = self.certificates.expiries()
+        for connector in self.connectors:
+            session = connector.session
+            numbers["connectors"][connector.name] = {
+                "up": int(connector.state == "up"),
+                "detached": int(connector.state == "detached"),
+                "rtt": session.rtt if session is not None else 0.0,
+                "reconnects": connector.reconnects,
+                "resumes": connector.resumes,
+                "streams": session.stream_count if session is not None else 0,
+            }
+        return numbers
+
+    def report(self) -> dict[str, Any]:
+        """This worker's part of `edge status`: what is routed, and how connectors are."""
+        return {
+            "routes": [
+                {
+                    "address": self._address(route.port) or self.claims.url(route.kind, route.host, route.path),
+                    "host": route.host,
+                    "service": route.service,
+                    "connector": route.connector,
+                    "since": route.since,
+                }
+                for route in self.table.routes()
+            ],
+            "connectors": {
+                connector.name: {"state": connector.state, "since": connector.since, "address": connector.peer}
+                for connector in self.connectors
+            },
+            "time": time.time(),
+        }
+
+    def _address(self, port: int) -> str:
+        return f"tcp://{self.config.address.host}:{port}" if port else ""
+
+
+def edge_names(config: EdgeConfig) -> frozenset[str]:
+    """The edge's own names, which no connector may claim."""
+    names = {f"edge.{config.domain}"}
+    if not is_address(config.address.host):
+        names.add(config.address.host)
+    return frozenset(names)
+
+
+def door_rules(config: EdgeConfig) -> DoorRules:
+    """What the configuration says about strangers."""
+    return DoorRules(
+        trusted=Networks(config.trusted_proxies).__contains__,
+        allowed=allowed_from,
+        connections_per_address=config.limits.connections_per_address,
+        proxy_protocol=config.proxy_protocol,
+    )
+
+
+def gateway_settings(config: EdgeConfig) -> GatewaySettings:
+    """What the configuration says about HTTP."""
+    return GatewaySettings(
+        request_head_bytes=config.limits.request_head_bytes,
+        request_head_seconds=config.limits.request_head_seconds,
+        idle_seconds=config.limits.idle_seconds,
+        https_port=config.address.port,
+    )

@@ -1,0 +1,321 @@
+"""From what a connector offers to routes: every claim checked against its grant and against who holds it.
+
+A connector always says all it offers; the answer is a whole new set of routes, swapped in at once. Claims that stay
+keep their streams; services that are gone lose theirs. What was accepted is remembered, so that after a restart of the
+edge a visitor of a connector that is not back yet waits instead of getting 404.
+
+Who owns what: the registry says who holds an address (shared by all workers), the table routes, `Ports` listens.
+Invariant: no route exists that the grant does not cover or that another connector holds, not even for a moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tunnelgw.access.addresses import normalise_network
+from tunnelgw.access.grants import Grant, check_host, check_ports, grant_command, port_text
+from tunnelgw.errors import Refused
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.hostname import normalise_pattern
+from tunnelgw.routing.paths import normalise_path
+from tunnelgw.routing.table import Route
+from tunnelgw.wire.control import ClaimResult, Claims, Notice, Offer, Services
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tunnelgw.edge.connectors import Connector, Connectors
+    from tunnelgw.edge.passthrough import Live
+    from tunnelgw.edge.ports import Ports
+    from tunnelgw.identity.registry import Registry
+    from tunnelgw.obs.counters import ProcessCounters
+    from tunnelgw.routing.table import RouteTable
+
+log = logging.getLogger(__name__)
+
+KINDS = ("http", "h2c", "tls", "tcp")
+PORTS_MAX = 1024  # ports of one connector: each costs a descriptor
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Services).decode
+
+
+@dataclass(slots=True)
+class _Verdict:
+    """What became of one offer so far."""
+
+    offer: Offer
+    hosts: list[str] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+    refused: Refused | None = None
+    hint: str = ""
+
+    def refuse(self, refusal: Refused, hint: str = "") -> None:
+        """Keep the first refusal: the others are often its consequence."""
+        if self.refused is None:
+            self.refused, self.hint = refusal, hint
+
+
+def host_key(host: str, path: str) -> str:
+    """The claim of a host and path."""
+    return f"host:{host}{path}"
+
+
+def port_key(port: int) -> str:
+    """The claim of a port."""
+    return f"port:{port}"
+
+
+class ClaimDesk:
+    """Answers `Services`. Inputs: `decide` (a connector said what it offers), `restore` and `withdraw`."""
+
+    def __init__(
+        self,
+        *,
+        domain: str,
+        edge_names: frozenset[str],
+        address: str,
+        https_port: int,
+        registry: Registry,
+        table: RouteTable,
+        ports: Ports,
+        live: Live,
+        connectors: Connectors,
+        counters: ProcessCounters,
+        changed: Callable[[], None],
+    ) -> None:
+        self._domain = domain
+        self._edge_names = edge_names
+        self._address = address
+        self._https_port = https_port
+        self._registry = registry
+        self._table = table
+        self._ports = ports
+        self._live = live
+        self._connectors = connectors
+        self._counters = counters
+        self._changed = changed
+        self._offers: dict[str, Services] = {}  # as last said, to decide again when a grant changes
+
+    async def decide(self, connector: Connector, services: Services) -> None:
+        """Check, hold, route, open, answer; and remember."""
+        name = connector.name
+        record = self._registry.get(name)
+        if record is None or record.revoked:
+            return
+        if self._offers.get(name) != services:
+            self._registry.remember_offers(name, _encode(services))
+        self._offers[name] = services
+        verdicts = self._check(name, record.grant, services.offers)
+        self._hold(name, verdicts)
+        await self._open_ports(verdicts)
+        self._route(name, verdicts)
+        results = [self._result(verdict) for verdict in verdicts]
+        for verdict in verdicts:
+            if verdict.refused is not None:
+                self._counters.refuse(verdict.refused.reason)
+                log.warning(
+                    "connector %s, service %s refused (%s): %s; to allow it: %s",
+                    name, verdict.offer.name, verdict.refused.reason.label, verdict.refused.text, verdict.hint or "-",
+                )  # fmt: skip
+        if self._connectors.by_name.get(name) is connector:
+            connector.tell(Claims(revision=services.revision, results=results))
+
+    async def again(self, connector: Connector) -> None:
+        """The grant changed: decide once more about what was offered last."""
+        services = self._offers.get(connector.name)
+        if services is not None:
+            await self.decide(connector, services)
+
+    async def restore(self, connector: Connector) -> None:
+        """The edge started: routes of a connector that is not back yet."""
+        remembered = self._registry.remembered_offers(connector.name)
+        if remembered is not None and connector.name not in self._offers:
+            self._offers[connector.name] = services = _decode(remembered)
+            await self.decide(connector, services)
+
+    def withdraw(self, name: str) -> None:
+        """The connector was revoked: its routes, ports and streams go."""
+        self._offers.pop(name, None)
+        services = {route.service for route in self._table.routes_of(name)}
+        self._table.replace(name, ())
+        self._ports.keep(self._held_ports())
+        for service in services:
+            self._live.cut(name, service)
+        self._changed()
+
+    # The steps.
+
+    def _check(self, name: str, grant: Grant, offers: Iterable[Offer]) -> list[_Verdict]:
+        verdicts = [_Verdict(offer) for offer in offers]
+        count = 0
+        for verdict in verdicts:
+            offer = verdict.offer
+            try:
+                self._check_kind(offer)
+                verdict.hosts = self._hosts(offer)
+            except Refused as refusal:
+                verdict.refuse(refusal)
+                continue
+            verdict.ports = [port for low, high in offer.ports for port in range(low, min(high, low + PORTS_MAX) + 1)]
+            count += len(verdict.ports)
+            if count > PORTS_MAX:
+                verdict.ports = []
+                verdict.refuse(Refused(f"more than {PORTS_MAX} ports", reason=Reason.CLAIM_UNSUPPORTED))
+            self._check_grant(name, grant, verdict, [host for other in verdicts for host in other.hosts])
+        _refuse_twice(verdicts)
+        return verdicts
+
+    def _check_kind(self, offer: Offer) -> None:
+        if offer.kind not in KINDS or offer.private or offer.tls or offer.protocol:
+            what = (
+                "private" if offer.private else offer.protocol or (f"tls = {offer.tls!r}" if offer.tls else offer.kind)
+            )
+            raise Refused(f"this edge does not serve {what} services", reason=Reason.CLAIM_UNSUPPORTED)
+        try:
+            normalise_path(offer.path)
+            for network in offer.allow_from:
+                normalise_network(network)
+        except ValueError as error:
+            raise Refused(str(error), reason=Reason.CLAIM_UNSUPPORTED) from None
+
+    def _hosts(self, offer: Offer) -> list[str]:
+        """The normalised hosts of an offer; the default one where it names neither host nor port."""
+        if not offer.hosts:
+            return [] if offer.ports else [f"{offer.name}.{self._domain}"]
+        try:
+            return [normalise_pattern(host) for host in offer.hosts]
+        except ValueError as error:
+            raise Refused(str(error), reason=Reason.CLAIM_UNSUPPORTED) from None
+
+    def _check_grant(self, name: str, grant: Grant, verdict: _Verdict, used: list[str]) -> None:
+        offer = verdict.offer
+        for host in tuple(verdict.hosts):
+            try:
+                check_host(grant, host, service=offer.name, domain=self._domain, edge_names=self._edge_names)
+            except Refused as refusal:
+                verdict.hosts.remove(host)
+                may_be_granted = host not in self._edge_names
+                hosts = [*(used if not grant.hosts else ()), host]
+                verdict.refuse(refusal, grant_command(name, grant, hosts=hosts) if may_be_granted else "")
+        for ports in offer.ports:
+            try:
+                check_ports(grant, ports)
+            except Refused as refusal:
+                verdict.ports = []
+                verdict.refuse(refusal, grant_command(name, grant, ports=offer.ports))
+
+    def _hold(self, name: str, verdicts: list[_Verdict]) -> None:
+        """Take what is free; what another connector holds stays its own, and both hear of it."""
+        wanted = {host_key(host, verdict.offer.path) for verdict in verdicts for host in verdict.hosts}
+        wanted |= {port_key(port) for verdict in verdicts for port in verdict.ports}
+        refused = self._registry.hold(name, wanted)
+        for verdict in verdicts:
+            for host in tuple(verdict.hosts):
+                holder = refused.get(host_key(host, verdict.offer.path))
+                if holder is not None:
+                    verdict.hosts.remove(host)
+                    self._refuse_held(name, holder, verdict, host)
+            for port in tuple(verdict.ports):
+                holder = refused.get(port_key(port))
+                if holder is not None:
+                    verdict.ports.remove(port)
+                    self._refuse_held(name, holder, verdict, f"port {port}")
+
+    def _refuse_held(self, name: str, holder: str, verdict: _Verdict, what: str) -> None:
+        text = f"{what} is held by connector {holder}"
+        verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD), f"tunnelgw edge revoke {holder}")
+        other = self._connectors.by_name.get(holder)
+        if other is not None:
+            notice = f"connector {name} claimed {what}, which is ours; it was refused"
+            other.tell(Notice(reason=Reason.CLAIM_HELD.label, message=notice))
+
+    async def _open_ports(self, verdicts: list[_Verdict]) -> None:
+        for verdict in verdicts:
+            for port in tuple(verdict.ports):
+                try:
+                    await self._ports.open(port)
+                except Refused as refusal:
+                    verdict.ports.remove(port)
+                    verdict.refuse(refusal)
+
+    def _route(self, name: str, verdicts: list[_Verdict]) -> None:
+        before = {(route.host, route.path, route.port): route for route in self._table.routes_of(name)}
+        routes = [route for verdict in verdicts for route in self._routes(name, verdict, before)]
+        try:
+            self._table.replace(name, routes)
+        except Refused as refusal:  # cannot happen while the registry is asked first; never route it if it does
+            log.error("connector %s: %s", name, refusal.text)
+            return
+        kept = {route.service for route in routes}
+        for service in {route.service for route in before.values()} - kept:
+            self._live.cut(name, service)
+        self._ports.keep(self._held_ports())
+        self._changed()
+
+    def _routes(self, name: str, verdict: _Verdict, before: dict[tuple[str, str, int], Route]) -> Iterable[Route]:
+        offer = verdict.offer
+        places = [(host, offer.path, 0) for host in verdict.hosts] + [("", "/", port) for port in verdict.ports]
+        for host, path, port in places:
+            label = f"tcp:{port}" if port else f"{host}{path}"
+            old = before.get((host, path, port))
+            yield Route(
+                kind=offer.kind,
+                host=host,
+                path=path,
+                port=port,
+                connector=name,
+                service=offer.name,
+                counters=self._counters.route(label),
+                strip_path=offer.strip_path,
+                plain_http=offer.plain_http,
+                response_seconds=offer.response_seconds,
+                allow_from=tuple(normalise_network(network) for network in offer.allow_from),
+                label=label,
+                since=old.since if old is not None else time.time(),
+            )
+
+    def _held_ports(self) -> set[int]:
+        return {route.port for name in self._connectors.by_name for route in self._table.routes_of(name) if route.port}
+
+    def _result(self, verdict: _Verdict) -> ClaimResult:
+        offer, refused = verdict.offer, verdict.refused
+        addresses = [self.url(offer.kind, host, offer.path) for host in verdict.hosts]
+        addresses += [f"tcp://{self._address}:{port_text((port, port))}" for port in verdict.ports]
+        return ClaimResult(
+            name=offer.name,
+            addresses=addresses,
+            refused=refused.reason.label if refused is not None else "",
+            message=refused.text[:1000] if refused is not None else "",
+            hint=verdict.hint[:1000],
+        )
+
+    def url(self, kind: str, host: str, path: str) -> str:
+        """The public address of a host and path, as a person would type it."""
+        port = "" if self._https_port == 443 else f":{self._https_port}"
+        return f"tls://{host}:{self._https_port}" if kind in ("tcp", "tls") else f"https://{host}{port}{path}"
+
+
+def _refuse_twice(verdicts: list[_Verdict]) -> None:
+    """Of two services that want the same place the first has it: a host with one path, a pass-through host, a port."""
+    used: dict[str, dict[str, bool]] = {}  # host → path → whether it is HTTP, so that other paths may share the host
+    ports: set[int] = set()
+    for verdict in verdicts:
+        is_http = verdict.offer.kind in ("http", "h2c")
+        for host in tuple(verdict.hosts):
+            path = normalise_path(verdict.offer.path)
+            there = used.setdefault(host, {})
+            if there and (path in there or not (is_http and all(there.values()))):
+                verdict.hosts.remove(host)
+                verdict.refuse(Refused(f"{host}{path} is used by another service of yours", reason=Reason.CLAIM_HELD))
+            else:
+                there[path] = is_http
+        for port in tuple(verdict.ports):
+            if port in ports:
+                verdict.ports.remove(port)
+                verdict.refuse(Refused(f"port {port} is used by another service of yours", reason=Reason.CLAIM_HELD))
+            ports.add(port)

@@ -1,0 +1,21 @@
+"""Which issuer of visitors' certificates the configuration asks for."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tunnelgw.edge.issuers import FilesIssuer, Issuer, Pair, SelfSignedIssuer
+from tunnelgw.store.sqlite import FILE_NAME
+
+if TYPE_CHECKING:
+    from tunnelgw.config.model import EdgeConfig
+
+
+def issuer_of(config: EdgeConfig) -> Issuer:
+    """The operator's files, or the edge's own authority (certificates kept under `state_dir`/hosts)."""
+    if config.tls.issuer == "files":
+        return FilesIssuer(Pair(files.cert, files.key) for files in config.tls.certificates)
+    folder = config.state_dir / "hosts"
+    child = [sys.executable, "-m", "tunnelgw.identity.child", "hosts", str(config.state_dir / FILE_NAME), str(folder)]
+    return SelfSignedIssuer(folder, child)
