@@ -1,0 +1,385 @@
+"""Invitations, certificates, revocation and claims, with a real store and real TLS."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tunnelgw.access.grants import Grant
+from tunnelgw.errors import LocalError, Refused, RemoteError
+from tunnelgw.identity import certs, home, invitations
+from tunnelgw.identity.ca import Authorities
+from tunnelgw.identity.registry import Registry
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tunnelgw.identity.invitations import Invitation
+    from tunnelgw.identity.records import Accepted
+
+ADDRESS = "edge.example.com:443"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    found = SqliteStore(tmp_path / "edge" / "store.db")
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def registry(store: SqliteStore) -> Registry:
+    return Registry(store)
+
+
+def use(registry: Registry, invitation: Invitation, **more: Any) -> Accepted:
+    return registry.accept(invitation.id, invitation.secret.reveal(), home.new_request().csr, **more)
+
+
+def shown(accepted: Accepted) -> dict[str, Any]:
+    """What `getpeercert` gives for a certificate; the only ways to it are a handshake or this."""
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(accepted.certificate)
+        file.flush()
+        return ssl._ssl._test_decode_cert(file.name)  # type: ignore[attr-defined,no-any-return]
+
+
+def refusal(call: Any, *arguments: Any, **named: Any) -> Reason:
+    with pytest.raises(Refused) as caught:
+        call(*arguments, **named)
+    return caught.value.reason
+
+
+def test_join_authorise_renew_revoke(registry: Registry) -> None:
+    invitation = registry.invite("home", address=ADDRESS, grant=Grant(hosts=("a.example.com",)))
+    assert [(item.name, item.role) for item in registry.invitations()] == [("home", "connector")]
+    accepted = use(registry, invitation)
+    assert registry.invitations() == []
+    certificate = shown(accepted)
+    assert certificate["subject"] == ((("commonName", "home"),),)
+    assert certificate["subjectAltName"] == (("URI", "tgw:connector:home"),)
+    assert registry.authorise(certificate).name == "home"
+    assert registry.grant("home").hosts == ("a.example.com",)
+    renewed = registry.renew("home", home.new_request().csr)
+    for one in (certificate, shown(renewed)):
+        assert registry.authorise(one) == registry.get("home")
+    registry.hold("home", {"host:a.example.com/"})
+    registry.remember_offers("home", b"{}")
+    waiting = registry.invite("home", address=ADDRESS)
+    assert registry.revoke("home")
+    assert not registry.revoke("home")
+    assert refusal(registry.authorise, certificate) is Reason.REVOKED
+    assert refusal(registry.renew, "home", home.new_request().csr) is Reason.REVOKED
+    assert refusal(use, registry, waiting) is Reason.INVITATION_INVALID
+    assert registry.claims() == {}
+    assert registry.remembered_offers("home") is None
+    assert registry.grant("home") == Grant()
+    back = use(registry, registry.invite("home", address=ADDRESS))
+    assert registry.authorise(shown(back)).grant == Grant()
+    assert refusal(registry.authorise, certificate) is Reason.REVOKED
+
+
+def test_an_invitation_for_a_name_that_exists_replaces_its_key(registry: Registry) -> None:
+    first = use(registry, registry.invite("home", address=ADDRESS, grant=Grant(hosts=("a.b",), ports=((1, 2),))))
+    invitation = registry.invite("home", address=ADDRESS, grant=Grant(ports=((3, 4),)))
+    assert registry.authorise(shown(first)).grant.ports == ((1, 2),)
+    second = use(registry, invitation)
+    assert registry.authorise(shown(second)).grant == Grant(hosts=("a.b",), ports=((3, 4),))
+    assert refusal(registry.authorise, shown(first)) is Reason.REVOKED
+
+
+def test_refused_invitations_look_alike(registry: Registry) -> None:
+    invitation = registry.invite("home", address=ADDRESS, ttl=60, now=1000.0)
+    csr = home.new_request().csr
+    good = invitation.secret.reveal()
+    texts = set()
+    for identity, secret, now in (
+        (invitation.id, "x" * 24, 1001.0),
+        ("0" * 16, good, 1001.0),
+        ("../../etc", good, 1001.0),
+        ("", good, 1001.0),
+        (invitation.id, good, 1060.0),
+    ):
+        with pytest.raises(Refused) as caught:
+            registry.accept(identity, secret, csr, now=now)
+        assert caught.value.reason is Reason.INVITATION_INVALID
+        texts.add(caught.value.text)
+    assert len(texts) == 1
+    with pytest.raises(RemoteError):
+        registry.accept(invitation.id, good, "nonsense", now=1001.0)
+    registry.accept(invitation.id, good, csr, now=1059.0)
+    assert refusal(registry.accept, invitation.id, good, csr, now=1059.0) is Reason.INVITATION_INVALID
+
+
+def test_an_invitation_is_used_once_though_two_try(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    invitation = registry.invite("home", address=ADDRESS)
+    sign = certs.sign_connector
+
+    def late(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(certs, "sign_connector", sign)
+        use(registry, invitation)
+        return sign(*arguments, **named)
+
+    monkeypatch.setattr(certs, "sign_connector", late)
+    assert refusal(use, registry, invitation) is Reason.INVITATION_INVALID
+
+
+def test_certificates_expire_and_may_then_only_renew(registry: Registry) -> None:
+    accepted = use(registry, registry.invite("home", address=ADDRESS, now=0.0, ttl=60), now=1.0)
+    certificate = shown(accepted)
+    late = 91 * 86400.0
+    assert refusal(registry.authorise, certificate, now=late) is Reason.CERTIFICATE_EXPIRED
+    assert registry.authorise(certificate, now=late, expired=True).name == "home"
+    renewed = registry.renew("home", home.new_request().csr, now=late)
+    assert registry.authorise(shown(renewed), now=late).name == "home"
+
+
+@pytest.mark.parametrize(
+    "certificate",
+    [
+        None,
+        {},
+        {"subject": ()},
+        {"subject": ((("commonName", "stranger"),),), "serialNumber": "01"},
+        {"subject": ((("commonName", "../x"),),)},
+        {"subject": ((("commonName", "home"),), (("commonName", "other"),))},
+    ],
+)
+def test_strangers(registry: Registry, certificate: dict[str, Any] | None) -> None:
+    use(registry, registry.invite("home", address=ADDRESS))
+    assert refusal(registry.authorise, certificate) is Reason.UNAUTHENTICATED
+
+
+def test_wrong_names_and_roles(registry: Registry) -> None:
+    for arguments in ({"name": "Home"}, {"name": "a/b"}, {"name": ""}, {"name": "home", "role": "king"}):
+        with pytest.raises(LocalError) as caught:
+            registry.invite(address=ADDRESS, **arguments)
+        assert caught.value.exit_code == 2
+    for call in (registry.revoke, lambda name: registry.set_grant(name, Grant())):
+        with pytest.raises(LocalError, match="connectors are: none"):
+            call("nobody")
+
+
+def test_set_grant(registry: Registry) -> None:
+    registry.invite("home", address=ADDRESS)
+    with pytest.raises(LocalError, match="has not joined yet"):
+        registry.set_grant("home", Grant(ports=((1, 1),)))
+    use(registry, registry.invite("home", address=ADDRESS))
+    assert registry.set_grant("home", Grant(ports=((2222, 2222),))).grant == Grant(ports=((2222, 2222),))
+    registry.set_grant("home", Grant(hosts=("*.a.b",)))
+    assert registry.grant("home") == Grant(hosts=("*.a.b",), ports=((2222, 2222),))
+
+
+def test_claims(registry: Registry, store: SqliteStore) -> None:
+    for name in ("home", "cabin"):
+        use(registry, registry.invite(name, address=ADDRESS))
+    assert registry.hold("home", {"host:a.b/", "host:c.d/wiki", "port:22"}) == {}
+    at = store.revision()
+    assert registry.hold("home", {"host:a.b/", "host:c.d/wiki", "port:22"}) == {}
+    assert store.revision() == at
+    # A path of a host that another connector holds is refused too.
+    refused = registry.hold("cabin", {"host:c.d/blog", "host:e.f/", "port:22", "port:23"})
+    assert refused == {"host:c.d/blog": "home", "port:22": "home"}
+    assert registry.holders("host:c.d/") == ["home"]
+    assert registry.hold("home", {"host:a.b/"}) == {}
+    assert registry.hold("cabin", {"host:c.d/blog", "port:22"}) == {}
+    assert registry.claims() == {"host:a.b/": "home", "host:c.d/blog": "cabin", "port:22": "cabin"}
+    registry.revoke("cabin")
+    assert refusal(registry.hold, "cabin", {"port:1"}) is Reason.REVOKED
+    assert registry.claims() == {"host:a.b/": "home"}
+
+
+def test_claims_at_the_same_moment(registry: Registry, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("home", "cabin"):
+        use(registry, registry.invite(name, address=ADDRESS))
+    apply = store.apply
+
+    def late(operations: Any) -> int:
+        monkeypatch.setattr(store, "apply", apply)
+        assert registry.hold("cabin", {"host:a.b/y"}) == {}
+        return apply(operations)
+
+    monkeypatch.setattr(store, "apply", late)
+    assert registry.hold("home", {"host:a.b/x"}) == {"host:a.b/x": "cabin"}
+
+
+def test_requests_with_other_keys_are_refused() -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+    def request(key: Any, algorithm: Any) -> str:
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "admin")])
+        made = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, algorithm)
+        return made.public_bytes(serialization.Encoding.PEM).decode()
+
+    certs.read_request(request(ed25519.Ed25519PrivateKey.generate(), None))
+    with pytest.raises(RemoteError, match="another kind"):
+        certs.read_request(request(ec.generate_private_key(ec.SECP384R1()), hashes.SHA384()))
+    good = request(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    other = request(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    for bad in ("", good[:200], good.replace("REQUEST", "X"), good[:-60] + other[-60:], "x" * 20000):
+        with pytest.raises(RemoteError):
+            certs.read_request(bad)
+
+
+def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    near = client.wrap_bio(to_client, to_server, server_hostname=name)
+    far = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for end in (near, far):
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+    return near, far
+
+
+def test_home_identity_over_tls(registry: Registry, store: SqliteStore, tmp_path: Path) -> None:
+    pair = Authorities(store).edge_files(tmp_path / "edge")
+    assert {path.stat().st_mode & 0o777 for path in (pair.cert, pair.key)} == {0o600}
+    invitation = registry.invite("home", address=ADDRESS)
+    decoded = invitations.decode(invitation.encode() + "\n")
+    assert decoded == invitation
+    request = home.new_request()
+    accepted = registry.accept(decoded.id, decoded.secret.reveal(), request.csr)
+    joined = home.save_joined(
+        tmp_path / "home",
+        edge=ADDRESS,
+        request=request,
+        pin=decoded.pin,
+        name="home",
+        role="connector",
+        domain="example.com",
+        certificate=accepted.certificate,
+        authority=accepted.authority,
+    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(pair.cert, pair.key)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_verify_locations(cadata=registry.authority)
+    client = ssl.create_default_context(cadata=joined.authority)
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    server.verify_flags |= ssl.VERIFY_X509_STRICT
+    client.load_cert_chain(joined.certificate_path, joined.key_path)
+    for name in ("tgw.invalid", "w3.tgw.invalid"):
+        near, far = handshake(server, client, name)
+        leaf = near.getpeercert(binary_form=True)
+        assert leaf is not None
+        home.check_edge(accepted.authority, pin=decoded.pin, leaf=leaf)
+        assert registry.authorise(far.getpeercert()).name == "home"
+    mine = far.getpeercert(binary_form=True)
+    assert mine is not None
+    with pytest.raises(RemoteError, match="one of a connector"):
+        home.check_edge(accepted.authority, pin=decoded.pin, leaf=mine)
+    with pytest.raises(RemoteError, match="not the one of the invitation") as caught:
+        home.check_edge(Authorities(store).visitors().certificate, pin=decoded.pin, leaf=leaf)
+    assert caught.value.reason is Reason.UNAUTHENTICATED
+
+    loaded = home.load(tmp_path / "home", ADDRESS)
+    assert loaded == joined
+    assert home.load_all(tmp_path / "home") == [joined]
+    assert home.load(tmp_path / "home", "other:443") is None
+    before = joined.expires
+    renewed = registry.renew("home", joined.make_request(), now=joined.renew_at)
+    joined.install(renewed.certificate, renewed.authority)
+    assert joined.expires > before
+    assert home.load(tmp_path / "home", ADDRESS) == joined
+    foreign = registry.renew("home", home.new_request().csr)
+    with pytest.raises(RemoteError, match="another key"):
+        joined.install(foreign.certificate, foreign.authority)
+    assert "PRIVATE" not in repr(joined) + repr(request) + repr(Authorities(store).edge())
+    assert {path.stat().st_mode & 0o777 for path in joined.folder.iterdir()} == {0o600}
+    (joined.folder / "identity.json").write_text("{")
+    with pytest.raises(LocalError, match="join again"):
+        home.load_all(tmp_path / "home")
+
+
+def test_edge_certificate_is_renewed_in_its_last_third(store: SqliteStore) -> None:
+    authorities = Authorities(store)
+    first = authorities.edge()
+    assert authorities.edge(now=first.not_before + 200 * 86400) == first
+    second = authorities.edge(now=first.not_after - 100 * 86400)
+    assert second.serial != first.serial
+    assert authorities.tunnels() == authorities.tunnels()
+    assert authorities.tunnels().pin != authorities.visitors().pin
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "is empty"),
+        ("hello", "does not start"),
+        ("tgw2_abc", "format 2"),
+        ("tgw1_", "cut short"),
+        ("tgw1_a b", "characters"),
+        ("tgw1_" + "A" * 3000, "too long"),
+        ("tgw1_" + "A" * 120, "cut short or mistyped"),
+        ("tgw1_A", "cut short"),
+    ],
+)
+def test_bad_invitations(text: str, why: str) -> None:
+    with pytest.raises(LocalError, match=why) as caught:
+        invitations.decode(text)
+    assert caught.value.exit_code == 2
+
+
+def test_every_damage_of_an_invitation_is_noticed() -> None:
+    made = invitations.make(address="[2001:db8::1]:8443", pin="ab" * 32, expires=1700000000)
+    text = made.encode()
+    assert invitations.decode(text) == made
+    assert made.secret.reveal() not in repr(made)
+    for index in range(len("tgw1_"), len(text)):
+        with pytest.raises(LocalError) as caught:
+            invitations.decode(text[:index])
+        assert text[5:] not in caught.value.text
+        other = "B" if text[index] == "A" else "A"
+        with pytest.raises(LocalError):
+            invitations.decode(text[:index] + other + text[index + 1 :])
+
+
+def test_reading_needs_no_cryptography(store: SqliteStore, registry: Registry) -> None:
+    use(registry, registry.invite("home", address=ADDRESS))
+    Authorities(store).edge()
+    code = """
+import sys, pathlib
+from tunnelgw.identity import home, registry, ca
+from tunnelgw.store.sqlite import SqliteStore
+store = SqliteStore(pathlib.Path(sys.argv[1]))
+found = registry.Registry(store)
+found.connectors(), found.authority, ca.Authorities(store).edge(), found.hold("home", {"port:1"})
+assert "cryptography" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, str(store.path)], check=True, timeout=30)
+
+
+def test_child(store: SqliteStore, registry: Registry, tmp_path: Path) -> None:
+    def call(**request: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "tunnelgw.identity.child", "call", str(store.path)]
+        done = subprocess.run(
+            command, input=json.dumps(request), capture_output=True, text=True, check=True, timeout=30
+        )
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    invitation = registry.invite("home", address=ADDRESS)
+    csr = home.new_request().csr
+    request = {"call": "accept", "invitation": invitation.id, "secret": invitation.secret.reveal(), "csr": csr}
+    assert call(**request)["name"] == "home"
+    assert call(**request)["reason"] == "invitation_invalid"
+    assert call(call="renew", name="home", csr=csr)["ok"]
+    command = [sys.executable, "-m", "tunnelgw.identity.child", "hosts", str(store.path), str(tmp_path), "a.b", "*.c.d"]
+    subprocess.run(command, check=True, timeout=30)
+    names = ["_wildcard.c.d.crt", "_wildcard.c.d.key", "a.b.crt", "a.b.key"]
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == names
+    assert ssl._ssl._test_decode_cert(str(tmp_path / "a.b.crt"))["subjectAltName"] == (("DNS", "a.b"),)  # type: ignore[attr-defined]
