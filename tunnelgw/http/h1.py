@@ -58,7 +58,8 @@ def parse_response_head(block: bytes, *, method: bytes) -> ResponseHead:
     except _Upgrade:
         pass
     except _Error:
-        strict.explain_response(block, method=method)
+        if status != 101:  # it stops after every 101, with this error where Connection does not say upgrade
+            strict.explain_response(block, method=method)
     if len(raw) != count or parser.get_status_code() != status:
         strict.explain_response(block, method=method)
     return checks.response_head(status, phrase, version, raw, method=method)

@@ -14,10 +14,22 @@ import h11
 from tunnelgw.http import checks, strict
 
 if TYPE_CHECKING:
-    from tunnelgw.http.head import RequestHead, ResponseHead
+    from tunnelgw.http.head import Fields, RequestHead, ResponseHead
 
 # h11 bounds what it buffers; the block is bounded before it comes here.
 _NO_BOUND = 1 << 30
+
+
+# h11 rewrites the values of these (equal lengths become one, codings lower case), so that only names are compared.
+_REWRITTEN = (b"content-length", b"transfer-encoding")
+
+
+def _agree(raw: Fields, parsed: h11._headers.Headers) -> bool:
+    """Whether h11 read the same fields."""
+    return len(raw) == len(parsed) and all(
+        name.lower() == other and (value == seen or other in _REWRITTEN)
+        for (name, value), (other, seen) in zip(raw, parsed, strict=True)
+    )
 
 
 def parse_request_head(block: bytes, *, secure: bool) -> RequestHead:
@@ -31,9 +43,8 @@ def parse_request_head(block: bytes, *, secure: bool) -> RequestHead:
         strict.explain_request(block, secure=secure)
     if not isinstance(event, h11.Request) or event.method != method or event.target != target:
         strict.explain_request(block, secure=secure)
-    # h11 folds equal lengths into one and drops what it understands of Transfer-Encoding: count what is left.
-    raw = list(event.headers.raw_items())
-    if len(raw) != count:
+    raw = strict.split_fields(block.partition(b"\r\n")[2][:-2])
+    if len(raw) != count or not _agree(raw, event.headers):
         strict.explain_request(block, secure=secure)
     return checks.request_head(method, target, version, raw, secure=secure)
 
@@ -51,7 +62,7 @@ def parse_response_head(block: bytes, *, method: bytes) -> ResponseHead:
         strict.explain_response(block, method=method)
     if not isinstance(event, h11.Response | h11.InformationalResponse) or event.status_code != status:
         strict.explain_response(block, method=method)
-    raw = list(event.headers.raw_items())
-    if len(raw) != count:
+    raw = strict.split_fields(block.partition(b"\r\n")[2][:-2])
+    if len(raw) != count or not _agree(raw, event.headers):
         strict.explain_response(block, method=method)
     return checks.response_head(status, phrase, version, raw, method=method)
