@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import Array
+from tomlkit.items import Array, InlineTable
 
 from tunnelgw.config.files import cannot_write, write_atomic
 from tunnelgw.config.load import PROBLEM, ConfigError, Problem, check, check_text
@@ -133,7 +133,7 @@ def add_service(path: Path, name: str, values: Mapping[str, object]) -> Path:
         document["services"] = tomlkit.table(is_super_table=True)
     services = cast("MutableMapping[str, MutableMapping[str, object]]", document["services"])
     if name not in services:
-        services[name] = tomlkit.table()
+        services[name] = tomlkit.inline_table() if isinstance(services, InlineTable) else tomlkit.table()
     table = services[name]
     for key, value in values.items():
         if value is None:

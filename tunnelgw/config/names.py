@@ -118,6 +118,8 @@ def endpoint(value: str, *, default_port: int | None = None, listening: bool = F
     host, port = split_endpoint(text)
     if not host:
         raise Bad(f'"{printable(value)}" names no host; write host:port')
+    if not port and host.isdigit():
+        raise Bad(f'"{printable(value)}" names no host; write host:{printable(host)}')
     if not port:
         if default_port is None or text.endswith(":"):
             raise Bad(f'"{printable(value)}" names no port; write "{Endpoint(machine(host), default_port or 443)}"')

@@ -167,10 +167,10 @@ class Section:
             if name in self.known:
                 continue
             near = difflib.get_close_matches(name.lower(), sorted(self.known), n=1, cutoff=0.6)
-            if near:
-                hint = f'did you mean "{near[0]}"?'
-            elif name in elsewhere:
+            if name in elsewhere:
                 hint = f"it belongs into {where}"
+            elif near:
+                hint = f'did you mean "{near[0]}"?'
             else:
                 hint = f"known are {', '.join(sorted(self.known))}"
             self.bad(name, f"unknown key; {hint}")

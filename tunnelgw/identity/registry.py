@@ -159,7 +159,7 @@ class Registry:
         return Connector.decode(found.value, found.revision) if found else None
 
     def set_grant(self, name: str, grant: Grant) -> Connector:
-        """Replace what `grant` names (its fields that are not empty). LocalError (exit 2) for a name that did not join."""
+        """Replace what `grant` names (fields that are not empty). LocalError (exit 2) for a name that did not join."""
         while True:
             old = self.get(name)
             if old is None or old.revoked:
