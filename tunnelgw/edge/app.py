@@ -64,7 +64,7 @@ class Edge:
         *,
         store: SqliteStore,
         peers: Peers,
-        log_request: Callable[[tuple[object, ...]], object] | None = None,
+        log_request: Callable[[Any], object] | None = None,
     ) -> None:
         loop = self.loop = asyncio.get_running_loop()
         self.config = config
