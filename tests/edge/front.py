@@ -177,6 +177,7 @@ class Front:
 
     def __init__(self, folder: Path, **rules: Any) -> None:
         self.folder = folder
+        self.descriptors = rules.pop("descriptors", 1024)
         self.rules = DoorRules(
             trusted=rules.pop("trusted", lambda address: False),
             allowed=rules.pop("allowed", lambda networks, address: address in networks),
@@ -215,6 +216,7 @@ class Front:
             counters=self.counters,
             rules=self.rules,
             live=self.live,
+            descriptors=self.descriptors,
         )
         self.ports = Ports(
             loop,
@@ -283,3 +285,18 @@ def in_records(data: bytes, size: int) -> bytes:
         b"\x16\x03\x01" + len(part).to_bytes(2, "big") + part
         for part in (inside[at : at + size] for at in range(0, len(inside), size))
     )
+
+
+def padded(data: bytes, size: int) -> bytes:
+    """The same ClientHello with one more extension (GREASE, RFC 8701), about `size` bytes long in one record."""
+    body = data[9:]
+    at = 34
+    at += 1 + body[at]
+    at += 2 + int.from_bytes(body[at : at + 2], "big")
+    at += 1 + body[at]
+    extensions = body[at + 2 :]
+    fill = size - len(data) + 5 - 4
+    extensions += b"\x5a\x5a" + fill.to_bytes(2, "big") + bytes(fill)
+    message = body[:at] + len(extensions).to_bytes(2, "big") + extensions
+    message = b"\x01" + len(message).to_bytes(3, "big") + message
+    return b"\x16\x03\x01" + min(len(message), 65535).to_bytes(2, "big") + message

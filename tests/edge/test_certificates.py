@@ -13,7 +13,6 @@ from front import Front, run, until
 from tunnelgw.edge import certificates as module
 from tunnelgw.edge.certificates import Certificates
 from tunnelgw.edge.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
-from tunnelgw.edge.issuers import self_signed as module_self_signed
 from tunnelgw.net.timers import Wheel
 
 from certs import DAY, NOW, Authority, shake  # isort: skip - front puts its folder on the path
@@ -162,8 +161,9 @@ def test_the_edges_own_authority_makes_them_in_a_child(tmp_path: Path) -> None:
         store = SqliteStore(path)
         authority = Authorities(store).visitors().certificate
         store.close()
+        child = (sys.executable, "-m", "tunnelgw.identity.child", "hosts", str(path), str(folder))
         loop = asyncio.get_running_loop()
-        book = Certificates(loop, Wheel(loop), module_self_signed(path, folder))
+        book = Certificates(loop, Wheel(loop), SelfSignedIssuer(folder, child))
         book.start()
         await book.ensure(["a.example.com", "*.b.example.com"])
         for host, name in (("a.example.com", "a.example.com"), ("*.b.example.com", "x.b.example.com")):

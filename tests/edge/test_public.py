@@ -9,7 +9,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from front import ADDRESS, Front, ended, hello, in_records, run, until
+from front import ADDRESS, Front, ended, hello, in_records, padded, run, until
 
 from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.edge import public
@@ -394,6 +394,54 @@ def test_the_limit_of_an_address_refuses_the_new_one(tmp_path: Path) -> None:
             await reader.readuntil(b"x")
             writer.close()
             extra.close()
+
+    run(main)
+
+
+def test_when_descriptors_run_short_tunnels_still_get_in(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path, descriptors=0) as front:  # 64 visitors
+            kept = [await front.knock() for _ in range(64)]
+            for _, writer in kept:
+                writer.write(hello("pass.example.com"))
+            await until(lambda: len(front.opener.streams) == 64)
+            reader, refused = await front.knock()
+            refused.write(hello("pass.example.com"))
+            await ended(reader)
+            assert front.counters.refused(Reason.DESCRIPTORS) == 1
+            _, tunnel = await front.knock()
+            tunnel.write(hello("w0.tgw.invalid", "tgw/1"))
+            await until(lambda: front.tunnels)
+            for _, writer in (*kept, (reader, refused), (reader, tunnel)):
+                writer.transport.abort()
+
+    run(main)
+
+
+@pytest.mark.parametrize("size", [2000, 15_000])
+@pytest.mark.parametrize("name", ["pass.example.com", "a.example.com"])
+def test_large_hellos_are_normal(size: int, name: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            reader, writer = await front.knock()
+            data = padded(hello(name), size)
+            writer.write(data)
+            first = await reader.readexactly(1)
+            assert first == (data[:1].upper() if name.startswith("pass") else b"\x16")  # echoed, or a ServerHello
+            writer.transport.abort()
+
+    run(main)
+
+
+@pytest.mark.parametrize("size", [17_000, 60_000])
+def test_larger_ones_are_refused(size: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            reader, writer = await front.knock()
+            writer.write(in_records(padded(hello("pass.example.com"), size), 16_000))
+            await ended(reader)
+            assert front.counters.refused(Reason.HELLO_INVALID) == 1
+            writer.close()
 
     run(main)
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelgw.errors import LocalError
-from tunnelgw.net.accept import ACCEPTS_PER_WAKEUP, Acceptor, Ledger, Reserve, counted, listen_all, listen_on
+from tunnelgw.net.accept import (
+    ACCEPTS_PER_WAKEUP,
+    Acceptor,
+    Ledger,
+    Reserve,
+    counted,
+    listen_all,
+    listen_on,
+    most_descriptors,
+)
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
@@ -35,7 +44,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def ledger(**limits: int) -> Ledger:
-    return Ledger(ProcessCounters(), **{"limit": 4, **limits})
+    return Ledger(ProcessCounters(), **{"limit": 4, "open_limit": 9, **limits})
 
 
 def test_limits_refuse_the_new_and_keep_the_old() -> None:
@@ -51,6 +60,27 @@ def test_limits_refuse_the_new_and_keep_the_old() -> None:
     book.left("b", "http")
     assert (book.open, book.pending) == (4, 3)
     assert "b" not in book._peers
+
+
+def test_a_full_house_takes_no_plain_visitor_and_looks_at_tls_ones() -> None:
+    book = ledger(open_limit=1)
+    assert book.admit("a", listener="tcp", handshake=False) is None
+    assert book.admit("b", listener="tcp", handshake=False) is None
+    assert book.admit("c", listener="tcp", handshake=False) is Reason.DESCRIPTORS
+    assert book.admit("c", listener="https", handshake=True) is None
+    assert book.full
+
+
+def test_the_limit_of_files_is_raised() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        most = most_descriptors()
+        assert most > 256
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == most
+        assert most_descriptors() == most
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_one_address_cannot_take_all_handshakes() -> None:

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 10.0  # how soon a changed file is noticed
-RETRY_SECONDS = 60.0  # after an issuer failed for a host, it is not asked again for this long
+RETRY_SECONDS = (60.0, 3600.0)  # an issuer that failed for a host is left alone this long, doubled each time
+VISITOR_SECONDS = 10.0  # a visitor waits this long for a certificate that is being made
 _STAMP = tuple[int, int, int, int, int, int]
+_NEVER = (0.0, RETRY_SECONDS[0] / 2)
 
 
 class Loaded:
@@ -67,7 +69,7 @@ class Certificates:
         self._by_name: dict[str, Loaded] = {}
         self._bad: dict[Pair, _STAMP | None] = {}  # what was complained about already
         self._asked: dict[str, asyncio.Future[None]] = {}  # hosts that an issuer is working on
-        self._failed: dict[str, float] = {}  # host → loop time until which the issuer is left alone
+        self._failed: dict[str, tuple[float, float]] = {}  # host → (until when the issuer is left alone, for how long)
         self._wanted: frozenset[str] = frozenset()
         self.deadline = INF
         self.armed_until = INF
@@ -115,7 +117,10 @@ class Certificates:
         """The context for a visitor of `name`, whose route says `host` (a name or wildcard); None if there is none."""
         loaded = self._find(name)
         if loaded is None:
-            await self.ensure([host])
+            try:
+                await asyncio.wait_for(self.ensure([host]), VISITOR_SECONDS)
+            except TimeoutError:
+                return None
             loaded = self._find(name)
             if loaded is None:
                 return None
@@ -150,6 +155,7 @@ class Certificates:
                 del self._loaded[pair]
                 changed = True
         if changed:
+            self._failed.clear()
             self._index()
 
     def _read(self, pair: Pair) -> bool:
@@ -197,8 +203,11 @@ class Certificates:
 
     def _needs(self, host: str) -> bool:
         """True for a host without a certificate, or with one that ends soon, whose issuer did not just fail."""
-        if host in self._asked or self._failed.get(host, 0.0) > self._loop.time():
+        if host in self._asked or self._failed.get(host, _NEVER)[0] > self._loop.time():
             return False
+        return self._needs_now(host)
+
+    def _needs_now(self, host: str) -> bool:
         loaded = self._find(host)
         return loaded is None or self._issuer.due(loaded.described, time.time())
 
@@ -207,11 +216,13 @@ class Certificates:
             await self._issuer.obtain(hosts)
         except (LocalError, OSError) as error:
             log.error("no certificate for %s: %s", ", ".join(hosts), error)
+        before = dict(self._failed)
         self.refresh()
-        until = self._loop.time() + RETRY_SECONDS
+        now = self._loop.time()
         for host in hosts:
-            if self._find(host) is None:
-                self._failed[host] = until
+            if self._needs_now(host):
+                wait = min(before.get(host, _NEVER)[1] * 2, RETRY_SECONDS[1])
+                self._failed[host] = (now + wait, wait)
             future = self._asked.pop(host)
             if not future.done():
                 future.set_result(None)

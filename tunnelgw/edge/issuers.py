@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -115,11 +114,6 @@ class SelfSignedIssuer:
 
     def challenge(self, name: str) -> ssl.SSLContext | None:  # noqa: ARG002 - the issuer's interface
         return None
-
-
-def self_signed(store: Path, folder: Path) -> SelfSignedIssuer:
-    """The issuer of the visitors' authority in this store (a file), with its certificates in `folder`."""
-    return SelfSignedIssuer(folder, (sys.executable, "-m", "tunnelgw.identity.child", "hosts", str(store), str(folder)))
 
 
 def pair_of(folder: Path, host: str) -> Pair:

@@ -55,6 +55,10 @@ class Live:
     def __bool__(self) -> bool:
         return bool(self._passages)
 
+    def __len__(self) -> int:
+        """How many are open in all."""
+        return sum(len(passages) for passages in self._passages.values())
+
     def count(self, connector: str, service: str) -> int:
         """How many are open."""
         return len(self._passages.get((connector, service), ()))

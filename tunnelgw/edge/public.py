@@ -20,7 +20,16 @@ from tunnelgw.access.addresses import address_key
 from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage, shake_hands
 from tunnelgw.gateway.opener import Visitor
 from tunnelgw.net import tls
-from tunnelgw.net.accept import Acceptor, CountedSocket, Ledger, Reserve, counted, defer_accept
+from tunnelgw.net.accept import (
+    KEPT_DESCRIPTORS,
+    Acceptor,
+    CountedSocket,
+    Ledger,
+    Reserve,
+    counted,
+    defer_accept,
+    most_descriptors,
+)
 from tunnelgw.net.farewell import Farewell
 from tunnelgw.net.peek import Peek, hello_needs
 from tunnelgw.net.proxyproto import ProxyHeader, parse_proxy_header
@@ -76,7 +85,10 @@ class DoorRules:
 
 
 class FrontDoor:
-    """Inputs: listening sockets (`serve`, `serve_plain`), rules, and sockets another worker handed over (`adopt`)."""
+    """Inputs: listening sockets (`serve`, `serve_plain`), rules, and sockets another worker handed over (`adopt`).
+
+    `descriptors`: how many files this process may open; None: as many as the system lets it.
+    """
 
     def __init__(
         self,
@@ -92,6 +104,7 @@ class FrontDoor:
         counters: ProcessCounters,
         rules: DoorRules,
         live: Live,
+        descriptors: int | None = None,
     ) -> None:
         self._loop = loop
         self._wheel = wheel
@@ -104,7 +117,11 @@ class FrontDoor:
         self._counters = counters
         self._rules = rules
         self._live = live
-        self.ledger = Ledger(counters, limit=rules.connections_per_address)
+        if descriptors is None:
+            descriptors = most_descriptors()
+        self.ledger = Ledger(
+            counters, limit=rules.connections_per_address, open_limit=max(64, descriptors - KEPT_DESCRIPTORS)
+        )
         self.reserve = Reserve()
         self._acceptors: list[Acceptor] = []
         self._peeks: set[Peek[ClientHello] | Peek[ProxyHeader]] = set()
@@ -243,7 +260,9 @@ class FrontDoor:
             return
         self._peeks.discard(peek)
         name, entry = self._find(hello.server_name)
-        if entry is None:
+        if self.ledger.full:
+            self._drop(sock, Reason.DESCRIPTORS)
+        elif entry is None:
             self._alert(sock, UNRECOGNIZED_NAME, Reason.NAME_UNKNOWN)
         elif entry.kind == "tls":
             self._pass_through(sock, hello, name, entry)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import socket
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,8 +33,17 @@ ACCEPTS_PER_WAKEUP = 32  # enough to drain a burst, few enough that established 
 PAUSE_SECONDS = 0.5  # accepting rests this long when descriptors or memory are out
 PENDING_LIMIT = 2048  # handshakes in flight, at about 50 KB each inside OpenSSL: 100 MB at the very worst
 PENDING_PER_ADDRESS = 256  # handshakes in flight from one address: a household behind NAT stays far below
+COMPLAIN_SECONDS = 30.0  # the log hears of it this often
+KEPT_DESCRIPTORS = 128  # never given to visitors: tunnels, the store, admin, peeking while visitors have taken the rest
+MAX_DESCRIPTORS = 1_048_576  # some systems say "unlimited", and Python closes each one it might have had
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-_OUT_OF_MEMORY = (errno.ENOBUFS, errno.ENOMEM)
+# What a connection that broke while it waited leaves behind, accept(2): no reason to stop accepting others.
+_BROKEN = frozenset(
+    {
+        errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN,
+        errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENONET,
+    }
+)  # fmt: skip
 
 
 def listen_on(host: str, port: int, *, defer: bool, dual_stack: bool = False) -> socket.socket:
@@ -100,6 +110,19 @@ def _bind_text(key: str, host: str, port: int, error: OSError) -> str:
     return f"{where}: {error.strerror}"
 
 
+def most_descriptors() -> int:
+    """Raise this process's limit of open files as far as it may, and say what it is now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return soft
+    return wanted
+
+
 class _Peer:
     """What one address has open."""
 
@@ -123,22 +146,25 @@ class ConnectionCounters(Protocol):
 class Ledger:
     """Counts connections by address key, and how many of them are not through their handshake yet.
 
-    `limit`: connections of one key. `pending_limit`: handshakes in flight over all keys. A key of None is not limited
+    `limit`: connections of one key. `open_limit`: of all; a TLS connection may still be looked at then (`full`), since
+    it may be a tunnel. `pending_limit`: handshakes in flight over all keys. A key of None is not limited
     by address (a trusted proxy), but its handshakes count.
     """
 
-    __slots__ = ("_counters", "_peers", "limit", "open", "pending", "pending_limit", "pending_per_key")
+    __slots__ = ("_counters", "_peers", "limit", "open", "open_limit", "pending", "pending_limit", "pending_per_key")
 
     def __init__(
         self,
         counters: ConnectionCounters,
         *,
         limit: int,
+        open_limit: int,
         pending_limit: int = PENDING_LIMIT,
         pending_per_key: int = PENDING_PER_ADDRESS,
     ) -> None:
         self._counters = counters
         self.limit = limit
+        self.open_limit = open_limit
         self.pending_limit = pending_limit
         self.pending_per_key = pending_per_key
         self.open = 0
@@ -149,6 +175,8 @@ class Ledger:
         """Count one more, or say why not. Old connections always stay: what is refused is the new one."""
         if handshake and self.pending >= self.pending_limit:
             return Reason.HANDSHAKE_LIMIT
+        if not handshake and self.full:
+            return Reason.DESCRIPTORS
         if key is not None:
             peer = self._peers.get(key)
             if peer is None:
@@ -163,6 +191,11 @@ class Ledger:
         self.pending += handshake
         self._counters.connection_opened(listener)
         return None
+
+    @property
+    def full(self) -> bool:
+        """No further visitor: the descriptors that are left are for others."""
+        return self.open > self.open_limit
 
     def settled(self, key: Hashable | None) -> None:
         """A handshake ended, well or badly."""
@@ -281,7 +314,9 @@ class Acceptor:
     of peers turned away for want of descriptors.
     """
 
-    __slots__ = ("_accepted", "_loop", "_pause", "_refused", "_reserve", "listener", "running", "wakeups")
+    __slots__ = (
+        "_accepted", "_loop", "_pause", "_quiet_until", "_refused", "_reserve", "listener", "running", "wakeups",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -298,6 +333,7 @@ class Acceptor:
         self._refused = refused
         self._reserve = reserve
         self._pause: asyncio.TimerHandle | None = None
+        self._quiet_until = 0.0
         self.running = False
         self.wakeups = 0
 
@@ -327,19 +363,22 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS or error.errno in _OUT_OF_MEMORY:
-                    self._rest(error)
-                    return
-                continue  # the peer left while it waited (ECONNABORTED and the like, accept(2)): the next one
+                if error.errno in _BROKEN:
+                    continue
+                self._rest(error)
+                return
             self._accepted(sock, (address[0], address[1]))
             if not self.running:
                 return
 
     def _rest(self, error: OSError) -> None:
         """Nothing can be accepted now: turn one away, then leave the rest in the kernel's queue for a moment."""
+        now = self._loop.time()
         if error.errno in _OUT_OF_DESCRIPTORS and self._reserve.turn_away(self.listener):
             self._refused(Reason.DESCRIPTORS)
-        log.error("cannot accept a connection: %s; accepting rests for %.1f s", error.strerror, PAUSE_SECONDS)
+        if now >= self._quiet_until:
+            self._quiet_until = now + COMPLAIN_SECONDS
+            log.error("cannot accept connections: %s; trying again every %.1f s", error.strerror, PAUSE_SECONDS)
         self._loop.remove_reader(self.listener.fileno())
         self._pause = self._loop.call_later(PAUSE_SECONDS, self._resume)
 
