@@ -28,6 +28,7 @@ MAX_TRAILER_FIELDS = 32
 
 # RFC 9112 section 7.1, without space before the extension's semicolon. 16 digits: above 2**63 nothing ever arrives.
 _size_line = re.compile(rb"([0-9A-Fa-f]{1,16})(;" + VALUE + rb"*+)?").fullmatch
+_size_line_start = re.compile(rb"[0-9A-Fa-f]{1,16}(?:;" + VALUE + rb"*+)?\r?").fullmatch
 
 
 class BodyReader(Protocol):
@@ -160,7 +161,9 @@ class ChunkedBody:
         if newline < 0:
             if len(held) + len(data) - position >= MAX_SIZE_LINE:
                 _fail("a chunk's size line is too long", origin=self._origin)
-            self._held = held + data[position:]
+            self._held = held = held + data[position:]
+            if _size_line_start(held) is None:
+                _fail("a chunk's size line is invalid", origin=self._origin)
             return len(data), _SIZE
         line = held + data[position : newline + 1]
         self._held = b""

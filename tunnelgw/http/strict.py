@@ -36,7 +36,7 @@ _field_lines = re.compile(_FIELD_LINES).fullmatch
 _first_line = re.compile(TOKEN + rb"++ [!-~]++ HTTP/([0-9]\.[0-9])\r\n").match
 _bare = re.compile(rb"(?<!\r)\n|\r(?=[^\n])").search
 # The beginning of a first line, however little of it has arrived.
-_request_start = re.compile(TOKEN + rb"*+(?:\Z| (?:\Z|[!-~]++(?:\Z| (?:\Z|[!-~]++(?:\Z|\r)))))").match
+_request_start = re.compile(rb"\Z|" + TOKEN + rb"++(?:\Z| (?:\Z|[!-~]++(?:\Z| (?:\Z|[!-~]++(?:\Z|\r)))))").match
 _response_start = re.compile(rb"HTTP/1\.[01] |H?\Z|HTT?P?\Z|HTTP/1?\.?[01]?\Z").match
 
 
