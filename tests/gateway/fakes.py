@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import ngh2
+
 from tunnelgw.gateway.opener import NoStream, Visitor
 from tunnelgw.gateway.service import Gateway
-from tunnelgw.gateway.settings import GatewaySettings
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters, RouteCounters
-from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.table import NameEntry, Route
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tunnelgw.gateway.settings import GatewaySettings
+    from tunnelgw.obs.reasons import Reason
 
 
 class Handle:
@@ -254,7 +257,8 @@ HOST = "a.example.com"
 
 def make_route(**changes: Any) -> Route:
     values: dict[str, Any] = {
-        "kind": "http", "host": HOST, "connector": "home", "service": "web", "counters": RouteCounters("a"), "label": "a",
+        "kind": "http", "host": HOST, "connector": "home", "service": "web",
+        "counters": RouteCounters("a"), "label": "a",
     }  # fmt: skip
     return Route(**(values | changes))
 
@@ -294,3 +298,87 @@ class World:
         transport = FakeTransport(protocol, tls=tls)
         protocol.connection_made(transport)
         return protocol, transport
+
+
+class Peer2:
+    """The other end of an HTTP/2 connection: a visitor's browser (`serving=False`) or a service."""
+
+    def __init__(self, *, serving: bool = False, window: int = 1 << 20, **settings: int) -> None:
+        role = ngh2.Role.SERVER if serving else ngh2.Role.CLIENT
+        self.core = ngh2.Connection(role, ngh2.Configuration(auto_window_update=True))
+        self.core.initiate_connection({ngh2.Setting.INITIAL_WINDOW_SIZE: window})
+        self.core.set_local_window_size(max(window, 65535))
+        self.requests: dict[int, ngh2.RequestReceived] = {}
+        self.heads: dict[int, dict[bytes, bytes]] = {}
+        self.interim: list[tuple[tuple[bytes, bytes], ...]] = []
+        self.bodies: dict[int, bytes] = {}
+        self.trailers: dict[int, list[tuple[bytes, bytes]]] = {}
+        self.ended: set[int] = set()
+        self.resets: dict[int, int] = {}
+        self.closed: dict[int, int] = {}
+        self.goaway: ngh2.GoAwayReceived | None = None
+
+    def feed(self, data: bytes) -> None:
+        if data:
+            self.core.receive_data(data)
+        for event in self.core.events():
+            self._note(event)
+
+    def _note(self, event: ngh2.Event) -> None:
+        if isinstance(event, ngh2.RequestReceived):
+            self.requests[event.stream_id] = event
+            self.heads[event.stream_id] = dict(event.headers)
+            if event.end_stream:
+                self.ended.add(event.stream_id)
+        elif isinstance(event, ngh2.ResponseReceived):
+            assert event.stream_id not in self.heads
+            self.heads[event.stream_id] = dict(event.headers)
+            if event.end_stream:
+                self.ended.add(event.stream_id)
+        elif isinstance(event, ngh2.InformationalResponseReceived):
+            self.interim.append(tuple(event.headers))
+        elif isinstance(event, ngh2.DataReceived):
+            self.bodies[event.stream_id] = self.bodies.get(event.stream_id, b"") + event.data
+            if event.end_stream:
+                self.ended.add(event.stream_id)
+        elif isinstance(event, ngh2.TrailersReceived):
+            self.trailers[event.stream_id] = list(event.headers)
+            self.ended.add(event.stream_id)
+        elif isinstance(event, ngh2.StreamReset):
+            self.resets[event.stream_id] = event.error_code
+        elif isinstance(event, ngh2.StreamClosed):
+            self.closed[event.stream_id] = event.error_code
+        elif isinstance(event, ngh2.GoAwayReceived):
+            self.goaway = event
+
+    def get(self, path: str = "/", *more: tuple[bytes, bytes], method: bytes = b"GET", end: bool = True) -> int:
+        fields = [(b":method", method), (b":scheme", b"https"), (b":authority", HOST.encode())]
+        fields.append((b":path", path.encode()))
+        return self.core.send_request([*fields, *more], end_stream=end)
+
+    def pull(self) -> bytes:
+        data = self.core.data_to_send()
+        self.feed(b"")
+        return data
+
+
+class Browser2(Peer2):
+    """A visitor on an HTTP/2 connection of a world."""
+
+    def __init__(self, world: World, *, window: int = 1 << 20, **visitor: Any) -> None:
+        super().__init__(window=window)
+        self.world = world
+        self.protocol, self.transport = world.connect(h2=True, alpn="h2", **visitor)
+
+    def go(self) -> None:
+        """Exchange bytes with the gateway until both are silent."""
+        for _ in range(1000):
+            data = self.pull()
+            if data and not self.transport.lost:
+                self.protocol.data_received(data)
+            self.world.loop.turn()
+            answer = self.transport.take()
+            self.feed(answer)
+            if not data and not answer:
+                return
+        raise AssertionError("never silent")
