@@ -114,7 +114,9 @@ def test_refused_invitations_look_alike(registry: Registry) -> None:
             registry.accept(identity, secret, csr, now=now)
         assert caught.value.reason is Reason.INVITATION_INVALID
         texts.add(caught.value.text)
+        assert refusal(registry.check_invitation, identity, secret, now=now) is Reason.INVITATION_INVALID
     assert len(texts) == 1
+    assert registry.check_invitation(invitation.id, good, now=1001.0).name == "home"
     with pytest.raises(RemoteError):
         registry.accept(invitation.id, good, "nonsense", now=1001.0)
     registry.accept(invitation.id, good, csr, now=1059.0)
@@ -308,7 +310,9 @@ def test_home_identity_over_tls(registry: Registry, store: SqliteStore, tmp_path
 
 def test_edge_certificate_is_renewed_in_its_last_third(store: SqliteStore) -> None:
     authorities = Authorities(store)
+    assert authorities.edge_due()
     first = authorities.edge()
+    assert not authorities.edge_due()
     assert authorities.edge(now=first.not_before + 200 * 86400) == first
     second = authorities.edge(now=first.not_after - 100 * 86400)
     assert second.serial != first.serial
