@@ -117,7 +117,7 @@ class Tunnelgw:
         """Init, invite, join, run; returns the edge's port."""
         folder = make_certificate(group.folder)
         front = free_port()
-        tunnelgw = [sys.executable, "-m", "tunnelgw.cli.main"]
+        tunnelgw = [sys.executable, "-m", "tunnelgw"]
         (folder / "edge.toml").write_text(f"""
 domain = "example.com"
 address = "127.0.0.1:{front}"

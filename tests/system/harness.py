@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-TUNNELGW = [sys.executable, "-m", "tunnelgw.cli.main"]
+TUNNELGW = [sys.executable, "-m", "tunnelgw"]
 DOMAIN = "example.com"
 
 
