@@ -17,7 +17,7 @@ def written(mode: str, *entries: tuple[object, ...]) -> str:
     stream = io.StringIO()
     log = AccessLog(mode, stream)
     for entry in entries:
-        log.add(entry)  # type: ignore[arg-type]
+        log.add(entry)
     log.close()
     return stream.getvalue()
 

@@ -94,7 +94,7 @@ def _add_edge(commands: Subparsers) -> None:
 
 
 def _add_home(commands: Subparsers) -> None:
-    join = _command(commands, "join", "tunnelgw.cli.home:join", "at home: use an invitation")
+    join = _command(commands, "join", "tunnelgw.cli.join:run", "at home: use an invitation")
     join.add_argument("invitation", metavar="INVITATION", help="tgw1_..., or - to read it from standard input")
     _config(join)
     join.add_argument("--state-dir", metavar="DIR", help="where keys live")

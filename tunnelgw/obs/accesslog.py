@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from tunnelgw.obs.log import escape
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
 FLUSH_SECONDS = 0.5
 # About 4 ms of formatting at a time, so that a busy second delays nobody's request noticeably.
@@ -55,8 +56,8 @@ class AccessLog:
     __slots__ = ("_entries", "_format", "_handle", "_loop", "_stream", "add", "dropped")
 
     def __init__(self, mode: str, stream: TextIO | None = None) -> None:
-        self._entries: list[Entry] = []
-        self.add = self._entries.append
+        self._entries: list[tuple[Any, ...]] = []
+        self.add: Callable[[tuple[Any, ...]], None] = self._entries.append
         self._format = _json_line if mode == "json" else _text_line
         self._stream = sys.stdout if stream is None else stream
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,14 +114,14 @@ def _visible(value: bytes | str) -> str:
     return escape(value, _FIELD_LIMIT)
 
 
-def _text_line(entry: Entry) -> str:
+def _text_line(entry: tuple[Any, ...]) -> str:
     time, address, route, method, host, path, version, status, sent, seconds, *_ = entry
     when = datetime.fromtimestamp(time, UTC).strftime("%d/%b/%Y:%H:%M:%S +0000")
     request = f"{_visible(method)} {_visible(host)}{_visible(path)}".replace('"', "\\x22")
     return f'{address} [{when}] "{request}" {version / 10} {status} {sent} {seconds:.3f} {route or "-"}\n'
 
 
-def _json_line(entry: Entry) -> str:
+def _json_line(entry: tuple[Any, ...]) -> str:
     time, address, route, method, host, path, version, status, sent, seconds, *rest = entry
     line = {
         "time": round(time, 3),
