@@ -65,11 +65,6 @@ class Authorities:
         found = self._store.get(PREFIX + "edge")
         return found is None or Material.decode(found.value).due(time.time() if now is None else now)
 
-    def edge_due(self, *, now: float | None = None) -> bool:
-        """True if `edge` would have to make something (and so import cryptography)."""
-        found = self._store.get(PREFIX + "edge")
-        return found is None or Material.decode(found.value).due(time.time() if now is None else now)
-
     def edge_files(self, state_dir: Path) -> CertificateFiles:
         """The edge's certificate and key as files (0600), since TLS contexts read nothing else. LocalError."""
         return write_pair(state_dir / "tunnel", "edge", self.edge())

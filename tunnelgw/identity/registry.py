@@ -141,15 +141,6 @@ class Registry:
             raise _invalid()
         return pending
 
-    def check_invitation(self, invitation: str, secret: str, *, now: float | None = None) -> Pending:
-        """The invitation, if it could be used now; it stays unused. Refused (INVITATION_INVALID, whatever was wrong)."""
-        now = time.time() if now is None else now
-        pending = self._pending(invitation)
-        right = invitations.matches(secret, pending.hashed if pending else self._nothing)
-        if pending is None or not right or pending.expires <= now:
-            raise _invalid()
-        return pending
-
     def _pending(self, invitation: str) -> Pending | None:
         if len(invitation) != 16 or not invitation.isalnum():
             return None
