@@ -152,6 +152,20 @@ def test_made_on_demand_once_for_many_visitors(tmp_path: Path) -> None:
     run(main)
 
 
+def test_workers_that_ask_at_once_get_one_pair(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        books = [Certificates(loop, Wheel(loop), self_signed(tmp_path)) for _ in range(4)]
+        await asyncio.gather(*(book.ensure(["a.example.com"]) for book in books))
+        serials = {book._loaded[pair_of(tmp_path, "a.example.com")].stamp for book in books}
+        assert len(serials) == 1
+        assert (tmp_path / "calls").read_text() == "a.example.com\n"
+        for book in books:
+            book.close()
+
+    run(main)
+
+
 def test_the_edges_own_authority_makes_them_in_a_child(tmp_path: Path) -> None:
     async def main() -> None:
         from tunnelgw.identity.ca import Authorities

@@ -16,6 +16,7 @@ from test_ports import free_port
 
 from tunnelgw.edge import supervisor as module
 from tunnelgw.edge.supervisor import Supervisor
+from tunnelgw.errors import LocalError
 from tunnelgw.net.accept import listen_on
 
 if TYPE_CHECKING:
@@ -94,6 +95,24 @@ def test_a_crashed_worker_comes_back_and_no_connection_is_lost(monkeypatch: pyte
             await until(lambda: supervisor.restarts == 1 and all(each.ready for each in supervisor._workers))
             assert len(set(supervisor.pids()) - set(before)) == 1
             assert await ask(port, "gather") == "[0, 1]"
+
+    run(main)
+
+
+def test_a_worker_that_cannot_start_is_an_error_and_leaves_nothing() -> None:
+    async def main() -> None:
+        supervisor = Supervisor(
+            2,
+            https=[],
+            http=[],
+            port_bind=ADDRESS,
+            command=lambda index, descriptor: (
+                (sys.executable, "-c", "raise SystemExit(2)") if index else (sys.executable, SCRIPT, str(descriptor))
+            ),
+        )
+        with pytest.raises(LocalError, match="worker 1 ended with 2"):
+            await supervisor.start()
+        assert not supervisor.pids()
 
     run(main)
 

@@ -9,21 +9,27 @@ Invariant: an issuer is asked only for hosts that a granted route holds.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
+import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from tunnelgw.config.files import make_private_folder
 from tunnelgw.errors import LocalError
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from pathlib import Path
 
     from tunnelgw.net.tls import Described
 
 log = logging.getLogger(__name__)
 
+LOCK_LOOK_SECONDS = 0.05
 MAKE_SECONDS = 60.0  # a child that makes certificates takes 0.3 s; a machine that swaps may take longer
 
 
@@ -99,6 +105,14 @@ class SelfSignedIssuer:
         return now > described.not_after - (described.not_after - described.not_before) / 3
 
     async def obtain(self, hosts: Sequence[str]) -> None:
+        asked = time.time()
+        make_private_folder(self._folder)
+        async with _locked(self._folder / ".lock"):  # workers ask for the same host at the same moment
+            missing = [host for host in hosts if not _written_since(pair_of(self._folder, host), asked)]
+            if missing:
+                await self._make(missing)
+
+    async def _make(self, hosts: Sequence[str]) -> None:
         child = await asyncio.create_subprocess_exec(
             *self._command, *hosts, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
         )
@@ -114,6 +128,29 @@ class SelfSignedIssuer:
 
     def challenge(self, name: str) -> ssl.SSLContext | None:  # noqa: ARG002 - the issuer's interface
         return None
+
+
+@asynccontextmanager
+async def _locked(path: Path) -> AsyncIterator[None]:
+    """One process of this edge at a time; the lock goes with the process, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(LOCK_LOOK_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _written_since(pair: Pair, moment: float) -> bool:
+    try:
+        return pair.certificate.stat().st_mtime >= moment
+    except OSError:
+        return False
 
 
 def pair_of(folder: Path, host: str) -> Pair:

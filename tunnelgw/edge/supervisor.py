@@ -22,7 +22,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.edge.ports import bind_port
-from tunnelgw.errors import Refused
+from tunnelgw.errors import LocalError, Refused
 from tunnelgw.net.handover import Channel, channel_pair
 from tunnelgw.net.tasks import spawn
 
@@ -100,9 +100,13 @@ class Supervisor:
         return [worker.process.pid for worker in self._workers if worker.process is not None]
 
     async def start(self) -> None:
-        """Start every worker; return when all of them serve."""
+        """Start every worker; return when all of them serve. LocalError if one ends before that; then none is left."""
         self._keepers = [spawn(self._keep(worker), name=f"worker {worker.index}") for worker in self._workers]
-        await asyncio.shield(self._all_ready)
+        try:
+            await asyncio.shield(self._all_ready)
+        except LocalError:
+            await self.stop()
+            raise
 
     def reload(self) -> None:
         """Every worker reads its configuration again."""
@@ -146,6 +150,9 @@ class Supervisor:
             started = self._loop.time()
             code = await self._run(worker)
             if self._stop_asked.done():
+                return
+            if not self._all_ready.done():
+                self._all_ready.set_exception(LocalError(f"worker {worker.index} ended with {code} before it served"))
                 return
             worker.restarts += 1
             if self._loop.time() - started > STEADY_SECONDS:
@@ -199,8 +206,7 @@ class Supervisor:
 
     def _send(self, worker: _Process, message: dict[str, Any], descriptors: list[int] | None = None) -> bool:
         if worker.channel is None:
-            for descriptor in descriptors or ():
-                os.close(descriptor)
+            _close(descriptors or [])
             return False
         return worker.channel.send(message, descriptors)
 
@@ -211,7 +217,7 @@ class Supervisor:
                 if all(each.ready for each in self._workers) and not self._all_ready.done():
                     self._all_ready.set_result(None)
             case "relay":
-                self._send(self._workers[message["worker"]], {"op": "tunnel", "peer": message["peer"]}, descriptors)
+                self._relay(self._workers[message["worker"]], message["peer"], descriptors)
             case "open_port":
                 self._open(worker, message["id"], message["port"])
             case "close_port":
@@ -223,6 +229,13 @@ class Supervisor:
                     self._answered(gathering, worker)
             case "gather":
                 spawn(self._gather_for(worker, message["id"]), name="gather")
+
+    def _relay(self, worker: _Process, peer: list[Any], descriptors: list[int]) -> None:
+        """A tunnel for a worker that is starting is closed: its connector dials again."""
+        if worker.ready:
+            self._send(worker, {"op": "tunnel", "peer": peer}, descriptors)
+        else:
+            _close(descriptors)
 
     def _open(self, worker: _Process, number: int, port: int) -> None:
         held = self._ports.get(port)
@@ -253,3 +266,8 @@ class Supervisor:
 
     async def _gather_for(self, worker: _Process, number: int) -> None:
         self._send(worker, {"op": "gathered", "id": number, "snapshots": await self.gather()})
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
