@@ -194,13 +194,13 @@ class Branch:
         """The stream is over on the engine's side."""
         self._trunk.engine.pay(self.number)
         self._owed = 0
-        if code and self.exchange is not None and not self.exchange.complete:
+        if code:
             self.failed(Reason.TARGET_RESET)
 
     def failed(self, reason: Reason, since: float = 0.0) -> None:
         """No response, or no more of it, will come."""
         exchange, self.exchange = self.exchange, None
-        if exchange is not None:
+        if exchange is not None and not exchange.complete:
             exchange.upstream_failed(reason, heard=self._heard, reused=self.reused, since=since)
 
     def upload_settled(self) -> None:
