@@ -143,7 +143,7 @@ class Edge:
             live=self.live,
             connectors=self.connectors,
             counters=self.counters,
-            changed=lambda: self.certificates.want(self.table.hosts()),
+            changed=lambda: self.certificates.want(ended_hosts(self.table)),
         )
         self.connectors.on_services = self._services
         self.connectors.on_renew = self._renew
@@ -161,7 +161,7 @@ class Edge:
             if not record.revoked:
                 await self.claims.restore(self.connectors.known(record.name))  # routes, before visitors ask for them
         self.certificates.start()
-        await self.certificates.ensure(self.table.hosts())
+        await self.certificates.ensure(ended_hosts(self.table))
         self.door.serve(https)  # last: everything a visitor can reach is there
         self.door.serve_plain(http)
         self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
@@ -307,6 +307,11 @@ class Edge:
 
     def _address(self, port: int) -> str:
         return f"tcp://{self.config.address.host}:{port}" if port else ""
+
+
+def ended_hosts(table: RouteTable) -> set[str]:
+    """Names whose TLS ends here; those that are passed through have their certificate at home."""
+    return {route.host for route in table.routes() if route.host and route.kind != "tls"}
 
 
 def edge_names(config: EdgeConfig) -> frozenset[str]:
