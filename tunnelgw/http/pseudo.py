@@ -19,6 +19,7 @@ from tunnelgw.obs.reasons import Reason
 MAX_FIELDS = 208  # 200 as in HTTP/1, and pseudo-header fields; a cookie may come in crumbs
 MAX_CRUMBS = 400
 
+_is_clean_path = re.compile(rb"/[!-~]*+").fullmatch
 _is_lower_token = re.compile(TOKEN.replace(b"A-Z", b"") + rb"++").fullmatch
 # RFC 9113 section 8.2.2: connection-specific fields make a message malformed; `te: trailers` alone may stand.
 _CONNECTION_SPECIFIC = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
@@ -68,8 +69,10 @@ def request_head(raw: Fields, *, end_stream: bool, secure: bool) -> RequestHead:
     scheme, path = pseudo.get(b":scheme", b""), pseudo.get(b":path", b"")
     if scheme not in (b"https", b"http") or (scheme == b"https" and not secure) or not path:
         refuse("a pseudo-header field is missing or invalid")
-    if path != b"*":
+    if _is_clean_path(path) is not None:
         checks.check_path(path)
+    elif path != b"*":
+        refuse("the target is not a path")
     elif method != b"OPTIONS":
         refuse("`*` is a target of OPTIONS only")
     return _request(pseudo, rest, method=method, path=path, protocol=protocol.lower(), end_stream=end_stream)
