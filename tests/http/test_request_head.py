@@ -212,7 +212,7 @@ def target(text: bytes, **more: bytes | None) -> bytes:
     return block(b"GET " + text + b" HTTP/1.1", **more)
 
 
-# The number is the promise that the case belongs to: see the list of bad inputs in the documentation of tests.
+# The number is the line of the list of bad inputs that the case belongs to; 0 for others.
 REFUSED = [
     case(1, get(b"Content-Length: 5", b"Transfer-Encoding: chunked")),
     case(1, get(b"Transfer-Encoding: chunked", b"Content-Length: 5")),

@@ -147,7 +147,7 @@ def _kind_of(lower: bytes) -> Kind:
 
 
 class _Names(dict[bytes, tuple[bytes, int]]):
-    """name as sent -> (name in lower case, kind); filled on demand."""
+    """name as sent -> (name in lower case, kind); filled on demand, by names known to be tokens only."""
 
     def __missing__(self, name: bytes) -> tuple[bytes, int]:
         lower = name.lower()
