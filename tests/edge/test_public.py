@@ -83,6 +83,22 @@ def test_openssl_shows_the_alert(tmp_path: Path) -> None:
     run(main)
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_renegotiation_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            child = await asyncio.create_subprocess_exec(
+                "openssl", "s_client", "-connect", f"{ADDRESS}:{front.port}", "-servername", "a.example.com", "-tls1_2",
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            )  # fmt: skip
+            output, _ = await child.communicate(b"R\n")
+            assert b"RENEGOTIATING" in output
+            assert b"no renegotiation" in output
+            assert b"Compression: NONE" in output
+
+    run(main)
+
+
 @pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize("segment", [0, 1, 700])
 def test_a_hello_in_pieces_finds_its_name(size: int, segment: int, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import sys
 
 from tunnelgw.edge.workers import Worker
 from tunnelgw.errors import Refused
-from tunnelgw.net.accept import Acceptor, Reserve, counted
+from tunnelgw.net.accept import Acceptor, Reserve
+from tunnelgw.net.ledger import counted
 from tunnelgw.net.loop import loop_factory
 
 

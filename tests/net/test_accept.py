@@ -12,16 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelgw.errors import LocalError
-from tunnelgw.net.accept import (
-    ACCEPTS_PER_WAKEUP,
-    Acceptor,
-    Ledger,
-    Reserve,
-    counted,
-    listen_all,
-    listen_on,
-    most_descriptors,
-)
+from tunnelgw.net.accept import ACCEPTS_PER_WAKEUP, Acceptor, Reserve, listen_all, listen_on, most_descriptors
+from tunnelgw.net.ledger import Ledger, counted
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
@@ -175,6 +167,15 @@ def test_out_of_descriptors_turns_away_and_rests() -> None:
         reserve.close()
 
     run(main)
+
+
+def test_accepted_sockets_inherit_what_the_listener_wears() -> None:
+    with listen_on("127.0.0.1", 0, defer=False) as listener, socket.create_connection(listener.getsockname()):
+        sock = listener.accept()[0]
+        with sock:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 120
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_listen_errors_say_what_to_do() -> None:

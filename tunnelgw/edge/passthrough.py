@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnelgw.gateway.opener import StreamOpener, Visitor
-    from tunnelgw.net.accept import CountedSocket
+    from tunnelgw.net.ledger import CountedSocket
     from tunnelgw.routing.table import Route
     from tunnelgw.wire.stream import Stream
 
@@ -125,7 +125,7 @@ class _Passage:
         """The stream is there."""
         raise NotImplementedError
 
-    def stream_refused(self, reason: Reason, since: float) -> None:
+    def stream_refused(self, reason: Reason, since: float) -> None:  # noqa: ARG002 - the waiter's interface
         """There will be none."""
         raise NotImplementedError
 

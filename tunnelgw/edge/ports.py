@@ -17,7 +17,8 @@ from tunnelgw.access.addresses import address_key
 from tunnelgw.edge.passthrough import Live, RawPassage
 from tunnelgw.edge.public import DoorRules, plain_address, visitor_of
 from tunnelgw.errors import Refused
-from tunnelgw.net.accept import Acceptor, CountedSocket, Ledger, Reserve, counted, listen_on
+from tunnelgw.net.accept import Acceptor, Reserve, listen_on
+from tunnelgw.net.ledger import CountedSocket, Ledger, counted
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:

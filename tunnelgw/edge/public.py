@@ -20,17 +20,9 @@ from tunnelgw.access.addresses import address_key
 from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage, shake_hands
 from tunnelgw.gateway.opener import Visitor
 from tunnelgw.net import tls
-from tunnelgw.net.accept import (
-    KEPT_DESCRIPTORS,
-    Acceptor,
-    CountedSocket,
-    Ledger,
-    Reserve,
-    counted,
-    defer_accept,
-    most_descriptors,
-)
+from tunnelgw.net.accept import KEPT_DESCRIPTORS, Acceptor, Reserve, defer_accept, dress, most_descriptors
 from tunnelgw.net.farewell import Farewell
+from tunnelgw.net.ledger import CountedSocket, Ledger, counted
 from tunnelgw.net.peek import Peek, hello_needs
 from tunnelgw.net.proxyproto import ProxyHeader, parse_proxy_header
 from tunnelgw.net.tasks import spawn
@@ -167,6 +159,7 @@ class FrontDoor:
         self, listeners: Iterable[socket.socket], accepted: Callable[[socket.socket, tuple[str, int]], None]
     ) -> None:
         for listener in listeners:
+            dress(listener)  # it may come from systemd
             acceptor = Acceptor(
                 self._loop, listener, accepted=accepted, refused=self._counters.refuse, reserve=self.reserve
             )

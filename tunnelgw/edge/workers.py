@@ -23,7 +23,7 @@ from tunnelgw.obs.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnelgw.net.accept import CountedSocket
+    from tunnelgw.net.ledger import CountedSocket
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Peers(Protocol):
     index: int
     count: int
 
-    def hand_over(self, worker: int, sock: CountedSocket) -> bool:
+    def hand_over(self, worker: int, sock: CountedSocket) -> bool:  # noqa: ARG002 - nobody else
         """Give a tunnel's socket to another worker. False: there is no such worker, and the socket is still ours."""
 
     async def open_port(self, port: int) -> socket.socket:
@@ -120,7 +120,7 @@ class Worker:
         self._orphaned = _nothing
         self._channel.close()
 
-    def hand_over(self, worker: int, sock: CountedSocket) -> bool:
+    def hand_over(self, worker: int, sock: CountedSocket) -> bool:  # noqa: ARG002 - nobody else
         if not 0 <= worker < self.count or not self._channel.open:
             return False
         peer = sock.peer

@@ -1,12 +1,10 @@
 """Listening sockets, and accepting from them without asyncio's server in between.
 
 A raw accept callback is what lets the edge look at a connection before anything is allocated for it, and refuse before
-it pays. The count of open connections follows the descriptor itself (`CountedSocket`): whoever owns the socket later,
-transport or our own code, closing it is what ends the count, so no path can forget to.
+it pays.
 
 Invariants: one wake-up accepts a bounded number; without a free descriptor the loop never spins (the reserve descriptor
-turns the oldest waiting peer away and accepting pauses); a connection is counted until its descriptor is closed,
-handed over or released, and exactly once.
+turns the oldest waiting peer away and accepting pauses).
 """
 
 from __future__ import annotations
@@ -16,23 +14,22 @@ import logging
 import os
 import resource
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tunnelgw.errors import LocalError
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096  # a burst of visitors while the loop is busy; the kernel's somaxconn may lower it
-DEFER_SECONDS = 3  # facts: holds a silent peer in the kernel for 3 s, so most ClientHellos are there at accept
+DEFER_SECONDS = 3  # measured: holds a silent peer in the kernel for 3 s, so most ClientHellos are there at accept
+KEEPALIVE = (120, 30, 4)  # seconds of silence before the first probe, between probes, and how many: gone after 4 min
 ACCEPTS_PER_WAKEUP = 32  # enough to drain a burst, few enough that established connections get their turn
 PAUSE_SECONDS = 0.5  # accepting rests this long when descriptors or memory are out
-PENDING_LIMIT = 2048  # handshakes in flight, at about 50 KB each inside OpenSSL: 100 MB at the very worst
-PENDING_PER_ADDRESS = 256  # handshakes in flight from one address: a household behind NAT stays far below
 COMPLAIN_SECONDS = 30.0  # the log hears of it this often
 KEPT_DESCRIPTORS = 128  # never given to visitors: tunnels, the store, admin, peeking while visitors have taken the rest
 MAX_DESCRIPTORS = 1_048_576  # some systems say "unlimited", and Python closes each one it might have had
@@ -61,13 +58,26 @@ def listen_on(host: str, port: int, *, defer: bool, dual_stack: bool = False) ->
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)
         if defer:
             defer_accept(sock)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+        dress(sock)
         sock.bind((host, port))
         sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def dress(listener: socket.socket) -> None:
+    """Options that accepted sockets inherit, so that they cost no call for each: no delay, and probes of silent peers.
+
+    A visitor that vanished without a word (raw TCP, WebSocket: no idle timer) is noticed after `KEEPALIVE`.
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    idle, interval, count = KEEPALIVE
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
 
 
 def defer_accept(listener: socket.socket) -> None:
@@ -121,154 +131,6 @@ def most_descriptors() -> int:
     except (OSError, ValueError):
         return soft
     return wanted
-
-
-class _Peer:
-    """What one address has open."""
-
-    __slots__ = ("open", "pending")
-
-    def __init__(self) -> None:
-        self.open = 0
-        self.pending = 0
-
-
-class ConnectionCounters(Protocol):
-    """Who is told of connections that open and close, by listener ("https", "http", "tcp")."""
-
-    def connection_opened(self, listener: str) -> None:
-        """One more."""
-
-    def connection_closed(self, listener: str) -> None:
-        """One less."""
-
-
-class Ledger:
-    """Counts connections by address key, and how many of them are not through their handshake yet.
-
-    `limit`: connections of one key. `open_limit`: of all; a TLS connection may still be looked at then (`full`), since
-    it may be a tunnel. `pending_limit`: handshakes in flight over all keys. A key of None is not limited
-    by address (a trusted proxy), but its handshakes count.
-    """
-
-    __slots__ = ("_counters", "_peers", "limit", "open", "open_limit", "pending", "pending_limit", "pending_per_key")
-
-    def __init__(
-        self,
-        counters: ConnectionCounters,
-        *,
-        limit: int,
-        open_limit: int,
-        pending_limit: int = PENDING_LIMIT,
-        pending_per_key: int = PENDING_PER_ADDRESS,
-    ) -> None:
-        self._counters = counters
-        self.limit = limit
-        self.open_limit = open_limit
-        self.pending_limit = pending_limit
-        self.pending_per_key = pending_per_key
-        self.open = 0
-        self.pending = 0
-        self._peers: dict[Hashable, _Peer] = {}
-
-    def admit(self, key: Hashable | None, *, listener: str, handshake: bool) -> Reason | None:
-        """Count one more, or say why not. Old connections always stay: what is refused is the new one."""
-        if handshake and self.pending >= self.pending_limit:
-            return Reason.HANDSHAKE_LIMIT
-        if not handshake and self.full:
-            return Reason.DESCRIPTORS
-        if key is not None:
-            peer = self._peers.get(key)
-            if peer is None:
-                peer = self._peers[key] = _Peer()
-            elif peer.open >= self.limit:
-                return Reason.CONNECTION_LIMIT
-            elif handshake and peer.pending >= self.pending_per_key:
-                return Reason.HANDSHAKE_LIMIT
-            peer.open += 1
-            peer.pending += handshake
-        self.open += 1
-        self.pending += handshake
-        self._counters.connection_opened(listener)
-        return None
-
-    @property
-    def full(self) -> bool:
-        """No further visitor: the descriptors that are left are for others."""
-        return self.open > self.open_limit
-
-    def settled(self, key: Hashable | None) -> None:
-        """A handshake ended, well or badly."""
-        self.pending -= 1
-        if key is not None:
-            self._peers[key].pending -= 1
-
-    def left(self, key: Hashable | None, listener: str) -> None:
-        """A connection is no longer open here."""
-        self.open -= 1
-        self._counters.connection_closed(listener)
-        if key is not None:
-            peer = self._peers[key]
-            peer.open -= 1
-            if not peer.open:
-                del self._peers[key]
-
-
-class CountedSocket(socket.socket):
-    """An accepted connection that leaves its ledger when its descriptor does (close, detach or `release`)."""
-
-    __slots__ = ("_ledger", "handshaking", "key", "listener", "local", "peer")
-
-    key: Hashable | None
-    listener: str
-    peer: tuple[str, int]  # as the visitor is known: what a trusted PROXY header said, else the address itself
-    local: tuple[str, int] | None  # the address it connected to, where a PROXY header said so
-    handshaking: bool
-    _ledger: Ledger | None
-
-    def settle(self) -> None:
-        """The handshake is over: it no longer counts against the handshakes in flight. Idempotent."""
-        if self.handshaking:
-            self.handshaking = False
-            if self._ledger is not None:
-                self._ledger.settled(self.key)
-
-    def release(self) -> None:
-        """Stop counting this one (a tunnel), though it stays open. Idempotent."""
-        self.settle()
-        ledger, self._ledger = self._ledger, None
-        if ledger is not None:
-            ledger.left(self.key, self.listener)
-
-    def close(self) -> None:
-        self.release()
-        super().close()
-
-    def detach(self) -> int:
-        self.release()
-        return super().detach()
-
-
-def counted(
-    sock: socket.socket,
-    ledger: Ledger | None,
-    *,
-    key: Hashable | None,
-    peer: tuple[str, int],
-    listener: str,
-    handshake: bool,
-) -> CountedSocket:
-    """`sock` as a counted socket; `sock` itself is empty afterwards. The ledger must have admitted it (or is None)."""
-    family, kind, proto = sock.family, sock.type, sock.proto
-    result = CountedSocket(family, kind, proto, fileno=sock.detach())
-    result.setblocking(False)
-    result._ledger = ledger
-    result.key = key
-    result.peer = peer
-    result.local = None
-    result.listener = listener
-    result.handshaking = handshake
-    return result
 
 
 class Reserve:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from tunnelgw.net.accept import CountedSocket
+    from tunnelgw.net.ledger import CountedSocket
     from tunnelgw.net.timers import Wheel
 
 T = TypeVar("T")
