@@ -81,7 +81,7 @@ def shake_hands(address: str, port: int, *, server_name: str, context: ssl.SSLCo
             if tls.selected_alpn_protocol() != TUNNEL_ALPN:
                 advice = "another server owns that port; see the documentation on running beside a web server"
                 return Check(name, False, f"{place} does not speak the tunnel protocol", advice)
-            return Check(name, True, f"{place} is the edge that was joined ({tls.version()})")
+            return Check(name, True, f"{place} is the edge itself ({tls.version()}, its own authority)")
     except ssl.SSLCertVerificationError as error:
         advice = "another server answers there, or the edge was made anew: then join it again"
         return Check(name, False, f"{place} shows a foreign certificate ({error.verify_message})", advice)
@@ -149,6 +149,8 @@ def private(path: Path) -> Check:
 
 def points_here(domain: str, edge_addresses: Sequence[str]) -> Check:
     """Do names under the domain lead to the edge?"""
+    if domain == "localhost" or domain.endswith(".localhost"):
+        return Check("wildcard DNS", True, f"names under {domain} mean this machine (RFC 6761)")
     probe = f"{_PROBE}.{domain}"
     check, addresses = resolve(probe, name="wildcard DNS")
     record = f"add a record: *.{domain} to the addresses of the edge"

@@ -46,17 +46,24 @@ def open_state(state_dir: Path) -> SqliteStore:
 
 
 def dns_records(domain: str, host: str) -> list[str]:
-    """The records that lead visitors and connectors here, one a line, columns aligned."""
-    names = list(dict.fromkeys((host, f"*.{domain}", domain)))
+    """The records that lead visitors and connectors here, one a line, columns aligned; `host` may be an address."""
+    names = [f"*.{domain}", domain]
+    addresses = {kind: _own_address(family, probe) for family, probe, kind in _SOMEWHERE}
+    try:
+        given = ipaddress.ip_address(host)
+    except ValueError:
+        names = list(dict.fromkeys((host, *names)))
+    else:
+        addresses = {"A" if given.version == 4 else "AAAA": str(given)}
     width = max(len(name) for name in names) + 2
-    lines = []
-    for name in names:
-        for family, probe, kind in _SOMEWHERE:
-            address = _own_address(family, probe)
-            if address or kind == "A":
-                lines.append(f"{name + '.':{width}}{kind:5} {address or '<IPv4 address of this machine>'}")
-    if not any(" AAAA " in line for line in lines):
-        lines.append(f"{'':{width}}{'AAAA':5} the same three names, if this machine has an IPv6 address")
+    lines = [
+        f"{name + '.':{width}}{kind:5} {address or '<IPv4 address of this machine>'}"
+        for name in names
+        for kind, address in addresses.items()
+        if address or kind == "A"
+    ]
+    if not addresses.get("AAAA"):
+        lines.append(f"{'':{width}}{'AAAA':5} for the same names, if this machine has an IPv6 address")
     return lines
 
 

@@ -186,7 +186,8 @@ def when(timestamp: float) -> str:
 
 
 def _problem(service: ServiceState) -> str:
-    return "; ".join(part for part in (service.get("message"), service.get("hint")) if part) or "-"
+    hint = service.get("hint")
+    return (service.get("message") or "-") + (f"; on the edge, run: {hint}" if hint else "")
 
 
 def _milliseconds(seconds: float) -> str:

@@ -68,7 +68,7 @@ def _run(stack: ExitStack, wanted: int) -> None:
     connector = stack.enter_context(_Child("connector", "connect", "--config", str(connector_file)))
     _say(connector.first_line(), port)
     for line in edge.lines():
-        print(line, flush=True)
+        print(line, end="", flush=True)
     raise LocalError(f"the edge of the demo ended by itself: {edge.last_words()}")
 
 

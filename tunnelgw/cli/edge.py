@@ -91,9 +91,7 @@ def run(arguments: Namespace) -> int:
     from tunnelgw.obs import log
 
     log.setup()
-    config = edge_config(arguments.config)
-
-    run_edge(config)
+    run_edge(edge_config(arguments.config))
     return 0
 
 

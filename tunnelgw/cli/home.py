@@ -111,19 +111,24 @@ def status(arguments: Namespace) -> int:
 
 
 def _offline(config: ConnectorConfig) -> ConnectorStatus:
-    """What is known without a running connector: the file."""
-    edges: list[JoinedEdgeState] = [
-        {
-            "address": str(edge),
-            "name": "",
-            "domain": "",
-            "state": "away",
-            "error": "the connector is not running",
-            "certificate_expires": 0.0,
-            "tunnels": [],
-        }
-        for edge in config.edge
-    ]
+    """What is known without a running connector: the file and the identities."""
+    from tunnelgw.identity.home import load_all
+
+    identities = {identity.edge: identity for identity in load_all(config.state_dir)}
+    edges: list[JoinedEdgeState] = []
+    for edge in dict.fromkeys((*map(str, config.edge), *identities)):
+        joined = identities.get(edge)
+        edges.append(
+            {
+                "address": edge,
+                "name": joined.name if joined else "",
+                "domain": joined.domain if joined else "",
+                "state": "away",
+                "error": "the connector is not running" if joined else "not joined",
+                "certificate_expires": joined.expires if joined else 0.0,
+                "tunnels": [],
+            }
+        )
     services: list[ServiceState] = [
         {"name": service.name, "target": str(service.target), "state": "waiting"} for service in config.services
     ]

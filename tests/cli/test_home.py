@@ -1,0 +1,172 @@
+"""The commands at home against a connector that is played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.cli.test_main import one_line
+from tunnelgw.admin.control import ControlServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+FILE = """\
+# my connector
+edge = "edge.example.com:443"
+state_dir = "{state}"
+
+[services.wiki]  # the wiki
+target = "http://127.0.0.1:3000"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "state").mkdir(mode=0o700)
+    path = tmp_path / "connector.toml"
+    path.write_text(FILE.format(state=tmp_path / "state"))
+    return path
+
+
+def with_connector(
+    tmp_path: Path, run: Callable[[], subprocess.CompletedProcess[str]], answers: dict[str, dict[str, Any]]
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+    """Run a command while a connector answers; what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    async def handle(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        return answers.get(request["command"], {})
+
+    async def main() -> subprocess.CompletedProcess[str]:
+        server = ControlServer(tmp_path / "state", handle)
+        await server.start()
+        try:
+            return await asyncio.to_thread(run)
+        finally:
+            await server.close()
+
+    return asyncio.run(main()), asked
+
+
+def test_expose_keeps_comments_and_prints_the_address(tunnelgw: Run, tmp_path: Path, file: Path) -> None:
+    claim = {"state": "accepted", "addresses": ["https://jellyfin.example.com/"]}
+    done, asked = with_connector(
+        tmp_path, lambda: tunnelgw("expose", "jellyfin", "8096", "--config", str(file)), {"claim": claim}
+    )
+    assert (done.returncode, done.stdout) == (0, "https://jellyfin.example.com/\n")
+    assert str(file) in done.stderr
+    assert [request["command"] for request in asked] == ["reload", "claim"]
+    assert asked[1] == {"command": "claim", "name": "jellyfin", "timeout": 10.0}
+    text = file.read_text()
+    assert "# my connector" in text
+    assert "# the wiki" in text
+    assert 'target = "http://127.0.0.1:8096"' in text
+
+
+def test_a_refused_claim_prints_the_command_that_would_allow_it(tunnelgw: Run, tmp_path: Path, file: Path) -> None:
+    command = "tunnelgw edge grant home --allow-port 2222"
+    claim = {"state": "refused", "reason": "claim_not_granted", "message": "port 2222 is not granted", "hint": command}
+    arguments = ("expose", "ssh", "tcp://127.0.0.1:22", "--port", "2222", "--config", str(file))
+    done, _ = with_connector(tmp_path, lambda: tunnelgw(*arguments), {"claim": claim})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].endswith(command)
+    assert "port = 2222" in file.read_text()
+
+
+def test_no_answer_in_time_is_not_success(tunnelgw: Run, tmp_path: Path, file: Path) -> None:
+    claim = {"state": "waiting", "message": "cannot connect to edge.example.com:443"}
+    done, _ = with_connector(tmp_path, lambda: tunnelgw("expose", "a", "80", "--config", str(file)), {"claim": claim})
+    assert done.returncode == 1
+    assert "cannot connect" in done.stderr
+
+
+def test_expose_without_a_connector_says_how_to_start(tunnelgw: Run, file: Path) -> None:
+    done = tunnelgw("expose", "a", "80", "--host", "a.example.org", "--path", "/x", "--config", str(file))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"tunnelgw connect --config {file}" in done.stderr
+    assert 'host = "a.example.org"' in file.read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("Bad_Name", "80"), ("a", "ftp://127.0.0.1"), ("a", "http://169.254.169.254"),
+     ("a", "tcp://127.0.0.1:22", "--port", "99999"), ("a", "80", "--path", "x"), ("a", "80", "--host", "a b")],
+    ids=" ".join,
+)  # fmt: skip
+def test_expose_refuses_what_cannot_be_and_changes_nothing(
+    tunnelgw: Run, file: Path, arguments: tuple[str, ...]
+) -> None:
+    before = file.read_bytes()
+    one_line(tunnelgw("expose", *arguments, "--config", str(file)), 2)
+    assert file.read_bytes() == before
+
+
+def test_unexpose(tunnelgw: Run, tmp_path: Path, file: Path) -> None:
+    done, asked = with_connector(tmp_path, lambda: tunnelgw("unexpose", "wiki", "--config", str(file)), {})
+    assert done.returncode == 0
+    assert [request["command"] for request in asked] == ["reload"]
+    assert "services" not in file.read_text()
+    assert "has no service" in one_line(tunnelgw("unexpose", "wiki", "--config", str(file)), 2)
+
+
+def test_status_without_a_connector(tunnelgw: Run, file: Path) -> None:
+    report = json.loads(tunnelgw("status", "--json", "--config", str(file)).stdout)
+    assert not report["running"]
+    assert report["edges"][0]["error"] == "not joined"
+    assert [service["name"] for service in report["services"]] == ["wiki"]
+    assert "tunnelgw connect" in tunnelgw("status", "--config", str(file)).stdout
+
+
+def test_connect_without_an_identity_says_how_to_join(tunnelgw: Run, file: Path) -> None:
+    done = tunnelgw("connect", "--config", str(file))
+    assert done.returncode == 1
+    assert "tunnelgw join" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("invitation", ["", "tgw1_", "tgw1_AAAA", "hello", "tgw9_AAAA"])
+def test_join_refuses_junk_before_anything_is_written(tunnelgw: Run, tmp_path: Path, invitation: str) -> None:
+    done = tunnelgw("join", "-", "--config", "new.toml", "--state-dir", "new", stdin=f"{invitation}\n")
+    assert "the invitation" in one_line(done, 2)
+    assert not (tmp_path / "new.toml").exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_join_that_fails_leaves_no_file(tunnelgw: Run, tmp_path: Path) -> None:
+    with socket.socket() as sock:  # bound, not listening: nobody else can answer there
+        sock.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{sock.getsockname()[1]}"
+        assert tunnelgw("edge", "init", "--domain", "example.com", "--address", place, "--config", "edge.toml",
+                        "--state-dir", "edge").returncode == 0  # fmt: skip
+        invitation = tunnelgw("edge", "invite", "home", "--config", "edge.toml").stdout
+        done = tunnelgw("join", "-", "--config", "new.toml", "--state-dir", "new", stdin=invitation)
+    assert place in one_line(done, 1)
+    assert not (tmp_path / "new.toml").exists()
+
+
+def test_doctor_names_what_is_missing(tunnelgw: Run, file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        port = service.getsockname()[1]
+        file.write_text(
+            file.read_text().replace("3000", str(port)) + '\n[services.off]\ntarget = "http+unix:/nowhere"\n'
+        )
+        done = tunnelgw("doctor", "--config", str(file))
+    assert done.returncode == 1
+    lines = {line.split(":")[0].split(maxsplit=1)[1]: line for line in done.stdout.splitlines() if ":" in line}
+    assert lines["configuration"].startswith("ok")
+    assert lines["identity"].startswith("FAIL")
+    assert "tunnelgw join" in lines["identity"]
+    assert lines["tunnel"].startswith("FAIL")
+    assert lines["service wiki"].startswith("ok")
+    assert lines["service off"].startswith("FAIL")
