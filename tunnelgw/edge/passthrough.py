@@ -125,7 +125,7 @@ class _Passage:
         """The stream is there."""
         raise NotImplementedError
 
-    def stream_refused(self, reason: Reason, since: float) -> None:  # noqa: ARG002 - the waiter's interface
+    def stream_refused(self, reason: Reason, since: float) -> None:
         """There will be none."""
         raise NotImplementedError
 

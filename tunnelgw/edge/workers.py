@@ -36,7 +36,7 @@ class Peers(Protocol):
     index: int
     count: int
 
-    def hand_over(self, worker: int, sock: CountedSocket) -> bool:  # noqa: ARG002 - nobody else
+    def hand_over(self, worker: int, sock: CountedSocket) -> bool:
         """Give a tunnel's socket to another worker. False: there is no such worker, and the socket is still ours."""
 
     async def open_port(self, port: int) -> socket.socket:
@@ -120,7 +120,7 @@ class Worker:
         self._orphaned = _nothing
         self._channel.close()
 
-    def hand_over(self, worker: int, sock: CountedSocket) -> bool:  # noqa: ARG002 - nobody else
+    def hand_over(self, worker: int, sock: CountedSocket) -> bool:
         if not 0 <= worker < self.count or not self._channel.open:
             return False
         peer = sock.peer
