@@ -21,7 +21,7 @@ FIRST_CEILING = 0.25
 SHORT_CEILING = 4.0
 LONG_CEILING = 15.0
 LONG_OUTAGE = 300.0
-SETTLED = 5.0  # a link that lived this long proves that the edge works: its loss may dial at once
+SETTLED = 1.0  # a link that lived this long proves that the edge works: its loss may dial at once
 REFUSED_CEILING = 60.0
 
 
@@ -42,13 +42,16 @@ class Backoff:
         self._connected_at = now
 
     def lost(self, now: float) -> float:
-        """The link that was up is gone: seconds until the next dial, 0.0 if it had settled."""
-        if now - self._connected_at >= SETTLED:
+        """The link that was up is gone: seconds until the next dial, 0.0 if it had settled (or once if not)."""
+        settled = now - self._connected_at >= SETTLED
+        self._connected_at = math.inf
+        if settled:
             self._attempts = 0
             self._outage_since = now
-            self._connected_at = math.inf
             return 0.0
-        self._connected_at = math.inf
+        if self._attempts == 0:
+            self._attempts = 1  # the first short life is forgiven
+            return 0.0
         return self.failed(now)
 
     def failed(self, now: float, *, floor: float = 0.0) -> float:

@@ -1,0 +1,445 @@
+"""The connector against an edge on loopback: tunnels, links that break, refusals, reloads, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import functools
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from athome import LOOPS, LocalService, run, until
+from authority import TestAuthority, now
+from fakeedge import FakeEdge, config, make_identity
+
+from tunnelgw.config.model import ServiceConfig, Target
+from tunnelgw.connector import app, supervise
+from tunnelgw.connector.app import Connector
+from tunnelgw.errors import LocalError
+from tunnelgw.identity import home
+from tunnelgw.net.watch import FileWatch
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.control import ClaimResult, RefusedMessage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+from contextlib import asynccontextmanager
+
+
+def echo(port: int, name: str = "echo", **keys: Any) -> ServiceConfig:
+    return ServiceConfig(name=name, target=Target("tcp", "127.0.0.1", port), **keys)
+
+
+@asynccontextmanager
+async def tunnel(folder: Path, *services: ServiceConfig) -> AsyncIterator[tuple[FakeEdge, Connector]]:
+    """A connector with its tunnel up."""
+    edge = await FakeEdge(folder).listen()
+    make_identity(folder / "state", edge)
+    connector = Connector(config(folder, *services))
+    await connector.start()
+    try:
+        await until(lambda: edge.services and connector.is_ready)
+        yield edge, connector
+    finally:
+        await connector.stop(grace=0.2)
+        await edge.close()
+
+
+@pytest.mark.parametrize("loop", sorted(LOOPS))
+def test_a_stream_reaches_its_target_and_half_closes(tmp_path: Path, loop: str) -> None:
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            assert [offer.name for offer in edge.services[0].offers] == ["echo"]
+            visitor = edge.open("echo")
+            visitor.stream.write(b"hello")
+            visitor.stream.finish()
+            await visitor.ended.wait()
+            assert visitor.received == b"hello"
+            assert visitor.finished.is_set()
+            await until(lambda: connector.served.active == 0)
+            assert connector.served.total == 1
+            assert edge.names == ["tgw.invalid"]
+        assert edge.left is Reason.CONNECTOR_STOPPING
+        target.close()
+
+    run(main, loop=loop)
+
+
+def test_what_is_not_declared_is_not_dialled(tmp_path: Path) -> None:
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, _connector):
+            for visitor in (edge.open("other"), edge.open("echo", kind="http"), edge.open("echo", kind="tls")):
+                await visitor.ended.wait()
+                assert visitor.reason is Reason.SERVICE_UNKNOWN
+        assert target.connections == 0
+        target.close()
+
+    run(main)
+
+
+def test_a_dead_target_says_why_and_is_counted_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        target = await LocalService().listen()
+        target.close()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            visitor = edge.open("echo")
+            visitor.stream.write(b"early data")
+            await visitor.ended.wait()
+            assert visitor.reason is Reason.TARGET_REFUSED
+            assert connector.served.active == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize("loop", sorted(LOOPS))
+def test_links_cut_in_the_middle_lose_no_byte(tmp_path: Path, loop: str) -> None:
+    body = hashlib.shake_128(b"body").digest(8 << 20)
+
+    async def main() -> None:
+        target = await LocalService(answer=body).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            visitor = edge.open("echo")
+            for cut in range(1, 6):
+                await until(lambda cut=cut: len(visitor.received) > cut * len(body) // 8)  # type: ignore[misc]
+                links = len(edge.hellos)
+                assert edge.link is not None
+                edge.link.abort()
+                await until(lambda links=links: len(edge.hellos) > links)  # type: ignore[misc]
+            await until(lambda: len(visitor.received) >= len(body))
+            assert hashlib.sha256(visitor.received).digest() == hashlib.sha256(body).digest()
+            assert edge.resumed == 5
+            assert connector.edges[0].main.tunnel.resumes == 5
+            assert [hello.dial for hello in edge.hellos] == list(range(1, 7))
+            visitor.stream.finish()
+            await visitor.ended.wait()
+        target.close()
+
+    run(main, loop=loop)
+
+
+def test_a_restarted_edge_gets_a_new_session(tmp_path: Path) -> None:
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            visitor = edge.open("echo")
+            visitor.stream.write(b"x")
+            await until(lambda: visitor.received)
+            edge.forget()
+            await until(lambda: len(edge.services) == 2)
+            assert edge.session_number == 2
+            await target.ended.wait()  # the old stream's target was let go
+            await until(lambda: connector.served.active == 0)
+            again = edge.open("echo")
+            again.stream.write(b"y")
+            await until(lambda: again.received == b"y")
+        target.close()
+
+    run(main)
+
+
+def test_refused_and_let_in_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        edge = await FakeEdge(tmp_path).listen()
+        edge.refuse_with = RefusedMessage("revoked", "access was revoked", "tunnelgw edge invite home")
+        make_identity(tmp_path / "state", edge)
+        connector = Connector(config(tmp_path))
+        await connector.start()
+        await until(lambda: connector.edges[0].main.trouble)
+        status = connector.status()["edges"][0]
+        assert status["state"] == "away"
+        assert "tunnelgw edge invite home" in status["error"]
+        assert (await connector.claim("web", 0.01))["state"] == "gone"
+        edge.refuse_with = None
+        connector.edges[0].main.dial_now()  # as SIGHUP does; by itself it would take a minute
+        await until(lambda: connector.is_ready)
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+    assert "refused (revoked): access was revoked; tunnelgw edge invite home" in caplog.text
+
+
+def test_a_refused_connector_does_not_hammer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def main() -> None:
+        edge = await FakeEdge(tmp_path).listen()
+        make_identity(tmp_path / "state", edge)
+        connector = Connector(config(tmp_path))
+        failed = supervise.Backoff.failed
+
+        def noted(self: supervise.Backoff, now: float, *, floor: float = 0.0) -> float:
+            waits.append(failed(self, now, floor=floor))
+            return waits[-1]
+
+        monkeypatch.setattr(supervise.Backoff, "failed", noted)
+        await connector.start()
+        for reason in ("unauthenticated", "revoked", "role_refused", "superseded"):
+            edge.refuse_with = RefusedMessage(reason)
+            count = len(waits)
+            if edge.link is not None:
+                edge.link.abort()
+            connector.edges[0].main.dial_now()
+            await until(lambda count=count: len(waits) > count)  # type: ignore[misc]
+            connector.edges[0].main.dial_now()
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+    assert min(waits[-4:]) >= 15.0
+
+
+def test_a_twin_is_named_and_dialling_slows_down(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path) as (edge, connector):
+            assert edge.session is not None
+            edge.session.go_away(Reason.SUPERSEDED)
+            await until(lambda: "another connector with this machine's identity" in connector.edges[0].main.trouble)
+            assert not connector.edges[0].up
+
+    run(main)
+
+
+def test_an_edge_that_leaves_finishes_its_streams_while_a_new_tunnel_is_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        old = await FakeEdge(tmp_path).listen()
+        make_identity(tmp_path / "state", old)
+        connector = Connector(config(tmp_path, echo(target.port)))
+        await connector.start()
+        await until(lambda: old.services)
+        visitor = old.open("echo")
+        visitor.stream.write(b"before")
+        await until(lambda: visitor.received == b"before")
+        old.stop_listening()
+        new = FakeEdge(tmp_path, authority=old.authority)
+        new.port = old.port
+        await new.listen()
+        assert old.session is not None
+        old.session.go_away(Reason.EDGE_STOPPING)
+        await until(lambda: new.services)
+        visitor.stream.write(b" after")
+        await until(lambda: visitor.received == b"before after")
+        fresh = new.open("echo")
+        fresh.stream.write(b"fresh")
+        await until(lambda: fresh.received == b"fresh")
+        old.forget()
+        await until(lambda: len(connector.edges[0].tunnels()) == 1)
+        await connector.stop(grace=0.1)
+        await new.close()
+        target.close()
+
+    run(main)
+
+
+def test_another_edge_at_the_same_address_is_not_spoken_to(tmp_path: Path) -> None:
+    async def main() -> None:
+        edge = FakeEdge(tmp_path)
+        await edge.listen()
+        make_identity(tmp_path / "state", edge)
+        edge.stop_listening()
+        impostor = FakeEdge(tmp_path, authority=TestAuthority("impostor"))
+        impostor.port = edge.port
+        await impostor.listen()
+        connector = Connector(config(tmp_path))
+        await connector.start()
+        await until(lambda: "somebody may be in between" in connector.edges[0].main.trouble)
+        assert impostor.hellos == []
+        await connector.stop(grace=0.1)
+        await impostor.close()
+
+    run(main)
+
+
+def test_reload_declares_live_and_leaves_streams_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            visitor = edge.open("echo")
+            visitor.stream.write(b"one ")
+            messages = await connector.reload(config(tmp_path, echo(target.port, "other")))
+            assert messages == ["service other added", "service echo removed"]
+            await until(lambda: len(edge.services) == 2)
+            assert [offer.name for offer in edge.services[1].offers] == ["other"]
+            visitor.stream.write(b"two")
+            await until(lambda: visitor.received == b"one two")
+            gone = edge.open("echo")
+            await gone.ended.wait()
+            assert gone.reason is Reason.SERVICE_UNKNOWN
+            assert await connector.reload(config(tmp_path, echo(target.port, "other"))) == []
+            assert len(edge.services) == 2
+        target.close()
+
+    run(main)
+
+
+def test_the_file_is_watched_and_a_bad_one_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "FileWatch", functools.partial(FileWatch, interval=0.02))
+    file = tmp_path / "connector.toml"
+    state = f'state_dir = "{tmp_path / "state"}"\n'
+    file.write_text(state)
+
+    async def main() -> None:
+        async with tunnel(tmp_path) as (edge, connector):
+            file.write_text(
+                state + '[services.web]\ntarget = "http://127.0.0.1:1"\nprot = 1\n[services.x]\ntarget = "?"\n'
+            )
+            await until(lambda: caplog.text.count("not reloaded") == 2)
+            assert connector.served.services() == []
+            file.write_text(state + '[services.web]\ntarget = "http://127.0.0.1:1"\n')
+            await until(lambda: len(edge.services) == 2)
+            answer = await connector.handle({"command": "claim", "name": "web", "timeout": 5})
+            assert answer == {"state": "accepted", "addresses": ["https://web.example.com/"]}
+            assert (await connector.handle({"command": "status"}))["status"]["services"][0]["state"] == "accepted"
+            with pytest.raises(LocalError):
+                await connector.handle({"command": "dance"})
+
+    run(main)
+
+
+def test_a_refused_claim_is_loud_and_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path) as (edge, connector):
+            hint = "tunnelgw edge grant home --allow-host web.example.com"
+            edge.claim = lambda name: ClaimResult(name, [], "claim_not_granted", "not granted", hint)
+            await connector.reload(config(tmp_path, echo(1, "web")))
+            answer = await connector.claim("web", 5.0)
+            assert answer["state"] == "refused"
+            assert answer["hint"] == hint
+
+    run(main)
+    assert "to allow it, run on the edge: tunnelgw edge grant home" in caplog.text
+
+
+def test_a_tunnel_for_each_worker(tmp_path: Path) -> None:
+    async def main() -> None:
+        edge = FakeEdge(tmp_path, workers=3)
+        edge._hello = lambda link, hello: _welcome_by_name(edge, link, hello)  # type: ignore[method-assign]
+        await edge.listen()
+        make_identity(tmp_path / "state", edge)
+        connector = Connector(config(tmp_path))
+        await connector.start()
+        await until(lambda: sorted(connector.edges[0].slots) == [0, 1, 2])
+        await until(lambda: all(slot.up for slot in connector.edges[0].supervisors()))
+        assert sorted(edge.names) == ["tgw.invalid", "w1.tgw.invalid", "w2.tgw.invalid"]
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+
+
+def _welcome_by_name(edge: FakeEdge, link: Any, hello: Any) -> None:
+    from tunnelgw.wire.control import Welcome
+    from tunnelgw.wire.flow import Budget
+    from tunnelgw.wire.session import Session
+
+    number = len(edge.hellos)
+    worker = {"tgw.invalid": 0, "w1.tgw.invalid": 1, "w2.tgw.invalid": 2}[edge.names[number]]
+    edge.hellos.append(hello)
+    session = Session(
+        opens_odd=True, handler=edge, wake=link.wake, budget=Budget(), now=asyncio.get_running_loop().time()
+    )
+    edge.session = session
+    link.greet(Welcome(1, "fake/1", f"session-of-worker-{worker}", False, 0, worker=worker, workers=3))
+    link.attach(session, 0)
+
+
+def test_a_process_that_stood_still_dials_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with tunnel(tmp_path) as (edge, connector):
+            clock = app._clock
+            monkeypatch.setattr(app, "_clock", lambda: clock() + 3600.0)
+            connector._turn()
+            await until(lambda: edge.resumed == 1)
+
+    run(main)
+
+
+def test_renewal_over_the_tunnel(tmp_path: Path) -> None:
+    async def main() -> None:
+        edge = await FakeEdge(tmp_path).listen()
+        day = datetime.timedelta(days=1)
+        identity = make_identity(tmp_path / "state", edge, before=now() - 80 * day, after=now() + 10 * day)
+        connector = Connector(config(tmp_path))
+        await connector.start()
+        await until(lambda: connector.is_ready)
+        connector.edges[0].renew_if_due()
+        await until(lambda: connector.edges[0].identity.expires > identity.expires)
+        connector.edges[0].renew_if_due()  # not due any more
+        saved = home.load(tmp_path / "state", str(edge.endpoint))
+        assert saved is not None
+        assert saved.expires == connector.edges[0].identity.expires
+        assert edge.link is not None
+        edge.link.abort()
+        await until(lambda: edge.resumed == 1)  # with the new certificate
+        assert edge.renewals == 1
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+
+
+def test_an_expired_certificate_is_exchanged(tmp_path: Path) -> None:
+    async def main() -> None:
+        edge = await FakeEdge(tmp_path).listen()
+        day = datetime.timedelta(days=1)
+        make_identity(tmp_path / "state", edge, before=now() - 80 * day, after=now() - 10 * day)
+        edge.refuse_with = RefusedMessage("certificate_expired", "it has expired")
+        connector = Connector(config(tmp_path))
+        await connector.start()
+        await until(lambda: connector.is_ready)
+        assert edge.renewals == 1
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+
+
+def test_stopping_lets_streams_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            visitor = edge.open("echo")
+            visitor.stream.write(b"x")
+            await until(lambda: visitor.received)
+            stopping = asyncio.ensure_future(connector.stop(grace=5.0))  # noqa: TID251 - a test's own task
+            await until(lambda: edge.left is Reason.CONNECTOR_STOPPING)
+            visitor.stream.write(b"y")
+            visitor.stream.finish()
+            await visitor.ended.wait()
+            assert visitor.received == b"xy"
+            await stopping
+            assert visitor.reason is None
+        target.close()
+
+    run(main)
+
+
+def test_stopping_resets_what_does_not_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            visitor = edge.open("echo")
+            visitor.stream.write(b"x")
+            await until(lambda: visitor.received)
+            await connector.stop(grace=0.05)
+            await visitor.ended.wait()
+            assert visitor.reason is Reason.CONNECTOR_STOPPING
+        target.close()
+
+    run(main)
+
+
+def test_without_identity_or_invitation_it_says_what_to_do(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(LocalError, match="tunnelgw join INVITATION"):
+            await Connector(config(tmp_path)).start()
+
+    run(main)
