@@ -49,6 +49,9 @@ class Transport:
 
     def get_extra_info(self, name: str) -> None: ...
 
+    def is_closing(self) -> bool:
+        return False
+
     def close(self) -> None: ...
 
 
@@ -122,7 +125,12 @@ class Bench:
         browser = ngh2.Connection(ngh2.Role.CLIENT)
         browser.initiate_connection()
         protocol, transport = self.connect(h2=True)
-        fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", HOST.encode()), (b":path", b"/index.html")]
+        fields = [
+            (b":method", b"GET"),
+            (b":scheme", b"https"),
+            (b":authority", HOST.encode()),
+            (b":path", b"/index.html"),
+        ]
         for line in FIELDS.split(b"\r\n")[:-1]:
             name, _, value = line.partition(b": ")
             fields.append((name, value))
@@ -187,7 +195,9 @@ def main() -> None:
         rounds = 2000 // streams
         print(f"h2 exchange ({streams:3}x) {best(lambda: Bench(loop).h2(rounds, streams), rounds * streams):6.2f} us")  # noqa: B023
     print(f"idle h1 connection {Bench(loop).idle_bytes(h2=False, count=500):6.0f} bytes")
-    print(f"idle h2 connection {Bench(loop).idle_bytes(h2=True, count=500):6.0f} bytes, without what libnghttp2 allocates")
+    print(
+        f"idle h2 connection {Bench(loop).idle_bytes(h2=True, count=500):6.0f} bytes, without what libnghttp2 allocates"
+    )
     loop.close()
 
 

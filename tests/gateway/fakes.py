@@ -112,10 +112,12 @@ class FakeTransport(asyncio.Transport):
         self.eof_written = True
 
     def pause_reading(self) -> None:
+        assert not self.is_closing()
         assert not self.reading_paused
         self.reading_paused = True
 
     def resume_reading(self) -> None:
+        assert not self.is_closing()
         assert self.reading_paused
         self.reading_paused = False
 

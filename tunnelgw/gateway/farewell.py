@@ -49,7 +49,8 @@ class Farewell:
 
     def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's signature
         """The other half never ended."""
-        self._stream.reset(Reason.CANCELLED)
+        if not self._stream.closed:
+            self._stream.reset(Reason.CANCELLED)
 
 
 def say_farewell(stream: Stream, gateway: Gateway) -> None:

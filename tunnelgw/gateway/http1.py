@@ -183,7 +183,8 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         self.scheduled = False
         out = self._out
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
+            out.clear()  # what is lost with the connection is told by `connection_lost`
             return
         if out:
             data = out[0] if len(out) == 1 else b"".join(out)
@@ -256,11 +257,11 @@ class Http1Visitor(Exchange, asyncio.Protocol):
 
     def respond_cut(self, reason: Reason) -> None:  # noqa: ARG002 - HTTP/1.1 cannot say why
         self.account(self.pool.gateway.time())
-        transport = self._transport
+        transport, self._transport = self._transport, None
         self._state = _CLOSED
         if transport is None:
             return
-        if self._out:
+        if self._out and not transport.is_closing():
             transport.write(b"".join(self._out))
             self._out.clear()
         if self._chunked or self.upgraded or self._keep:
@@ -438,9 +439,10 @@ class Http1Visitor(Exchange, asyncio.Protocol):
     def _end_bytes(self) -> None:
         self.flush()
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         if self._eof or not transport.can_write_eof():
+            self._transport = None
             transport.close()
         else:
             transport.write_eof()
@@ -448,15 +450,18 @@ class Http1Visitor(Exchange, asyncio.Protocol):
     def _close(self) -> None:
         self._state = _CLOSED
         self._ahead = b""
-        if self._transport is not None:
-            self._transport.close()
+        transport, self._transport = self._transport, None  # uvloop raises if a closed one is touched again
+        if transport is not None:
+            transport.close()
 
     def _pause_reading(self) -> None:
-        if not self._reading_paused and self._transport is not None:
+        transport = self._transport
+        if not self._reading_paused and transport is not None and not transport.is_closing():
             self._reading_paused = True
-            self._transport.pause_reading()
+            transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._reading_paused and self._transport is not None:
+        transport = self._transport
+        if self._reading_paused and transport is not None and not transport.is_closing():
             self._reading_paused = False
-            self._transport.resume_reading()
+            transport.resume_reading()

@@ -142,7 +142,7 @@ class Http2Visitor(asyncio.Protocol):
         """Write what the engine has, credit what that moved, and see to streams that ended by it."""
         self.scheduled = False
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         engine = self.engine
         try:
@@ -159,10 +159,10 @@ class Http2Visitor(asyncio.Protocol):
                 if not data:
                     break
         except RemoteError:
-            transport.close()
+            self._close()
             return
         if self.closing and not self.exchanges and not self.write_paused:
-            transport.close()
+            self._close()
 
     def drain(self) -> None:
         """Serve what is under way and nothing more."""
@@ -236,7 +236,7 @@ class Http2Visitor(asyncio.Protocol):
         self.gateway.refused(reason)
         self.closing = True
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             return
         data = b""
         if not self.write_paused:
@@ -244,7 +244,12 @@ class Http2Visitor(asyncio.Protocol):
             data = self.engine.last_words(code)
         if data:
             transport.write(data)
-        transport.close()
+        self._close()
+
+    def _close(self) -> None:
+        transport, self._transport = self._transport, None  # uvloop raises if a closed one is touched again
+        if transport is not None:
+            transport.close()
 
     def _end(self) -> None:
         self.closing = True
