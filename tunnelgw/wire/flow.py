@@ -1,6 +1,6 @@
 """Flow control: windows, how they grow, and the caps on everything that a peer may make us keep.
 
-A window is charged when DATA arrives and credited when the next transport accepted the bytes. It grows to twice
+A window is charged when DATA arrives and credited when the next transport accepted the bytes. It grows to three times
 what was consumed in one minimum round trip (dynamic right-sizing): a fast reader far away gets its bandwidth-delay
 product, a slow reader keeps 256 KiB however fast its bytes arrive.
 
@@ -132,9 +132,13 @@ class Windows:
 
 
 def fitting_window(consumed: int, *, elapsed: float, min_rtt: float) -> int:
-    """The window for a reader that consumed so many bytes in `elapsed` seconds: twice its share of a round trip."""
+    """The window for a reader that consumed so many bytes in `elapsed` seconds: three times its share of a round trip.
+
+    A sender held back by its window gets between half of it and all of it through in a round trip, since credit comes
+    by halves: with two instead of three the window could stop growing at half speed.
+    """
     rtt = max(min_rtt, RTT_FLOOR)
-    return int(2.0 * consumed * rtt / max(elapsed, rtt))
+    return int(3.0 * consumed * rtt / max(elapsed, rtt))
 
 
 def relieved(cap: int) -> int:

@@ -202,6 +202,8 @@ def walk(session: Session, data: bytes | memoryview, offset: int) -> int:
                     break
                 stream = get(number)
                 if stream is None:
+                    if session.closed:
+                        return end
                     session.table.late_data(number, word)
                     offset = stop
                     continue
@@ -224,9 +226,9 @@ def walk(session: Session, data: bytes | memoryview, offset: int) -> int:
             if kind >= COUNTED_BELOW:
                 uncounted += stop - offset
             offset = stop
-            HANDLERS[kind](session, number, bytes(data[start:stop]), more)
-            if session.closed:
+            if session.closed:  # by the sink or handler of a frame before
                 return end
+            HANDLERS[kind](session, number, bytes(data[start:stop]), more)
     finally:
         session.received += offset - uncounted
     return offset

@@ -53,8 +53,8 @@ class Session:
 
     __slots__ = (
         "attached", "link_dead", "received", "buffered", "deadline", "streams",
-        "budget", "closed", "control_parts", "datagram_parts", "handler", "limits", "liveness", "now", "out", "peer_initial",
-        "partial", "peer_leaving", "retained_frames", "scheduler", "table", "windows",
+        "budget", "closed", "control_parts", "datagram_parts", "handler", "limits", "liveness", "now", "out", "partial",
+        "peer_initial", "peer_leaving", "retained_frames", "scheduler", "table", "windows",
         "_ack_due", "_ack_sent", "_detached_at", "_quiet", "_wake",
     )  # fmt: skip
 
@@ -193,15 +193,14 @@ class Session:
             return b""
         self.now = now
         parts: Parts = []
-        if limit < LEAST:
-            limit = LEAST
+        limit = max(limit, 2 * LEAST)
         skip = self._fill_uncounted(parts, limit, now) if self.out.urgent else 0
         retained = self.retained_frames
         used = 0
         if retained.resending:
             parts += retained.take_again(limit - skip)
         else:
-            room = min(limit - skip, retained.room)
+            room = min(max(limit - skip, limit // 2), retained.room - skip)  # datagrams never starve streams
             if room >= LEAST:
                 if self.out:
                     used = self.out.fill_counted(parts, room, self.windows, now=now, min_rtt=self.liveness.min_rtt)

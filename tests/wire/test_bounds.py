@@ -1,0 +1,413 @@
+"""Every bound on what a peer controls, and what happens beyond it."""
+
+from __future__ import annotations
+
+import pytest
+from wirepair import REQUEST, End, Pair, Sink
+
+from tunnelgw.errors import LocalError, Refused, RemoteError
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire import frames
+from tunnelgw.wire.control import ClaimResult, Claims, Notice
+from tunnelgw.wire.control import encode as encode_json
+from tunnelgw.wire.flow import INITIAL_WINDOW, KIB, MIB, PRESSED_WINDOW, Budget, SessionLimits, fitting_window
+from tunnelgw.wire.frames import HEADER, MAX_PAYLOAD, MORE, OPEN_WINDOWS, U32, U64, encode
+
+
+def open_frame(number: int, granted: int = INITIAL_WINDOW, assumed: int = INITIAL_WINDOW) -> bytes:
+    return encode(frames.OPEN, number, OPEN_WINDOWS.pack(granted, assumed) + encode_json(REQUEST))
+
+
+def home(*, held: bool = False, limits: SessionLimits | None = None, budget: Budget | None = None) -> End:
+    end = End(opens_odd=False, held=held, limits=limits or SessionLimits(), budget=budget)
+    end.session.attach(0, 0.0)
+    end.pull_all()
+    return end
+
+
+def data_frames(number: int, size: int) -> bytes:
+    out = []
+    while size:
+        piece = min(size, MAX_PAYLOAD)
+        out.append(encode(frames.DATA, number, bytes(piece)))
+        size -= piece
+    return b"".join(out)
+
+
+WRONG = {
+    "unknown type": HEADER.pack(0x70 << 24, 0),
+    "type of the greeting": HEADER.pack(frames.HELLO << 24 | 2, 0) + b"{}",
+    "too long": HEADER.pack(MAX_PAYLOAD + 1, 1),
+    "longest length": HEADER.pack(0xFFFFFF, 1),
+    "empty DATA": open_frame(1) + HEADER.pack(0, 1),
+    "empty DATA for a closed stream": open_frame(1) + encode(frames.RESET, 1, b"\x01") + HEADER.pack(0, 1),
+    "FIN with payload": open_frame(1) + encode(frames.FIN, 1, b"x"),
+    "RESET without reason": open_frame(1) + encode(frames.RESET, 1),
+    "MORE where it means nothing": open_frame(1) + HEADER.pack((frames.FIN | MORE) << 24, 1),
+    "ACK for a stream": encode(frames.ACK, 1, bytes(8)),
+    "short PING": encode(frames.PING, 0, b"x"),
+    "DATA never opened": encode(frames.DATA, 1, b"x"),
+    "DATA for stream 0": encode(frames.DATA, 0, b"x"),
+    "FIN never opened": encode(frames.FIN, 3),
+    "RESET never opened": encode(frames.RESET, 3, b"\x01"),
+    "WINDOW never opened": encode(frames.WINDOW, 3, U32.pack(5)),
+    "frame for an id of ours": encode(frames.FIN, 2),
+    "parity": open_frame(2),
+    "reuse": open_frame(1) + open_frame(1),
+    "reuse after the end": open_frame(1) + encode(frames.RESET, 1, b"\x01") + open_frame(1),
+    "decreasing": open_frame(5) + open_frame(3),
+    "OPEN of stream 0": open_frame(0),
+    "OPEN junk": encode(frames.OPEN, 1, OPEN_WINDOWS.pack(INITIAL_WINDOW, INITIAL_WINDOW) + b"junk"),
+    "OPEN wrong types": encode(frames.OPEN, 1, OPEN_WINDOWS.pack(INITIAL_WINDOW, INITIAL_WINDOW) + b'{"service":7}'),
+    "OPEN assumes too much": open_frame(1, assumed=INITIAL_WINDOW + 1),
+    "OPEN grants too much": open_frame(1, granted=2**31),
+    "DATA after FIN": open_frame(1) + encode(frames.FIN, 1) + encode(frames.DATA, 1, b"x"),
+    "second FIN": open_frame(1) + encode(frames.FIN, 1) * 2,
+    "beyond the window": open_frame(1, assumed=PRESSED_WINDOW) + data_frames(1, PRESSED_WINDOW + 1),
+    "zero credit": open_frame(1) + encode(frames.WINDOW, 1, U32.pack(0)),
+    "zero credit, closed": open_frame(1) + encode(frames.RESET, 1, b"\x01") + encode(frames.WINDOW, 1, U32.pack(0)),
+    "credit overflow": open_frame(1) + encode(frames.WINDOW, 1, U32.pack(2**31 - 1)),
+    "credit of 32 bits": open_frame(1) + encode(frames.WINDOW, 1, U32.pack(2**32 - 1)),
+    "credit by sums": open_frame(1) + encode(frames.WINDOW, 1, U32.pack(2**29)) * 4,
+    "initial window": encode(frames.WINDOW, 0, U32.pack(2**30)),
+    "ACK beyond sent": encode(frames.ACK, 0, U64.pack(1)),
+    "CONTROL junk": encode(frames.CONTROL, 0, b"{"),
+    "CONTROL unknown": encode(frames.CONTROL, 0, b'{"type":"nope"}'),
+    "CONTROL deep": encode(frames.CONTROL, 0, b"[" * 16000),
+    "CONTROL too large": encode(frames.CONTROL | MORE, 0, bytes(MAX_PAYLOAD)) * 65,
+    "DATAGRAM too large": encode(frames.DATAGRAM | MORE, 7, bytes(MAX_PAYLOAD)) * 5,
+    "DATAGRAM mixed": encode(frames.DATAGRAM | MORE, 7, b"a") + encode(frames.DATAGRAM, 8, b"b"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_peer_that_breaks_a_rule_is_a_remote_error(name: str) -> None:
+    with pytest.raises(RemoteError):
+        home(held=True).session.feed(WRONG[name], 0.0)
+
+
+def test_a_length_is_judged_before_its_payload_arrives() -> None:
+    end = home()
+    end.session.feed(HEADER.pack(MAX_PAYLOAD + 1, 1)[:7], 0.0)
+    with pytest.raises(RemoteError):
+        end.session.feed(HEADER.pack(MAX_PAYLOAD + 1, 1)[7:], 0.0)
+
+
+def test_a_window_is_filled_to_the_byte_and_credited_when_half_was_consumed() -> None:
+    end = home(held=True)
+    end.session.feed(open_frame(1) + data_frames(1, INITIAL_WINDOW), 0.0)
+    stream = end.session.streams[1]
+    assert end.session.buffered == end.budget.used == stream.unread == INITIAL_WINDOW
+    end.pull_all()
+    stream.consumed(INITIAL_WINDOW // 2 - 1)
+    assert end.pull_all() == b""
+    stream.consumed(1)
+    assert end.pull_all() == encode(frames.WINDOW, 1, U32.pack(INITIAL_WINDOW // 2))
+    with pytest.raises(RuntimeError):
+        stream.consumed(INITIAL_WINDOW)
+
+
+def test_late_bytes_of_a_stream_reset_here_are_ignored_within_its_window() -> None:
+    end = home(held=True)
+    end.session.feed(open_frame(1, assumed=PRESSED_WINDOW) + data_frames(1, 1000), 0.0)
+    stream = end.session.streams[1]
+    stream.reset(Reason.TARGET_REFUSED)
+    before = end.session.received
+    late = data_frames(1, PRESSED_WINDOW - 1000)
+    end.session.feed(late + encode(frames.WINDOW, 1, U32.pack(1)), 0.0)
+    assert end.session.received == before + len(late) + 12
+    assert end.session.buffered == end.budget.used == 0
+    stream.consumed(1000)
+    with pytest.raises(RemoteError):
+        end.session.feed(data_frames(1, 1), 0.0)
+
+
+def test_after_the_late_end_of_a_stream_reset_here_nothing_may_come() -> None:
+    end = home()
+    end.session.feed(open_frame(1), 0.0)
+    end.session.streams[1].reset(Reason.TARGET_REFUSED)
+    end.session.feed(encode(frames.FIN, 1) + encode(frames.RESET, 1, b"\x01"), 0.0)
+    with pytest.raises(RemoteError):
+        end.session.feed(data_frames(1, 1), 0.0)
+
+
+def test_lingering_streams_are_bounded() -> None:
+    end = home(limits=SessionLimits(lingering=3))
+    for number in range(1, 21, 2):
+        end.session.feed(open_frame(number), 0.0)
+        end.session.streams[number].reset(Reason.CANCELLED)
+    assert len(end.session.table._lingering) == 3
+    end.session.feed(data_frames(1, 10), 0.0)  # forgotten: ignored
+
+
+def resets(data: bytes) -> list[tuple[int, int]]:
+    found, offset = [], 0
+    while offset < len(data):
+        word, number = HEADER.unpack_from(data, offset)
+        if word >> 24 == frames.RESET:
+            found.append((number, data[offset + 8]))
+        offset += 8 + (word & 0xFFFFFF)
+    return found
+
+
+def test_streams_beyond_the_cap_are_refused_and_their_data_ignored() -> None:
+    end = home(limits=SessionLimits(accepted=4))
+    end.session.feed(b"".join(open_frame(n) + data_frames(n, 10) for n in range(1, 21, 2)), 0.0)
+    assert end.session.stream_count == 4
+    assert resets(end.pull_all()) == [(n, Reason.STREAM_LIMIT.code) for n in range(9, 21, 2)]
+
+
+def test_open_and_reset_at_full_speed_meets_the_rate() -> None:
+    end = home(limits=SessionLimits(accepted=10, opens_per_second=5.0))
+    flood = b"".join(open_frame(n) + encode(frames.RESET, n, b"\x01") for n in range(1, 201, 2))
+    end.session.feed(flood, 0.0)
+    assert len(end.handler.sinks) == 10
+    assert len(resets(end.pull_all())) == 90
+    end.session.feed(open_frame(1001) + open_frame(1003), 0.2)
+    assert len(end.handler.sinks) == 11
+
+
+def test_a_peer_that_does_not_read_its_refusals_is_cut() -> None:
+    end = home(limits=SessionLimits(accepted=0, answers=50))
+    with pytest.raises(RemoteError):
+        end.session.feed(b"".join(open_frame(n) for n in range(1, 201, 2)), 0.0)
+
+
+def test_opening_beyond_the_cap_is_refused_here() -> None:
+    pair = Pair(SessionLimits(streams=2))
+    pair.edge.open()
+    pair.edge.open()
+    with pytest.raises(Refused) as caught:
+        pair.edge.open()
+    assert caught.value.reason is Reason.STREAM_LIMIT
+
+
+def test_a_ping_flood_costs_one_answer() -> None:
+    end = home()
+    end.session.feed(b"".join(encode(frames.PING, 0, U64.pack(n)) for n in range(10_000)), 0.0)
+    assert end.pull_all() == encode(frames.PONG, 0, U64.pack(9_999))
+
+
+def test_retained_stops_at_its_cap_and_goes_on_after_an_ack() -> None:
+    limits = SessionLimits(retained=100 * KIB)
+    pair = Pair(limits)
+    stream, _ = pair.edge.open()
+    stream.write(bytes(250 * KIB))
+    stream.finish()
+    sent = b"".join(iter(lambda: pair.edge.session.pull(16384, 0.0), b""))
+    assert 60 * KIB < len(sent) < 100 * KIB
+    assert pair.edge.session.retained <= limits.retained
+    assert not pair.edge.session.has_output
+    wakes = pair.edge.wakes
+    pair.home.session.feed(sent, 0.0)
+    pair.home.session.tick(0.1)
+    pair.edge.session.feed(pair.home.session.pull(65536, 0.1), 0.1)
+    assert pair.edge.wakes == wakes + 1
+    for _ in range(9):
+        pair.pass_time(0.2)
+    assert len(pair.home.handler.sinks[1].data) == 250 * KIB
+    assert pair.home.handler.sinks[1].finished
+
+
+def test_many_small_pulls_are_counted_with_what_they_cost() -> None:
+    pair = Pair(SessionLimits(retained=64 * KIB))
+    stream, _ = pair.edge.open()
+    for _ in range(2000):
+        stream.write(b"x")
+        pair.edge.session.pull(65536, 0.0)
+    assert pair.edge.session.retained <= 64 * KIB
+
+
+@pytest.mark.parametrize("count", [1, 70, 10**6])
+def test_a_resume_at_a_count_that_cannot_be_is_refused(count: int) -> None:
+    pair = Pair()
+    stream, _ = pair.edge.open()
+    stream.write(b"x" * 500)
+    pair.run()
+    pair.detach()
+    with pytest.raises(RemoteError):
+        pair.edge.session.attach(count, 0.0)
+
+
+def test_a_count_below_what_was_acknowledged_is_refused() -> None:
+    pair = Pair()
+    stream, _ = pair.edge.open()
+    stream.write(b"x" * 500)
+    pair.run()
+    pair.pass_time(1)
+    assert pair.edge.session.retained == 0
+    pair.detach()
+    with pytest.raises(RemoteError):
+        pair.edge.session.attach(0, 0.0)
+
+
+def test_pressure_starts_new_streams_small_and_the_cap_resets_the_stalest() -> None:
+    limits = SessionLimits(buffered=1 * MIB)
+    pair = Pair(limits, held=True)
+    sinks = []
+    for turn in range(3):
+        pair.now = float(turn)
+        stream, sink = pair.edge.open()
+        stream.write(bytes(INITIAL_WINDOW))
+        sinks.append(sink)
+        pair.run()
+    late, _ = pair.edge.open()
+    pair.run()
+    assert late.credit == PRESSED_WINDOW
+    assert pair.home.session.streams[late.id].window == PRESSED_WINDOW
+    far = pair.home.handler.sinks
+    far[1].stream.consumed(10)  # progress: now the second one is the stalest
+    small = [pair.edge.open()[0] for _ in range(7)]
+    pair.run()
+    for stream in small:
+        stream.write(bytes(PRESSED_WINDOW))
+        pair.run()
+    assert pair.home.session.buffered <= limits.buffered
+    assert far[3].reason is Reason.BUFFER_LIMIT
+    assert far[1].reason is None
+    assert sinks[1].reason is Reason.BUFFER_LIMIT
+    for sink in far.values():
+        if sink.reason is None:
+            sink.stream.consumed(sink.stream.unread)
+    pair.run()
+    pair.edge.session.send_control(Notice(reason="x", message="y"))
+    pair.run()
+    fresh, _ = pair.edge.open()
+    pair.run()
+    assert fresh.credit == INITIAL_WINDOW
+
+
+def test_at_the_cap_an_open_is_refused() -> None:
+    end = home(held=True, limits=SessionLimits(buffered=256 * KIB))
+    end.session.feed(open_frame(1) + data_frames(1, 250 * KIB) + open_frame(3), 0.0)
+    assert (3, Reason.BUFFER_LIMIT.code) in resets(end.pull_all())
+
+
+def test_the_cap_of_the_process_resets_the_stalest_of_any_session() -> None:
+    budget = Budget(512 * KIB)
+    first, second = home(held=True, budget=budget), home(held=True, budget=budget)
+    first.session.feed(open_frame(1) + data_frames(1, 250 * KIB), 0.0)
+    second.session.feed(open_frame(1) + data_frames(1, 250 * KIB), 1.0)
+    second.session.feed(open_frame(3, assumed=PRESSED_WINDOW), 1.0)
+    assert resets(second.pull_all()) == [(3, Reason.BUFFER_LIMIT.code)]
+    second.session.streams[1].consumed(200 * KIB)
+    second.pull_all()
+    second.session.feed(data_frames(1, 200 * KIB), 2.0)
+    second.session.streams[1].consumed(1)
+    assert budget.used <= 512 * KIB
+    budget.limit = 256 * KIB
+    second.session.feed(encode(frames.PING, 0, bytes(8)), 2.0)
+    assert first.handler.sinks[1].reason is Reason.BUFFER_LIMIT
+    assert budget.used <= 256 * KIB
+
+
+def test_windows_grow_with_consumption_not_with_arrival() -> None:
+    assert fitting_window(256 * KIB, elapsed=0.1, min_rtt=0.1) == 768 * KIB
+    assert fitting_window(16 * MIB, elapsed=0.1, min_rtt=0.1) == 48 * MIB
+    assert fitting_window(256 * KIB, elapsed=10.0, min_rtt=0.1) < INITIAL_WINDOW
+    fast, slow = Pair(), Pair(held=True)
+    for pair in (fast, slow):
+        pair.home.session.liveness.min_rtt = 0.1
+        stream, _ = pair.edge.open()
+        for _ in range(40):
+            pair.now += 0.1
+            stream.write(bytes(max(0, stream.credit - stream.queued)))
+            pair.run()
+            pair.home.session.liveness.min_rtt = 0.1
+    assert fast.home.session.streams[1].window == 16 * MIB
+    assert fast.home.budget.grown == 16 * MIB - INITIAL_WINDOW
+    assert slow.home.session.streams[1].window == INITIAL_WINDOW
+    fast.home.session.close(Reason.CONNECTOR_STOPPING)
+    assert fast.home.budget.grown == fast.home.budget.used == 0
+
+
+def test_growth_stops_at_the_caps() -> None:
+    pair = Pair(SessionLimits(buffered=2 * MIB))
+    stream, _ = pair.edge.open()
+    for _ in range(40):
+        pair.home.session.liveness.min_rtt = 0.1
+        pair.now += 0.1
+        stream.write(bytes(max(0, stream.credit - stream.queued)))
+        pair.run()
+    assert pair.home.session.streams[1].window == 2 * MIB + INITIAL_WINDOW
+
+
+def test_control_messages_are_bounded_on_both_sides() -> None:
+    pair = Pair()
+    large = Claims(revision=1, results=[ClaimResult(name="n" * 60, message="m" * 1000) for _ in range(900)])
+    pair.edge.session.send_control(large)
+    pair.run()
+    assert pair.home.handler.controls == [large]
+    with pytest.raises(LocalError):
+        pair.edge.session.send_control(Claims(revision=1, results=large.results * 2))
+
+
+def test_datagrams_are_dropped_oldest_first_and_never_wait_for_a_link() -> None:
+    limits = SessionLimits(datagrams=200 * KIB)
+    pair = Pair(limits)
+    with pytest.raises(ValueError):
+        pair.edge.session.send_datagram(1, bytes(65536))
+    for number in range(5):
+        pair.edge.session.send_datagram(number, bytes(65535))
+    for _ in range(10_000):
+        pair.edge.session.send_datagram(99, b"")
+    assert pair.edge.session.datagrams_dropped >= 8_000
+    pair.run()
+    assert {flow for flow, _ in pair.home.handler.datagrams} == {99}
+    pair.detach()
+    pair.edge.session.send_datagram(5, b"lost")
+    pair.attach()
+    pair.run()
+    assert (5, b"lost") not in pair.home.handler.datagrams
+
+
+def test_datagrams_never_block_streams() -> None:
+    pair = Pair()
+    stream, _ = pair.edge.open()
+    stream.write(bytes(100 * KIB))
+    got = 0
+    for _ in range(8):
+        pair.edge.session.send_datagram(7, bytes(65535))
+        pair.home.session.feed(pair.edge.session.pull(65536, 0.0), 0.0)
+        got = len(pair.home.handler.sinks[1].data)
+    assert got == 100 * KIB
+    assert len(pair.home.handler.datagrams) >= 7
+
+
+def test_half_a_datagram_dies_with_its_link_and_half_a_control_message_does_not() -> None:
+    end = home()
+    text = encode_json(Notice(reason="warning", message="m"))
+    half = encode(frames.CONTROL | MORE, 0, text[:9])
+    end.session.feed(half + encode(frames.DATAGRAM | MORE, 7, b"half"), 0.0)
+    assert end.session.received == len(half)
+    end.session.detach(0.0)
+    end.session.attach(0, 0.0)
+    end.session.feed(encode(frames.CONTROL, 0, text[9:]) + encode(frames.DATAGRAM, 8, b"whole"), 0.0)
+    assert end.handler.controls == [Notice(reason="warning", message="m")]
+    assert end.handler.datagrams == [(8, b"whole")]
+
+
+def test_a_handler_that_sets_no_sink_costs_a_reset() -> None:
+    end = home()
+    end.handler.stream_opened = lambda stream, request: None  # type: ignore[method-assign]
+    end.session.feed(open_frame(1), 0.0)
+    assert resets(end.pull_all()) == [(1, Reason.INTERNAL.code)]
+    assert end.session.streams == {}
+
+
+def test_a_sink_may_close_the_session_in_the_middle_of_a_feed() -> None:
+    end = home()
+
+    class Closer(Sink):
+        def stream_data(self, data: bytes) -> None:
+            end.session.close(Reason.REVOKED)
+
+    def opened(stream: object, request: object) -> None:
+        stream.sink = Closer()  # type: ignore[attr-defined]
+
+    end.handler.stream_opened = opened  # type: ignore[method-assign]
+    end.session.feed(open_frame(1) + data_frames(1, 10) * 3 + open_frame(3) + b"\x00\x00", 0.0)
+    end.session.feed(data_frames(1, 10), 0.0)
+    assert end.session.streams == {}
+    assert end.budget.used == 0
+    assert end.pull_all() == b""
