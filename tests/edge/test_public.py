@@ -14,6 +14,7 @@ from front import ADDRESS, Front, ended, hello, in_records, padded, run, until
 from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.edge import public
 from tunnelgw.edge.public import plain_address, worker_of
+from tunnelgw.net import tls
 from tunnelgw.net.peek import LOOK_SECONDS, WAKEUPS
 from tunnelgw.obs.reasons import Reason
 
@@ -340,6 +341,34 @@ def test_no_stream_for_a_passed_through_name_is_an_alert(tmp_path: Path) -> None
             assert await reader.read() == b"\x15\x03\x03\x00\x02\x02\x50"
             assert front.counters.refused(Reason.CONNECTOR_AWAY) == 1
             writer.close()
+
+    run(main)
+
+
+def test_no_stream_inside_tls_is_an_orderly_close(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            front.opener.refuse = Reason.CONNECTOR_AWAY
+            reader, writer = await front.visit("shell.example.com")
+            assert await reader.read() == b""
+            assert front.counters.refused(Reason.CONNECTOR_AWAY) == 1
+            writer.close()
+            await until(lambda: front.door.ledger.open == 0)
+
+    run(main)
+
+
+def test_a_visitor_that_stops_within_the_handshake_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "HANDSHAKE_SECONDS", 0.3)
+
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            reader, writer = await front.knock()
+            writer.write(hello("a.example.com"))
+            await reader.read()  # our flight, then the end
+            assert front.counters.refused(Reason.HANDSHAKE_FAILED) == 1
+            writer.close()
+            await until(lambda: front.door.ledger.open == 0 and front.door.ledger.pending == 0)
 
     run(main)
 

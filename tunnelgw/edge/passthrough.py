@@ -192,10 +192,19 @@ class RawPassage(_Passage):
 class TlsPassage(_Passage, asyncio.Protocol):
     """Protocol of a TLS connection whose inside goes to a TCP service; a splice takes over once the stream is there."""
 
-    __slots__ = ("_transport",)
+    __slots__ = ("_refused", "_transport")
 
-    def __init__(self, opener: StreamOpener, live: Live, route: Route, visitor: Visitor) -> None:
+    def __init__(
+        self,
+        opener: StreamOpener,
+        live: Live,
+        route: Route,
+        visitor: Visitor,
+        *,
+        refused: Callable[[Reason], None],
+    ) -> None:
         super().__init__(opener, live, route, visitor)
+        self._refused = refused
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -216,10 +225,11 @@ class TlsPassage(_Passage, asyncio.Protocol):
         splice = self._join(stream)
         transport.set_protocol(splice)
         splice.connection_made(transport)
-        transport.resume_reading()
+        if not transport.is_closing():
+            transport.resume_reading()
 
     def stream_refused(self, reason: Reason, since: float) -> None:  # noqa: ARG002 - the waiter's interface
-        log.debug("no stream for a visitor: %s", reason.text)
+        self._refused(reason)
         if self._transport is not None:
             self._transport.close()
 

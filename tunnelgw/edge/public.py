@@ -319,7 +319,9 @@ class FrontDoor:
         if is_tcp:
             assert entry.route is not None
             visitor = visitor_of(sock, secure=True, server_name=name, alpn="")
-            protocol: asyncio.Protocol = TlsPassage(self._opener, self._live, entry.route, visitor)
+            protocol: asyncio.Protocol = TlsPassage(
+                self._opener, self._live, entry.route, visitor, refused=self._counters.refuse
+            )
             await shake_hands(sock, protocol, context, failed=self._counters.refuse)
             return
         # The peeked hello is the one that OpenSSL reads, so what it will pick is known before the handshake.
