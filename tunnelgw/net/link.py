@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # One flush writes at most this much: four full TLS records; also what one loop turn may add to the unsent queue.
-FLUSH_BYTES = 64 * 1024
-RECORD_BYTES = 16 * 1024  # a full TLS record, and a full frame
+FLUSH_BYTES = sockets.UNSENT_MAX
+# Bytes of all links arrive in this one buffer: they are copied out, once, before the loop can read again. (The TLS
+# layer below would otherwise make an object per record and join them: two more copies of everything.)
+_ARRIVALS = memoryview(bytearray(256 * 1024))
 # The unsent queue is looked at only after this many bytes went out since the last look.
 LOOK_BYTES = 32 * 1024
 
@@ -49,7 +51,7 @@ class LinkOwner(Protocol):
         """
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """One TLS connection of a tunnel; see the module's text."""
 
     __slots__ = (
@@ -77,18 +79,25 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, made: asyncio.BaseTransport) -> None:
         self.transport = transport = cast("asyncio.Transport", made)  # uvloop's is no subclass
-        transport.set_write_buffer_limits(FLUSH_BYTES, sockets.NOTSENT_LOWAT)
+        transport.set_write_buffer_limits(FLUSH_BYTES, FLUSH_BYTES // 2)
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if address else ""
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self._dup = os.dup(sock.fileno())
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the loop's interface
+        return _ARRIVALS
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.session is None:
+            self._greetings(bytes(_ARRIVALS[:nbytes]))
+        else:
+            self._feed(_ARRIVALS[:nbytes])
+
+    def _feed(self, data: bytes | memoryview) -> None:
         session = self.session
-        if session is None:
-            self._greetings(data)
-            return
+        assert session is not None
         try:
             session.feed(data, self._loop.time())
         except RemoteError as error:
@@ -130,7 +139,7 @@ class Link(asyncio.Protocol):
         self._timer_at = float("inf")
         self._rearm()
         if rest:
-            self.data_received(rest)
+            self._feed(rest)
         self.wake()
 
     def wake(self) -> None:
@@ -180,18 +189,15 @@ class Link(asyncio.Protocol):
             return
         if self._since_look >= LOOK_BYTES:
             self._since_look = 0
-            if sockets.unsent(self._dup) > sockets.NOTSENT_LOWAT:
+            if sockets.unsent(self._dup) > sockets.UNSENT_MAX:
                 self._watch()
                 return
-        now = self._loop.time()
-        data = session.pull(FLUSH_BYTES, now)
-        while data:
+        data = session.pull(FLUSH_BYTES, self._loop.time())
+        if data:
             self._since_look += len(data)
             transport.write(data)
-            if len(data) > FLUSH_BYTES - RECORD_BYTES or self._blocked:
+            if session.has_output:
                 self.wake()  # as much as one turn may write: the loop hands it to the kernel first
-                break
-            data = session.pull(FLUSH_BYTES, now)
         if session.deadline < self._timer_at:
             self._rearm()
 

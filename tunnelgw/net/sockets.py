@@ -14,9 +14,12 @@ TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 TCP_CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
 SIOCOUTQNSD = 0x894B
 
-# Unsent bytes in the kernel at which a link counts as writable again. Small, so that a new stream's first byte waits
-# behind little; large enough for one write of full TLS records per wake-up.
-NOTSENT_LOWAT = 32 * 1024
+# Above this many unsent bytes in the kernel a link waits. Small, so that a new stream's first byte waits behind little
+# (64 KiB are 26 ms at 20 Mbit/s); large enough for full TLS records in one write.
+UNSENT_MAX = 64 * 1024
+# The kernel reports a socket writable below half of this (tcp_stream_memory_free), and takes no more than all of it at
+# once: a flush of UNSENT_MAX on top of UNSENT_MAX just fits and is never split.
+NOTSENT_LOWAT = 2 * UNSENT_MAX + 4096
 # A link that cannot deliver for this long is dead to the kernel as well; the ping's deadline comes first.
 USER_TIMEOUT_MS = 20_000
 
