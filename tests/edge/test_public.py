@@ -15,7 +15,6 @@ from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.edge import public
 from tunnelgw.edge.public import plain_address, worker_of
 from tunnelgw.net import tls
-from tunnelgw.net.peek import LOOK_SECONDS, WAKEUPS
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -193,16 +192,14 @@ def test_the_worst_dribble_is_looked_at_by_timer(tmp_path: Path, peeks: list[Any
     """One byte per record and per segment: every record would be a wake-up."""
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
         async with Front(tmp_path) as front:
             reader, writer = await front.knock()
             data = in_records(hello("pass.example.com"), 1)
-            started = loop.time()
             for at in range(0, len(data), 6):
                 writer.write(data[at : at + 6])
                 await asyncio.sleep(0.0005)
             await reader.readexactly(len(data))
-            assert peeks[0].wakeups <= WAKEUPS + 2 + (loop.time() - started) / LOOK_SECONDS
+            assert peeks[0].wakeups < 20
             writer.close()
 
     run(main)

@@ -2,8 +2,7 @@
 
 A peeked socket stays readable, so a level-triggered loop would spin while the bytes are incomplete. SO_RCVLOWAT is
 raised to what is needed next, and a wake-up that finds no more than the one before means FIN or an error: the end. A
-peer that dribbles is looked at by timer after a few wake-ups, so no peer costs more than `WAKEUPS` plus one look per
-`LOOK_SECONDS` until the deadline.
+peer that dribbles is looked at by timer after `WAKEUPS`, less and less often, so none costs more than 20 looks.
 
 Invariants: nothing is ever consumed; whoever gets the socket afterwards finds SO_RCVLOWAT at 1 and no reader of ours on
 it; `done` or `failed` is called exactly once, unless `cancel` came first.
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PEEK_LIMIT = 64 * 1024  # bytes looked at: a ClientHello of 16 KiB in absurdly small records
-WAKEUPS = 12  # a hello in many segments takes two or three; beyond this, looking is timed
-LOOK_SECONDS = 0.25  # at most 40 timed looks in the 10 s of a hello
+WAKEUPS = 6  # a hello in many segments takes two or three; beyond this, looking is timed
+LOOK_SECONDS = (0.25, 1.0)  # first and longest time between two of those: at most 11 in the 10 s of a hello
 _buffer = bytearray(PEEK_LIMIT)  # shared: a look is synchronous and copies what it found
 
 
@@ -132,7 +131,9 @@ class Peek(Generic[T]):
         if self.wakeups >= WAKEUPS:
             self._unread()
             if self._handle is None:
-                self._handle = self._loop.call_later(LOOK_SECONDS, self._timed)
+                first, longest = LOOK_SECONDS
+                delay = min(first * 2.0 ** (self.wakeups - WAKEUPS), longest)
+                self._handle = self._loop.call_later(delay, self._timed)
             return False
         if total > 1:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, total)
