@@ -20,6 +20,7 @@ from types import TracebackType
 
 TUNNELGW = [sys.executable, "-m", "tunnelgw"]
 DOMAIN = "example.com"
+SERVICE = Path(__file__).with_name("service.py")
 
 
 def free_port() -> int:
@@ -248,6 +249,13 @@ listen = "127.0.0.1:{self.metrics_port}"
 
     def logs(self) -> str:
         return "\n".join(f"--- {child.name}\n{child.text()[-3000:]}" for child in self.children)
+
+    def service(self, name: str, where: int | Path = 0) -> int:
+        """A local service (service.py) on this port or Unix socket; returns the port."""
+        port = where or free_port()
+        process = self.add(f"service-{name}", [sys.executable, str(SERVICE), str(port), name])
+        process.wait_for("ready")
+        return port if isinstance(port, int) else 0
 
     def add(self, name: str, command: list[str], *, port: int = 0, env=None) -> Process:
         """Any other process; returns once `port` answers."""

@@ -22,7 +22,8 @@ async def index(request: web.Request) -> web.Response:
 
 async def headers(request: web.Request) -> web.Response:
     fields = [[name, value] for name, value in request.headers.items()]
-    return web.json_response({"method": request.method, "path": request.path_qs, "fields": fields})
+    answer = {"name": request.app["name"], "method": request.method, "path": request.path_qs, "fields": fields}
+    return web.json_response(answer)
 
 
 async def echo(request: web.Request) -> web.StreamResponse:
@@ -64,6 +65,25 @@ async def events(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def gated(request: web.Request) -> web.StreamResponse:
+    """An event each time somebody asks for /release, so that a test sees each arrive alone."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: open\n\n")
+    while (word := await request.app["gate"].get()) != "end":
+        await response.write(f"data: {word}\n\n".encode())
+    return response
+
+
+async def release(request: web.Request) -> web.Response:
+    await request.app["gate"].put(request.query["word"])
+    return web.Response(text="released\n")
+
+
+async def itself(_request: web.Request) -> web.FileResponse:
+    return web.FileResponse(__file__)
+
+
 async def socket(request: web.Request) -> web.WebSocketResponse:
     connection = web.WebSocketResponse(max_msg_size=64 * 1024 * 1024)
     await connection.prepare(request)
@@ -98,14 +118,15 @@ async def page(_request: web.Request) -> web.Response:
 def main() -> None:
     app = web.Application(client_max_size=0)
     where, app["name"] = sys.argv[1], sys.argv[2]
+    app["gate"] = asyncio.Queue()
     app.add_routes([
         web.get("/", index), web.route("*", "/headers", headers), web.route("*", "/headers/{rest:.*}", headers),
         web.post("/echo", echo), web.get("/bytes/{size}", produce), web.route("*", "/upload", consume),
         web.get("/events", events), web.get("/ws", socket), web.get("/status/{code}", status), web.get("/slow", slow),
-        web.get("/page.html", page),
+        web.get("/page.html", page), web.get("/gated", gated), web.post("/release", release), web.get("/file", itself),
     ])  # fmt: skip
     options = {"port": int(where), "host": "127.0.0.1"} if where.isdigit() else {"path": where}
-    web.run_app(app, print=lambda *_: print("ready", flush=True), **options)
+    web.run_app(app, print=lambda *_: print("ready", flush=True), shutdown_timeout=0.5, **options)
 
 
 if __name__ == "__main__":
