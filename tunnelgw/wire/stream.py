@@ -147,7 +147,7 @@ class Stream:
         if self.fin_received:
             if not unread:
                 session.retire(self)
-        elif owed * 2 >= self.window and not self.owing:
+        elif owed * 2 >= self.window and not self.owing and owed:
             session.owe(self)
 
     def abandon(self) -> None:
