@@ -170,3 +170,11 @@ def test_doctor_names_what_is_missing(tunnelgw: Run, file: Path) -> None:
     assert lines["tunnel"].startswith("FAIL")
     assert lines["service wiki"].startswith("ok")
     assert lines["service off"].startswith("FAIL")
+
+
+def test_connect_with_nothing_but_an_invitation_makes_its_file(tunnelgw: Run, tmp_path: Path) -> None:
+    given = {"TUNNELGW_INVITATION": "tgw1_junk", "STATE_DIRECTORY": str(tmp_path / "s")}
+    done = tunnelgw("connect", "--config", "new.toml", **given)
+    assert done.returncode == 2
+    assert "the invitation" in done.stderr
+    assert f'state_dir = "{tmp_path / "s"}"' in (tmp_path / "new.toml").read_text()

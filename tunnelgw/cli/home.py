@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from tunnelgw import __version__
 from tunnelgw.admin.call import NotRunningError, call
 from tunnelgw.cli.common import option, say
 from tunnelgw.config.load import load_connector
-from tunnelgw.config.paths import CONNECTOR, config_path
+from tunnelgw.config.paths import CONNECTOR, config_path, default_state_dir
 from tunnelgw.errors import LocalError
 
 if TYPE_CHECKING:
@@ -29,7 +30,14 @@ def connect(arguments: Namespace) -> int:
     from tunnelgw.obs import log
 
     log.setup()
-    run_connector(load_connector(config_path(CONNECTOR, arguments.config)))
+    path = config_path(CONNECTOR, arguments.config)
+    if not path.exists() and os.environ.get("TUNNELGW_INVITATION"):
+        # A container that got nothing but an invitation: `expose` adds services to this file.
+        from tunnelgw.config import edit
+
+        edit.create(path, edit.initial_connector(path, state_dir=str(default_state_dir(CONNECTOR))), role=CONNECTOR)
+        say(f"wrote {path}")
+    run_connector(load_connector(path))
     return 0
 
 
