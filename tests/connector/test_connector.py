@@ -45,6 +45,7 @@ async def tunnel(folder: Path, *services: ServiceConfig) -> AsyncIterator[tuple[
         yield edge, connector
     finally:
         await connector.stop(grace=0.2)
+        await until(lambda: edge.link is None)
         await edge.close()
 
 
@@ -262,6 +263,7 @@ def test_reload_declares_live_and_leaves_streams_alone(tmp_path: Path) -> None:
         async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
             visitor = edge.open("echo")
             visitor.stream.write(b"one ")
+            await until(lambda: visitor.received == b"one ")
             messages = await connector.reload(config(tmp_path, echo(target.port, "other")))
             assert messages == ["service other added", "service echo removed"]
             await until(lambda: len(edge.services) == 2)

@@ -121,7 +121,8 @@ class Connector:
                 tunnel.say_goodbye(Reason.CONNECTOR_STOPPING)
         if any(edge.up for edge in self.edges):  # without a link no stream can end in order
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.served.idle(), grace)
+                async with asyncio.timeout(grace):
+                    await self.served.idle()
         for edge in self.edges:
             await edge.stop(Reason.CONNECTOR_STOPPING)
         await self.served.close()  # last: folders serve streams until their tunnels are gone

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -70,11 +71,34 @@ async def _attempt(place: Place, make_socket: Callable[[int], socket.socket]) ->
     sock = make_socket(family)
     try:
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, address)
+        await _connected(sock, address)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def _connected(sock: socket.socket, address: tuple[Any, ...]) -> None:
+    """As `loop.sock_connect`, which asyncio refuses for MPTCP: it wants to resolve for the socket's protocol."""
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        loop = asyncio.get_running_loop()
+        writable: asyncio.Future[None] = loop.create_future()
+        descriptor = sock.fileno()
+        loop.add_writer(descriptor, _settle, writable)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(descriptor)
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error)) from None
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class _Race:
@@ -95,7 +119,8 @@ class _Race:
                 self._changed.clear()
                 self._running.add(spawn(self._try(place), name="eyeballs"))
                 try:
-                    await asyncio.wait_for(self._changed.wait(), STAGGER)
+                    async with asyncio.timeout(STAGGER):
+                        await self._changed.wait()
                 except TimeoutError:
                     continue
                 if self._winner is not None:

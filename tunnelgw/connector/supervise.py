@@ -10,6 +10,7 @@ Invariant: nothing but `stop` ends a supervisor: no refusal, no error of ours, n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from typing import TYPE_CHECKING, Protocol
@@ -131,10 +132,9 @@ class Supervisor:
                 log.exception("the tunnel to %s failed by our own fault", self._edge.endpoint)
                 delay = self._backoff.failed(self._now())
             if delay > 0.0:
-                try:
-                    await asyncio.wait_for(self._kick.wait(), delay)
-                except TimeoutError:
-                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):  # wait_for of 3.11 can swallow a cancellation
+                        await self._kick.wait()
 
     async def _once(self) -> float:
         """One dial and the life of its link; how long to wait before the next one."""

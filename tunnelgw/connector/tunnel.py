@@ -11,6 +11,7 @@ Hello is final. The edge has been told every revision of the services that a ses
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SOFTWARE = f"tunnelgw/{__version__}"
+HANG_UP_SECONDS = 0.5  # for the last frames and TLS's goodbye
 CUT = ConnectionAbortedError("cut by ourselves")
 
 
@@ -143,9 +145,14 @@ class Tunnel:
         if link is not None and session is not None:
             for stream in list(session.streams.values()):
                 stream.reset(reason)
-            await asyncio.sleep(0)  # the link flushes at the end of this loop turn
-            await asyncio.sleep(0)
+            link.flush()
             link.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HANG_UP_SECONDS):
+                    while self.link is not None:
+                        self.changed.clear()
+                        await self.changed.wait()
+            self.cut()
         self.drop(reason)
 
     # LinkOwner
