@@ -307,7 +307,8 @@ class TestHttp1Visitor:
     def test_request_and_response_with_trailers(self, grpc_world: World) -> None:
         protocol, transport = grpc_world.connect()
         protocol.data_received(
-            b"POST /x HTTP/1.1\r\nHost: a.example.com\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx-t: 1\r\n\r\n"
+            b"POST /x HTTP/1.1\r\nHost: a.example.com\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"5\r\nhello\r\n0\r\nx-t: 1\r\n\r\n"
         )
         grpc_world.loop.turn()
         service = Service2(grpc_world.opener.last)

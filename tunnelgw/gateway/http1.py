@@ -40,6 +40,8 @@ _WRITE_HIGH, _WRITE_LOW = 65536, 16384
 # that closing does not destroy the answer on its way (RFC 9112 section 9.6).
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 * 1024 * 1024
+# A loop turn may bring more than a megabyte for one visitor: written in parts that the processor's cache still holds.
+_GATHER_BYTES = 128 * 1024
 # How often an exchange under way is looked at.
 _TICK = 1.0
 
@@ -48,8 +50,9 @@ class Http1Visitor(Exchange, asyncio.Protocol):
     """One connection: the loop calls the protocol's methods, the upstream `Exchange`'s, the wheel `on_deadline`."""
 
     __slots__ = (
-        "_ahead", "_chunked", "_eof", "_keep", "_out", "_pumping", "_reader", "_reading_paused", "_seen", "_served",
-        "_since", "_state", "_stuck_at", "_transport", "_write_paused", "armed_until", "deadline", "scheduled",
+        "_ahead", "_chunked", "_eof", "_gathered", "_keep", "_out", "_pumping", "_reader", "_reading_paused", "_seen",
+        "_served", "_since", "_state", "_stuck_at", "_transport", "_write_paused", "armed_until", "deadline",
+        "scheduled",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
@@ -59,6 +62,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         self._seen = 0  # of it: searched for the head's end without finding it
         self._served = False  # a whole head arrived: the first one's time runs from the connection's start
         self._out: list[bytes] = []
+        self._gathered = 0  # payload in `_out`
         self._reader: BodyReader | None = None
         self._state = _READY
         self._since = 0.0  # when the state's absolute deadline began to run
@@ -162,7 +166,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             in_head = not self._served or len(self._ahead) > 0
             due = self._since + (settings.request_head_seconds if in_head else settings.idle_seconds)
             if now < due:
-                due = min(due, now + _TICK) if self.pool.sweep(now) else due
+                due = min(due, now + _TICK) if self.pool.rest(now) else due
                 gateway.wheel.arm(self, due)
             elif self._ahead:
                 self.refuse(Reason.HEAD_TIMEOUT)
@@ -189,6 +193,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         if out:
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
+            self._gathered = 0
             self.bytes_out += len(data)
             transport.write(data)
         if not self._write_paused:
@@ -226,7 +231,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         self._keep = keep
         self.responded = True
         self.status = head.status
-        self._out.append(serialise_response(head, version=version, keep_alive=keep))
+        self._out.append(self.pool.heads().response_bytes(head, version, keep_alive=keep))
 
     def respond_upgrade(self, head: ResponseHead) -> None:
         self.responded = self.upgraded = True
@@ -245,6 +250,9 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
             self._out.append(data)
+        self._gathered += len(data)
+        if self._gathered >= _GATHER_BYTES:
+            self.flush()
 
     def respond_end(self, trailers: Fields) -> None:
         if self._chunked:
@@ -347,7 +355,11 @@ class Http1Visitor(Exchange, asyncio.Protocol):
                 block, self._ahead = bytes(ahead[:end]), ahead[end:]
             self._seen = 0
             self._served = True
-            head = parse_request_head(block, secure=self.pool.visitor.secure)
+            memo = self.pool.heads()
+            head = memo.recall(block)
+            if head is None:
+                head = parse_request_head(block, secure=self.pool.visitor.secure)
+                memo.remember(block, head)
         except RemoteError as error:
             self._ahead = b""
             self.upload_done = True

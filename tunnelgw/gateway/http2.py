@@ -117,12 +117,13 @@ class Http2Visitor(asyncio.Protocol):
         gateway = self.gateway
         if self._transport is None:
             return
-        left = self.pool.sweep(now)
         if self.exchanges:
+            self.pool.sweep(now)
             for exchange in list(self.exchanges.values()):
                 exchange.check(now)
             gateway.wheel.arm(self, now + _TICK)
             return
+        left = self.pool.rest(now)
         settings = gateway.settings
         due = self._since + (settings.idle_seconds if self._greeted else settings.request_head_seconds)
         if now >= due:
@@ -217,19 +218,22 @@ class Http2Visitor(asyncio.Protocol):
             gateway.wheel.arm(self, now + _TICK)
         exchange = Http2Exchange(self, number)
         self.exchanges[number] = exchange
+        end = event.end_stream
         try:
-            head = pseudo.request_head(
-                list(event.headers), end_stream=event.end_stream, secure=self.pool.visitor.secure
-            )
+            memo = self.pool.heads()
+            head, key = memo.recall_h2(event.headers) if end else (None, ())
+            if head is None:
+                head = pseudo.request_head(list(event.headers), end_stream=end, secure=self.pool.visitor.secure)
+                memo.remember_h2(key, head)
         except RemoteError as error:
-            exchange.upload_done = event.end_stream
+            exchange.upload_done = end
             if error.reason is Reason.BAD_REQUEST:
                 gateway.refused(error.reason)
                 self.engine.reset(number, ErrorCode.PROTOCOL_ERROR)
             else:
                 exchange.refuse(error.reason)
             return
-        exchange.accept(head, now, end=event.end_stream)
+        exchange.accept(head, now, end=end)
 
     def _fail(self, reason: Reason) -> None:
         """The visitor broke the protocol: say so if the engine still can, and close."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import Refused, RemoteError
+from tunnelgw.gateway.memo import Memo
 from tunnelgw.gateway.upstream1 import Upstream1
 from tunnelgw.gateway.upstream2 import Branch, Trunk
 from tunnelgw.http.forwarding import Forwarding, claimed_address, claimed_secure
@@ -32,7 +33,7 @@ _FRESH_SECONDS = 1.0
 class Pool:
     """One visitor connection's own streams, and what is known about its routes."""
 
-    __slots__ = ("_covered", "_kept", "_trunks", "_trusted", "forwarding", "gateway", "visitor")
+    __slots__ = ("_covered", "_memo", "_kept", "_trunks", "_trusted", "forwarding", "gateway", "visitor")
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
         self.gateway = gateway
@@ -41,6 +42,7 @@ class Pool:
         self.forwarding = Forwarding(
             address=visitor.address, port=visitor.edge_port, secure=visitor.secure, trusted=self._trusted
         )
+        self._memo: Memo | None = None
         self._covered = ""  # the last host that this connection's certificate was found to cover
         self._kept: list[Upstream1] | None = None
         self._trunks: list[Trunk] | None = None
@@ -65,6 +67,18 @@ class Pool:
             if not gateway.allowed(route.allow_from, address):
                 raise Refused("the visitor's address is not allowed", reason=Reason.ADDRESS_REFUSED)
         return route
+
+    def heads(self) -> Memo:
+        """What was read and written last."""
+        memo = self._memo
+        if memo is None:
+            memo = self._memo = Memo()
+        return memo
+
+    def rest(self, now: float) -> bool:
+        """No exchange is under way: hold as little as possible; True if something is left to sweep."""
+        self._memo = None
+        return self.sweep(now)
 
     def take(self, route: Route, now: float, *, fresh: bool, repeatable: bool) -> Upstream:
         """An upstream for one exchange: kept or new."""

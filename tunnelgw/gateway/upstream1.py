@@ -17,7 +17,6 @@ from tunnelgw.gateway.upstream import INTERIM_LIMIT
 from tunnelgw.http.body import LAST_CHUNK, ChunkedBody, CloseBody, LengthBody, encode_trailers
 from tunnelgw.http.codec import find_response_end, parse_response_head
 from tunnelgw.http.head import Framing
-from tunnelgw.http.serialise import serialise_request
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.table import target_path
 
@@ -240,14 +239,9 @@ class Upstream1:
         self._chunked = framing is Framing.CHUNKED
         self._sent_all = (framing is Framing.NONE or not head.length) and not head.upgrade
         route = self.route
-        stream.write(
-            serialise_request(
-                head,
-                path=target_path(route, head.path) if route.strip_path else head.path,
-                forwarding=self._pool.forwarding.lines(head),
-                request_id=head.request_id,
-            )
-        )
+        path = target_path(route, head.path) if route.strip_path else head.path
+        pool = self._pool
+        stream.write(pool.heads().request_bytes(head, path, pool.forwarding))
 
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
         buffer = self._buffer
@@ -261,15 +255,22 @@ class Upstream1:
             self._buffer = bytearray()
         request = exchange.head
         assert request is not None
+        method = request.method
+        memo = self._pool.heads()
         start = 0
         while True:
             end = find_response_end(data, start)
             if end < 0:
                 self._buffer = bytearray(data[start:])
                 return
-            head = parse_response_head(data[start:end], method=request.method)
+            block = data[start:end]
             start = end
+            head = memo.recall_response(block, method)
+            if head is not None:
+                break
+            head = parse_response_head(block, method=method)
             if head.status >= 200 or head.status == 101:
+                memo.remember_response(block, method, head)
                 break
             self._interim += 1
             if self._interim > INTERIM_LIMIT:

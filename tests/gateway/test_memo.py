@@ -1,0 +1,113 @@
+"""The memo changes nothing but the cost: a busy connection answers each request as a fresh one would."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.gateway.fakes import Browser2, World, make_route
+
+LINES = [
+    b"GET / HTTP/1.1", b"GET /a?b=%20 HTTP/1.1", b"HEAD /a HTTP/1.1", b"GET /../x HTTP/1.1", b"GET /%2e%2e/x HTTP/1.1",
+    b"GET /a\"b HTTP/1.1", b"GET /a#b HTTP/1.1", b"GET http://a.example.com/x HTTP/1.1", b"GET /a HTTP/1.0",
+    b"OPTIONS * HTTP/1.1", b"GET /a HTTP/1.1 ", b"GET  /a HTTP/1.1", b"DELETE /a HTTP/1.1", b"GET /wiki/../a HTTP/1.1",
+    b"GET https://b.example.com/x HTTP/1.1", b"GET /a\\b HTTP/1.1", b"GET //b.example.com/ HTTP/1.1",
+]  # fmt: skip
+FIELDS = [
+    b"Host: a.example.com", b"Host: a.example.com\r\nAccept: text/html", b"Host: A.example.com:443",
+    b"Host: a.example.com\r\nConnection: close", b"Host: b.example.com", b"Host: a.example.com\r\nX-Request-Id: mine",
+    b"Host: a.example.com\r\nCookie: a=1\r\nX-Request-Id: bad id", b"Host: a.example.com\r\nContent-Length: 0",
+    b"Host: a.example.com\r\nConnection: upgrade\r\nUpgrade: websocket", b"Accept: */*",
+    b"Host: a.example.com\r\nx-request-id: x\r\nX-A: x-request-id: y", b"Host: a.example.com\r\nTE: trailers",
+]  # fmt: skip
+ANSWERS = [
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=1\r\n\r\nho",
+    b"HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+]
+_made_id = re.compile(rb"[0-9a-f]{12}-[0-9a-f]+")
+
+
+def exchange(world: World, connection: tuple, request: bytes, answer: bytes) -> tuple[bytes, bytes, bool]:
+    """What the service got, what the visitor got, and whether the connection goes on."""
+    protocol, transport = connection
+    for stream in world.opener.streams:
+        stream.take()
+    protocol.data_received(request)
+    sent = b""
+    for stream in world.opener.streams:
+        if stream.sent:
+            sent = stream.take()
+            stream.deliver(ANSWERS[2] if sent.startswith(b"HEAD") else answer)
+    world.loop.turn()
+    return _made_id.sub(b"ID", sent), _made_id.sub(b"ID", transport.take()), not transport.is_closing()
+
+
+@given(st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(FIELDS), st.sampled_from(ANSWERS)), max_size=12))
+def test_equal_to_a_fresh_connection(steps: list[tuple[bytes, bytes, bytes]]) -> None:
+    busy_world = World(make_route())
+    busy = busy_world.connect()
+    for line, fields, answer in steps:
+        request = line + b"\r\n" + fields + b"\r\n\r\n"
+        world = World(make_route())
+        expected = exchange(world, world.connect(), request, answer)
+        assert exchange(busy_world, busy, request, answer) == expected
+        if not expected[2] or b"upgrade" in expected[0]:
+            busy_world = World(make_route())
+            busy = busy_world.connect()
+
+
+PATHS = ["/", "/a?b", "/../x", "/a%2f..%2fb", "/x y", "*", "/a#b"]
+EXTRAS: list[tuple[tuple[bytes, bytes], ...]] = [
+    (), ((b"accept", b"*/*"),), ((b"x-request-id", b"mine"),), ((b"cookie", b"a=1"), (b"cookie", b"b=2")),
+    ((b"host", b"b.example.com"),),
+]  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(EXTRAS), st.sampled_from([b"GET", b"HEAD"])), max_size=8)
+)
+def test_equal_to_a_fresh_http2_connection(steps: list[tuple[str, tuple[tuple[bytes, bytes], ...], bytes]]) -> None:
+    def ask(world: World, browser: Browser2, step: tuple[str, tuple[tuple[bytes, bytes], ...], bytes]) -> object:
+        number = browser.get(step[0], *step[1], method=step[2])
+        browser.go()
+        sent = b""
+        for stream in world.opener.streams:
+            if stream.sent:
+                sent = stream.take()
+                stream.deliver(ANSWERS[2])
+        browser.go()
+        head = {name: _made_id.sub(b"ID", value) for name, value in browser.heads.get(number, {}).items()}
+        return _made_id.sub(b"ID", sent), head, browser.closed.get(number)
+
+    busy_world = World(make_route())
+    busy = Browser2(busy_world)
+    for step in steps:
+        world = World(make_route())
+        assert ask(busy_world, busy, step) == ask(world, Browser2(world), step)
+
+
+def test_nothing_is_kept_while_idle(world: World) -> None:
+    protocol, _ = world.connect()
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: a.example.com\r\nCookie: secret\r\n\r\n")
+    world.opener.last.deliver(ANSWERS[0])
+    assert protocol.pool._memo is not None
+    world.loop.advance(2)
+    assert protocol.pool._memo is None
+
+
+@pytest.mark.parametrize("first", [b"", b"X-Request-Id: mine\r\n"])
+def test_request_ids_are_not_repeated(world: World, first: bytes) -> None:
+    protocol, _ = world.connect()
+    ids = set()
+    for _ in range(4):
+        protocol.data_received(b"GET / HTTP/1.1\r\nHost: a.example.com\r\n" + first + b"\r\n")
+        sent = world.opener.last.take()
+        ids.add(sent.partition(b"x-request-id: ")[2].partition(b"\r\n")[0])
+        world.opener.last.deliver(ANSWERS[0])
+    assert len(ids) == (1 if first else 4)
