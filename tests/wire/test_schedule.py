@@ -1,0 +1,170 @@
+"""Who sends next: fair, short and new flows first, nobody starves."""
+
+from __future__ import annotations
+
+from wirepair import End, Pair
+
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire import frames
+from tunnelgw.wire.control import Notice
+from tunnelgw.wire.flow import KIB
+from tunnelgw.wire.frames import HEADER, MAX_FRAME, MAX_PAYLOAD
+
+
+def frames_of(data: bytes) -> list[tuple[int, int, int]]:
+    """Type, stream and length of each frame."""
+    found, offset = [], 0
+    while offset < len(data):
+        word, number = HEADER.unpack_from(data, offset)
+        found.append((word >> 24, number, word & 0xFFFFFF))
+        offset += 8 + (word & 0xFFFFFF)
+    assert offset == len(data)
+    return found
+
+
+def opened(count: int) -> tuple[Pair, list]:
+    pair = Pair()
+    streams = [pair.edge.open()[0] for _ in range(count)]
+    pair.run()
+    return pair, streams
+
+
+def test_equal_flows_get_equal_shares_in_whole_frames() -> None:
+    pair, streams = opened(4)
+    for stream in streams:
+        stream.write(bytes(128 * KIB))
+    said = frames_of(pair.edge.session.pull(8 * MAX_FRAME, 0.0))
+    assert [number for _, number, _ in said] == [s.id for s in streams] * 2
+    assert {length for _, _, length in said} == {MAX_PAYLOAD}
+
+
+def test_a_small_request_overtakes_downloads() -> None:
+    pair, streams = opened(5)
+    for stream in streams[:4]:
+        stream.write(bytes(200 * KIB))
+    pair.edge.session.pull(65536, 0.0)
+    streams[4].write(b"small")
+    assert frames_of(pair.edge.session.pull(65536, 0.0))[0] == (frames.DATA, streams[4].id, 5)
+    fresh, _ = pair.edge.open()
+    fresh.write(b"new")
+    said = frames_of(pair.edge.session.pull(65536, 0.0))
+    assert said[0][:2] == (frames.OPEN, fresh.id)
+    assert said[1] == (frames.DATA, fresh.id, 3)
+
+
+def test_young_flows_do_not_starve_old_ones() -> None:
+    pair, streams = opened(41)
+    streams[0].write(bytes(200 * KIB))
+    before = streams[0].queued
+    for _ in range(4):
+        for stream in streams[1:]:
+            stream.write(bytes(4 * KIB))
+        pair.edge.session.pull(65536, 0.0)
+    assert before - streams[0].queued >= 4 * 15 * KIB
+
+
+def test_a_flow_alone_fills_the_whole_pull() -> None:
+    pair, (stream,) = opened(1)
+    stream.write(bytes(200 * KIB))
+    data = pair.edge.session.pull(65536, 0.0)
+    assert len(data) == 65536
+    assert len(frames_of(data)) == 4
+
+
+def test_many_small_writes_make_one_frame() -> None:
+    pair, (stream,) = opened(1)
+    for _ in range(100):
+        stream.write(b"x" * 10)
+    assert frames_of(pair.edge.session.pull(65536, 0.0)) == [(frames.DATA, stream.id, 1000)]
+
+
+def test_a_flow_without_credit_leaves_the_list_and_comes_back() -> None:
+    pair = Pair(held=True)
+    stream, _ = pair.edge.open()
+    stream.write(bytes(300 * KIB))
+    pair.run()
+    far = pair.home.handler.sinks[1]
+    assert len(far.data) == 256 * KIB
+    assert not pair.edge.session.has_output
+    far.stream.consumed(200 * KIB)
+    pair.run()
+    assert len(far.data) == 300 * KIB
+
+
+def test_control_goes_before_streams() -> None:
+    pair, (stream,) = opened(1)
+    stream.write(bytes(200 * KIB))
+    pair.edge.session.send_control(Notice(reason="x", message="y"))
+    assert frames_of(pair.edge.session.pull(65536, 0.0))[0][0] == frames.CONTROL
+
+
+def test_opens_leave_in_order_and_one_that_was_reset_never_leaves() -> None:
+    pair = Pair()
+    streams = [pair.edge.open()[0] for _ in range(6)]
+    for stream in reversed(streams):
+        stream.write(bytes([stream.id]))
+    assert not any(stream.sent_anything for stream in streams)
+    streams[2].reset(Reason.CANCELLED)
+    pair.run()
+    assert list(pair.home.handler.sinks) == [1, 3, 7, 9, 11]
+    assert all(sink.data == bytes([number]) for number, sink in pair.home.handler.sinks.items())
+    assert pair.edge.session.stream_count == 5
+
+
+def test_the_sink_is_paused_above_high_water_and_resumed_below_half() -> None:
+    pair = Pair()
+    stream, sink = pair.edge.open()
+    stream.write(bytes(128 * KIB))
+    assert not sink.paused
+    stream.write(b"x")
+    stream.write(b"x")
+    assert sink.pauses == 1
+    pair.edge.session.pull(32 * KIB, 0.0)
+    assert sink.paused
+    pair.edge.session.pull(64 * KIB, 0.0)
+    assert not sink.paused
+
+
+def test_wake_comes_once_until_everything_was_pulled() -> None:
+    pair, (stream,) = opened(1)
+    wakes = pair.edge.wakes
+    stream.write(bytes(100 * KIB))
+    stream.write(b"more")
+    assert pair.edge.wakes == wakes + 1
+    pair.edge.session.pull(65536, 0.0)
+    stream.write(b"more")
+    assert pair.edge.wakes == wakes + 1
+    pair.edge.pull_all()
+    stream.write(b"again")
+    assert pair.edge.wakes == wakes + 2
+
+
+def test_writes_are_not_copied_before_the_pull() -> None:
+    _pair, (stream,) = opened(1)
+    data = bytes(256 * KIB)
+    stream.write(data)
+    assert stream.queue[0] is data
+
+
+def test_no_output_without_a_link() -> None:
+    end = End(opens_odd=True)
+    stream, _ = end.open()
+    stream.write(b"early")
+    assert end.wakes == 0
+    assert end.session.pull(65536, 0.0) == b""
+    end.session.attach(0, 0.0)
+    assert end.wakes == 1
+    assert b"early" in end.pull_all()
+
+
+def test_write_after_finish_is_our_bug_and_after_reset_is_nothing() -> None:
+    _pair, (first,) = opened(1)
+    first.finish()
+    first.finish()
+    try:
+        first.write(b"x")
+    except RuntimeError:
+        first.reset(Reason.CANCELLED)
+    first.write(b"x")
+    assert first.closed
+    assert first.queued == 0
