@@ -15,22 +15,18 @@ import math
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import RemoteError
-from tunnelgw.gateway.exchange import Exchange
+from tunnelgw.gateway.exchange1 import ANSWER, BYTES, CLOSED, DISCARD, READY, UPLOAD, Http1Exchange
 from tunnelgw.gateway.pool import Pool
-from tunnelgw.http.body import LAST_CHUNK, ChunkedBody, LengthBody, encode_trailers
+from tunnelgw.http.body import ChunkedBody, LengthBody
 from tunnelgw.http.codec import find_request_end, parse_request_head
 from tunnelgw.http.head import Framing
-from tunnelgw.http.serialise import serialise_response
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from tunnelgw.gateway.opener import Visitor
     from tunnelgw.gateway.service import Gateway
     from tunnelgw.http.body import BodyReader
-    from tunnelgw.http.head import Fields, ResponseHead
-
-# What the connection is waiting for.
-_READY, _UPLOAD, _ANSWER, _BYTES, _DISCARD, _CLOSED = range(6)
+    from tunnelgw.http.head import RequestHead
 
 # Pipelined input kept while an exchange is under way; more is left to the kernel.
 _AHEAD_BYTES = 65536
@@ -40,42 +36,22 @@ _WRITE_HIGH, _WRITE_LOW = 65536, 16384
 # that closing does not destroy the answer on its way (RFC 9112 section 9.6).
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 * 1024 * 1024
-# A loop turn may bring more than a megabyte for one visitor: written in parts that the processor's cache still holds.
-_GATHER_BYTES = 128 * 1024
 # How often an exchange under way is looked at.
 _TICK = 1.0
 
 
-class Http1Visitor(Exchange, asyncio.Protocol):
+class Http1Visitor(Http1Exchange, asyncio.Protocol):
     """One connection: the loop calls the protocol's methods, the upstream `Exchange`'s, the wheel `on_deadline`."""
 
-    __slots__ = (
-        "_ahead", "_chunked", "_eof", "_gathered", "_keep", "_out", "_pumping", "_reader", "_reading_paused", "_seen",
-        "_served", "_since", "_state", "_stuck_at", "_transport", "_write_paused", "armed_until", "deadline",
-        "scheduled",
-    )  # fmt: skip
+    __slots__ = ("_pumping", "_reader", "_seen", "_served", "_since")
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
         super().__init__(Pool(gateway, visitor))
-        self._transport: asyncio.Transport | None = None
-        self._ahead: bytes | bytearray = b""  # input not looked at yet
-        self._seen = 0  # of it: searched for the head's end without finding it
+        self._seen = 0  # of `_ahead`: searched for the head's end without finding it
         self._served = False  # a whole head arrived: the first one's time runs from the connection's start
-        self._out: list[bytes] = []
-        self._gathered = 0  # payload in `_out`
         self._reader: BodyReader | None = None
-        self._state = _READY
         self._since = 0.0  # when the state's absolute deadline began to run
-        self._stuck_at = 0  # the kernel's unsent bytes when we last looked
-        self._chunked = False  # the response goes out in chunks
-        self._keep = True  # the connection may serve another request
-        self._eof = False
         self._pumping = False
-        self._reading_paused = False
-        self._write_paused = False
-        self.scheduled = False  # waits in the gateway's flush of this loop turn
-        self.deadline = math.inf
-        self.armed_until = math.inf
 
     # What the transport calls.
 
@@ -89,7 +65,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         state = self._state
-        if state == _READY:
+        if state == READY:
             if not self._ahead:
                 self._ahead = data
             elif isinstance(self._ahead, bytearray):
@@ -97,17 +73,17 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             else:
                 self._ahead = bytearray(self._ahead) + data
             self._pump()
-        elif state == _UPLOAD:
+        elif state == UPLOAD:
             self._upload(data)
-        elif state == _BYTES:
+        elif state == BYTES:
             self.bytes_in += len(data)
             if self.upstream is not None:
                 self.upstream.send_body(data)
-        elif state == _ANSWER:
+        elif state == ANSWER:
             self._ahead = bytearray(self._ahead) + data if self._ahead else data
             if len(self._ahead) > _AHEAD_BYTES:
                 self._pause_reading()
-        elif state == _DISCARD:
+        elif state == DISCARD:
             self._discard(data)
 
     def eof_received(self) -> bool:
@@ -115,16 +91,16 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         if transport is None or not transport.can_write_eof():
             return False  # TLS has no half-close: the visitor is gone
         self._eof = True
-        if self._state == _BYTES and self.upstream is not None:
+        if self._state == BYTES and self.upstream is not None:
             self.upstream.send_end([])
             return True
-        if self._state == _ANSWER:
+        if self._state == ANSWER:
             self._keep = False
             return True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        state, self._state = self._state, _CLOSED
+        state, self._state = self._state, CLOSED
         self._transport = None
         self.deadline = math.inf
         self._out.clear()
@@ -134,7 +110,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         upstream, self.upstream = self.upstream, None
         if upstream is not None:
             now = gateway.time()
-            if state == _BYTES and exc is None:
+            if state == BYTES and exc is None:
                 upstream.send_end([])
                 upstream.done(now)
             elif self.complete:
@@ -145,16 +121,6 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             self.account(gateway.time(), 0 if self.upgraded or self.complete else Reason.CANCELLED.status)
         self.pool.close()
 
-    def pause_writing(self) -> None:
-        self._write_paused = True
-
-    def resume_writing(self) -> None:
-        self._write_paused = False
-        if self.complete:
-            self._finish()
-        elif self.upstream is not None:
-            self.upstream.release()
-
     # What the wheel calls.
 
     def on_deadline(self, now: float) -> None:
@@ -162,7 +128,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         gateway = self.pool.gateway
         settings = gateway.settings
         state = self._state
-        if state == _READY:
+        if state == READY:
             in_head = not self._served or len(self._ahead) > 0
             due = self._since + (settings.request_head_seconds if in_head else settings.idle_seconds)
             if now < due:
@@ -172,148 +138,20 @@ class Http1Visitor(Exchange, asyncio.Protocol):
                 self.refuse(Reason.HEAD_TIMEOUT)
             else:
                 self._close()
-        elif state == _DISCARD:
+        elif state == DISCARD:
             if now >= self._since + _LINGER_SECONDS:
                 self._close()
             else:
                 gateway.wheel.arm(self, self._since + _LINGER_SECONDS)
-        elif state != _CLOSED:
+        elif state != CLOSED:
             self.pool.sweep(now)
             gateway.wheel.arm(self, now + _TICK)
             self.check(now)
 
-    def flush(self) -> None:
-        """Write what was responded in this loop turn."""
-        self.scheduled = False
-        out = self._out
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            out.clear()  # what is lost with the connection is told by `connection_lost`
-            return
-        if out:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            out.clear()
-            self._gathered = 0
-            self.bytes_out += len(data)
-            transport.write(data)
-        if not self._write_paused:
-            if self.complete:
-                self._finish()
-            elif self.upstream is not None:
-                self.upstream.release()
-
     def drain(self) -> None:
         """Serve no further request: close now if none is under way."""
-        if self._state == _READY and not self._ahead:
+        if self._state == READY and not self._ahead:
             self._close()
-
-    # What the upstream calls.
-
-    def respond_interim(self, head: ResponseHead) -> None:
-        request = self.head
-        assert request is not None
-        if request.version == 11 and (head.status != 100 or request.expect_continue):
-            self._out.append(serialise_response(head, version=11, keep_alive=True))
-
-    def respond(self, head: ResponseHead) -> None:
-        request = self.head
-        assert request is not None
-        version = request.version
-        # An upload that is still under way when the answer comes may never end: do not bet the connection on it.
-        keep = request.keep_alive and self.upload_done and not self._eof and not self.pool.gateway.draining
-        self._chunked = False
-        framing = head.framing
-        if framing is Framing.CLOSE or framing is Framing.CHUNKED:
-            if version == 11:
-                self._chunked = True
-            else:
-                keep = False
-        self._keep = keep
-        self.responded = True
-        self.status = head.status
-        self._out.append(self.pool.heads().response_bytes(head, version, keep_alive=keep))
-
-    def respond_upgrade(self, head: ResponseHead) -> None:
-        self.responded = self.upgraded = True
-        self.status = 101
-        self._keep = self._chunked = False
-        self._out.append(serialise_response(head, version=11, keep_alive=True))
-        self._state = _BYTES
-        ahead, self._ahead = self._ahead, b""
-        if ahead and self.upstream is not None:
-            self.bytes_in += len(ahead)
-            self.upstream.send_body(bytes(ahead))
-        self._resume_reading()
-
-    def respond_data(self, data: bytes) -> None:
-        if self._chunked:
-            self._out += (b"%x\r\n" % len(data), data, b"\r\n")
-        else:
-            self._out.append(data)
-        self._gathered += len(data)
-        if self._gathered >= _GATHER_BYTES:
-            self.flush()
-
-    def respond_end(self, trailers: Fields) -> None:
-        if self._chunked:
-            self._out.append(encode_trailers(trailers) if trailers else LAST_CHUNK)
-        if self._state == _BYTES:
-            self._end_bytes()
-            return
-        self.complete = True
-        self.flush()
-
-    def respond_cut(self, reason: Reason) -> None:  # noqa: ARG002 - HTTP/1.1 cannot say why
-        self.account(self.pool.gateway.time())
-        transport, self._transport = self._transport, None
-        self._state = _CLOSED
-        if transport is None:
-            return
-        if self._out and not transport.is_closing():
-            transport.write(b"".join(self._out))
-            self._out.clear()
-        if self._chunked or self.upgraded or self._keep:
-            transport.close()  # the missing rest shows: no last chunk, or fewer bytes than were promised
-        else:
-            transport.abort()  # an orderly end could be the end of the body
-
-    def settle(self) -> None:
-        if not self.scheduled:
-            self.scheduled = True
-            self.pool.gateway.flush_soon(self)
-
-    def answer(self, head: ResponseHead, body: bytes) -> None:
-        request = self.head  # None: it could not be parsed, and where the next one begins is anybody's guess
-        keep = request is not None and request.keep_alive and self.upload_done
-        self._keep = keep and not self._eof and not self.pool.gateway.draining
-        self._chunked = False
-        version = 11 if request is None else request.version
-        self._out.append(serialise_response(head, version=version, keep_alive=self._keep))
-        if body:
-            self._out.append(body)
-        self.complete = True
-        self.flush()
-
-    def pause_upload(self) -> None:
-        self.upload_paused = True
-        if self._state in (_UPLOAD, _BYTES):
-            self._pause_reading()
-
-    def resume_upload(self) -> None:
-        self.upload_paused = False
-        if self._state == _UPLOAD and self._ahead:
-            data, self._ahead = bytes(self._ahead), b""
-            self._upload(data)
-        if self._state in (_UPLOAD, _BYTES) and not self.upload_paused:
-            self._resume_reading()
-
-    def visitor_stuck(self) -> bool:
-        if not self._write_paused or self._transport is None:
-            return False
-        waiting = self.pool.gateway.unsent_bytes(self._transport)
-        moved = waiting != self._stuck_at
-        self._stuck_at = waiting
-        return not moved
 
     # Inside: input.
 
@@ -323,7 +161,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             return
         self._pumping = True
         try:
-            while self._state == _READY and self._ahead and not self._write_paused:
+            while self._state == READY and self._ahead and not self._write_paused:
                 if not self._next_head():
                     break
         finally:
@@ -365,21 +203,25 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             self.upload_done = True
             self.refuse(error.reason)
             return False
+        self._start(head)
+        return True
+
+    def _start(self, head: RequestHead) -> None:
+        gateway = self.pool.gateway
         now = gateway.time()
         if self.deadline > now + _TICK:
             gateway.wheel.arm(self, now + _TICK)
         self.complete = False
         framing = head.framing
         if framing is Framing.NONE or not head.length:
-            self._state = _ANSWER
+            self._state = ANSWER
         else:
-            self._state = _UPLOAD
+            self._state = UPLOAD
             self._reader = LengthBody(head.length) if framing is Framing.LENGTH else ChunkedBody()
         self.begin(head, now)
-        if self._state == _UPLOAD:
+        if self._state == UPLOAD:
             data, self._ahead = bytes(self._ahead), b""
             self._upload(data)
-        return True
 
     def _upload(self, data: bytes) -> None:
         upstream = self.upstream
@@ -405,7 +247,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
             if end < len(data):
                 self._ahead = data[end:]
             self.upload_done = True
-            self._state = _ANSWER
+            self._state = ANSWER
             if self._reading_paused:
                 self._resume_reading()
             upstream.send_end(reader.trailers)
@@ -431,7 +273,7 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         if not self._keep:
             self._end_connection(now)
             return
-        self._state = _READY
+        self._state = READY
         self._since = now
         if self._reading_paused:
             self._resume_reading()
@@ -442,38 +284,8 @@ class Http1Visitor(Exchange, asyncio.Protocol):
         if self.upload_done or self._eof:
             self._close()
             return
-        self._state = _DISCARD
+        self._state = DISCARD
         self._since = now
         self.bytes_in = 0
         self._resume_reading()
         self.pool.gateway.wheel.arm(self, now + _LINGER_SECONDS)
-
-    def _end_bytes(self) -> None:
-        self.flush()
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        if self._eof or not transport.can_write_eof():
-            self._transport = None
-            transport.close()
-        else:
-            transport.write_eof()
-
-    def _close(self) -> None:
-        self._state = _CLOSED
-        self._ahead = b""
-        transport, self._transport = self._transport, None  # uvloop raises if a closed one is touched again
-        if transport is not None:
-            transport.close()
-
-    def _pause_reading(self) -> None:
-        transport = self._transport
-        if not self._reading_paused and transport is not None and not transport.is_closing():
-            self._reading_paused = True
-            transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        transport = self._transport
-        if self._reading_paused and transport is not None and not transport.is_closing():
-            self._reading_paused = False
-            transport.resume_reading()

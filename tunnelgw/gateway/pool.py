@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import Refused, RemoteError
+from tunnelgw.gateway.branch import Branch
 from tunnelgw.gateway.memo import Memo
 from tunnelgw.gateway.upstream1 import Upstream1
-from tunnelgw.gateway.upstream2 import Branch, Trunk
+from tunnelgw.gateway.upstream2 import Trunk
 from tunnelgw.http.forwarding import Forwarding, claimed_address, claimed_secure
 from tunnelgw.obs.reasons import Reason
 
@@ -43,7 +44,7 @@ class Pool:
             address=visitor.address, port=visitor.edge_port, secure=visitor.secure, trusted=self._trusted
         )
         self._memo: Memo | None = None
-        self._covered = ""  # the last host that this connection's certificate was found to cover
+        self._covered: str | None = None  # the last host that this connection's certificate was found to cover
         self._kept: list[Upstream1] | None = None
         self._trunks: list[Trunk] | None = None
 
@@ -51,6 +52,8 @@ class Pool:
         """The route of a request, for this visitor; None: it is to be had over TLS only. Raises the refusal."""
         gateway, visitor = self.gateway, self.visitor
         host = head.host
+        if not host:
+            raise RemoteError("no host was named", reason=Reason.NO_ROUTE)
         if host != self._covered:
             if not gateway.covers(visitor, host):
                 raise RemoteError("the connection is for another host", reason=Reason.MISDIRECTED)
