@@ -68,9 +68,12 @@ class Memo:
         found = _line(block)
         if found is None or found.end() + len(rest) != len(block):
             return None
+        last = self._rest_head
         method, path = found.groups()
+        if last is None or method != last.method:
+            return None  # the same fields can mean another thing with another method: an upgrade is for GET
         check_path(path)
-        return self._again(method, path)
+        return self._again(last, path)
 
     def remember(self, block: bytes, head: RequestHead) -> None:
         """Keep `head`, which the codec made of `block`."""
@@ -91,7 +94,7 @@ class Memo:
                     return None, ()
                 check_path(path)
                 assert self._rest_head is not None  # set with `_key`
-                return self._again(self._rest_head.method, path), key
+                return self._again(self._rest_head, path), key
         return None, ()
 
     def remember_h2(self, key: H2Fields, head: RequestHead) -> None:
@@ -144,10 +147,8 @@ class Memo:
     def _plain(self, head: RequestHead) -> bool:
         return head.framing is Framing.NONE and head.method in _REPEATED and not head.upgrade and not head.protocol
 
-    def _again(self, method: bytes, path: bytes) -> RequestHead:
-        last = self._rest_head
-        assert last is not None  # set with `_rest` and `_key`
+    def _again(self, last: RequestHead, path: bytes) -> RequestHead:
         return RequestHead(
-            method, path, last.host, last.authority, last.version, last.fields, last.claimed, Framing.NONE, 0,
+            last.method, path, last.host, last.authority, last.version, last.fields, last.claimed, Framing.NONE, 0,
             last.keep_alive, False, b"", b"", self._id, last.trailers_ok,
         )  # fmt: skip
