@@ -16,7 +16,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 TUNNELGW = [sys.executable, "-m", "tunnelgw"]
 DOMAIN = "example.com"
@@ -247,6 +250,21 @@ listen = "127.0.0.1:{self.metrics_port}"
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         return context.wrap_socket(sock, server_hostname=name)
 
+    def s_client(self, name: str, *options: str, stdin: bytes = b"", port: int = 0) -> subprocess.CompletedProcess[str]:
+        """`openssl s_client` with this server name ("" for none), ended by the end of `stdin` or by the edge."""
+        wanted = ["-servername", name] if name else ["-noservername"]
+        return subprocess.run(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{port or self.port}", *wanted, *options],
+            input=stdin.decode("latin-1"), capture_output=True, encoding="latin-1", timeout=30, check=False,
+        )  # fmt: skip
+
+    def authority(self, name: str) -> bytes:
+        """The last certificate that the edge shows for this name: of the authority that signed the first."""
+        shown = self.s_client(name, "-showcerts").stdout
+        found = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", shown, re.DOTALL)
+        assert len(found) >= 2, shown
+        return f"{found[-1]}\n".encode()
+
     def logs(self) -> str:
         return "\n".join(f"--- {child.name}\n{child.text()[-3000:]}" for child in self.children)
 
@@ -266,7 +284,7 @@ listen = "127.0.0.1:{self.metrics_port}"
             assert process.popen.poll() is None, process.text()
         return process
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -88,11 +88,21 @@ async def socket(request: web.Request) -> web.WebSocketResponse:
     connection = web.WebSocketResponse(max_msg_size=64 * 1024 * 1024)
     await connection.prepare(request)
     async for message in connection:
+        if "close" in request.query:
+            await connection.close(code=int(request.query["close"]), message=b"as asked")
+            break
         if message.type is WSMsgType.TEXT:
             await connection.send_str(f"echo {message.data}")
         elif message.type is WSMsgType.BINARY:
             await connection.send_bytes(message.data)
+    if "told" in request.query:
+        await request.app["closes"].put(connection.close_code)
     return connection
+
+
+async def closed(request: web.Request) -> web.Response:
+    """The close code of the next WebSocket that asked for its telling."""
+    return web.json_response(await request.app["closes"].get())
 
 
 async def status(request: web.Request) -> web.Response:
@@ -118,12 +128,13 @@ async def page(_request: web.Request) -> web.Response:
 def main() -> None:
     app = web.Application(client_max_size=0)
     where, app["name"] = sys.argv[1], sys.argv[2]
-    app["gate"] = asyncio.Queue()
+    app["gate"], app["closes"] = asyncio.Queue(), asyncio.Queue()
     app.add_routes([
         web.get("/", index), web.route("*", "/headers", headers), web.route("*", "/headers/{rest:.*}", headers),
         web.post("/echo", echo), web.get("/bytes/{size}", produce), web.route("*", "/upload", consume),
         web.get("/events", events), web.get("/ws", socket), web.get("/status/{code}", status), web.get("/slow", slow),
         web.get("/page.html", page), web.get("/gated", gated), web.post("/release", release), web.get("/file", itself),
+        web.get("/closed", closed),
     ])  # fmt: skip
     options = {"port": int(where), "host": "127.0.0.1"} if where.isdigit() else {"path": where}
     web.run_app(app, print=lambda *_: print("ready", flush=True), shutdown_timeout=0.5, **options)

@@ -47,7 +47,7 @@ class RawTarget:
                 self._handle(sock)
         except OSError:
             pass
-        except BaseException as error:  # noqa: BLE001 - shown at the end of the test
+        except BaseException as error:
             self._errors.append(error)
         finally:
             self._open.discard(sock)

@@ -275,7 +275,7 @@ def test_too_large_a_head_over_http1(world: World) -> None:
 
 def test_too_large_a_head_over_http2(world: World) -> None:
     done = world.curl("https://web.example.com/", "--http2", *large(7), "-w", "%{http_code}", check=False)
-    assert done.stdout.endswith(b"431") or done.returncode == 92, "refused, or its stream reset"
+    assert done.stdout.endswith(b"431") or done.returncode in (18, 92), done.stdout[-200:]
 
 
 @VERSIONS
