@@ -306,6 +306,29 @@ def test_the_file_is_watched_and_a_bad_one_changes_nothing(
     run(main)
 
 
+def test_edges_come_and_go_and_are_joined_anew_while_it_runs(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "second").mkdir()
+        second = await FakeEdge(tmp_path / "second").listen()
+        async with tunnel(tmp_path) as (edge, connector):
+            make_identity(tmp_path / "state", second)
+            messages = await connector.reload(config(tmp_path))
+            assert messages == [f"edge {second.endpoint} added"]
+            await until(lambda: second.services)
+            assert len(edge.hellos) == 1
+            assert await connector.reload(config(tmp_path)) == []
+            make_identity(tmp_path / "state", second)  # with a new key
+            assert len(await connector.reload(config(tmp_path))) == 2
+            await until(lambda: len(second.services) == 2)
+            messages = await connector.reload(config(tmp_path, edge=(edge.endpoint,)))
+            assert messages == [f"edge {second.endpoint} removed"]
+            await until(lambda: second.link is None)
+            assert connector.edges[0].up
+        await second.close()
+
+    run(main)
+
+
 def test_a_refused_claim_is_loud_and_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with tunnel(tmp_path) as (edge, connector):

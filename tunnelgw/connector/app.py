@@ -131,7 +131,8 @@ class Connector:
     # Changes
 
     async def reload(self, config: ConnectorConfig) -> list[str]:
-        """Apply another configuration; one line for each thing that changed."""
+        """Apply another configuration; one line for each thing that changed. LocalError, and then nothing has."""
+        places = await edges_to_serve(config, may_join=False)
         diff = diff_connector(self.config, config)
         self.config = config
         messages = [
@@ -142,8 +143,7 @@ class Connector:
         if self.served.replace(config):
             for edge in self.edges:
                 edge.declare()
-        if "edge" in diff.keys:
-            messages += await self._match_edges()
+        messages += await self._match_edges(places)
         if diff.restart:
             messages.append(restart_warning(diff.restart))
         for message in messages:
@@ -157,18 +157,18 @@ class Connector:
             self._watch.seen()
         return await self.reload(load_connector(self.config.path))
 
-    async def _match_edges(self) -> list[str]:
-        """Serve the edges that the configuration names now; unchanged ones keep their tunnels."""
-        places = {place.endpoint: place for place in await edges_to_serve(self.config)}
-        kept = {edge.endpoint: edge for edge in self.edges}
-        gone = [edge for edge in self.edges if edge.endpoint not in places]
-        new = [self._edge(place) for endpoint, place in places.items() if endpoint not in kept]
-        self.edges = [edge for edge in self.edges if edge.endpoint in places] + new
-        for edge in new:
-            edge.start()
+    async def _match_edges(self, places: list[Place]) -> list[str]:
+        """Serve these edges, with these identities (one may have been joined anew); others keep their tunnels."""
+        wanted = {(place.endpoint, place.identity.key): place for place in places}
+        serving = {(edge.endpoint, edge.identity.key): edge for edge in self.edges}
+        gone = [edge for key, edge in serving.items() if key not in wanted]
+        new = [self._edge(place) for key, place in wanted.items() if key not in serving]
+        self.edges = [edge for key, edge in serving.items() if key in wanted] + new
         for edge in gone:
             await edge.stop(Reason.WITHDRAWN)
-        return [f"edge {edge.endpoint} added" for edge in new] + [f"edge {edge.endpoint} removed" for edge in gone]
+        for edge in new:
+            edge.start()
+        return [f"edge {edge.endpoint} removed" for edge in gone] + [f"edge {edge.endpoint} added" for edge in new]
 
     def _edge(self, place: Place) -> JoinedEdge:
         return JoinedEdge(place.identity, place.endpoint, self._instance, changed=self._notice)

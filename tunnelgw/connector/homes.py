@@ -38,12 +38,15 @@ class Place:
     identity: HomeIdentity
 
 
-async def edges_to_serve(config: ConnectorConfig) -> list[Place]:
-    """Every edge with its identity. LocalError if there is none and no invitation, or the edge refuses it."""
+async def edges_to_serve(config: ConnectorConfig, *, may_join: bool = True) -> list[Place]:
+    """Every edge with its identity. LocalError if there is none and no invitation, or the edge refuses it.
+
+    `may_join`: use the invitation, which waits until its edge can be reached.
+    """
     loop = asyncio.get_running_loop()
     identities = await loop.run_in_executor(None, home.load_all, config.state_dir)
     places, missing = _match(config, identities)
-    if missing or not places:
+    if may_join and (missing or not places):
         invitation = _invitation(config)
         if invitation:
             identity = await _join(invitation, config, missing[0] if len(missing) == 1 else None)
