@@ -96,7 +96,7 @@ def test_readme_user_path(folder: Path) -> None:
     text = MACHINE.format(folder=folder, python=python)
     text += f"{init}\ninvitation=$({invite})\n"
     text += join.replace("tgw1_…", '"$invitation"') + f"\nurl=$({expose})\n"
-    text += 'echo "url $url"\ncurl --http1.1 --silent --show-error --insecure --fail --max-time 20 "$url"\n'
+    text += 'echo "url $url"\ncurl --silent --show-error --insecure --fail --max-time 20 "$url"\n'
     text += "stat -c '%U %a %n' /var/lib/tunnelgw/edge /var/lib/tunnelgw/connector\n"
     done = subprocess.run(
         [*NAMESPACES, "bash", "-c", text], capture_output=True, text=True, timeout=100, check=False, cwd="/"

@@ -21,7 +21,8 @@ MAX_CRUMBS = 400
 
 _is_clean_path = re.compile(rb"/[!-~]*+").fullmatch
 # One value a line, no space or tab around it: one pass over all values is five times faster than one for each.
-_are_values = re.compile(rb"(?:(?![\t ])" + VALUE + rb"*+(?<![\t ])\n)*+").fullmatch
+# The group is not possessive: Python 3.11.2, which Debian 12 has, then matches one line only (fixed in later ones).
+_are_values = re.compile(rb"(?:(?![\t ])" + VALUE + rb"*+(?<![\t ])\n)*").fullmatch
 # Only names that were found to be tokens are ever looked up in NAMES, so whatever is in it is one.
 # RFC 9113 section 8.2.2: connection-specific fields make a message malformed; `te: trailers` alone may stand.
 _CONNECTION_SPECIFIC = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
