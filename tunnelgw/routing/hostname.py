@@ -12,7 +12,8 @@ import re
 
 MAX_NAME = 253  # RFC 1035 section 2.3.4, without the root label
 
-_NAME = re.compile(r"(?:(?!-)[a-z0-9-]{1,63}(?<!-)\.)*+(?!-)[a-z0-9-]{1,63}(?<!-)")
+# The group is not possessive: Python 3.11.2, which Debian 12 has, then skips the test that follows it.
+_NAME = re.compile(r"(?:(?!-)[a-z0-9-]{1,63}(?<!-)\.)*(?!-)[a-z0-9-]{1,63}(?<!-)")
 # A last label of digits alone would be an IPv4 address to somebody (WHATWG URL: "ends in a number").
 _ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9A-Za-z.-]{1,254}))(?::([1-9][0-9]{0,4}))?")
