@@ -171,6 +171,16 @@ class TestGrpc:
 
 
 class TestFailures:
+    def test_a_silent_call_lives_as_long_as_the_route_allows(self) -> None:
+        world = World(make_route(kind="h2c", response_seconds=1000.0))
+        browser, service, number = start(world, end=False)
+        world.loop.advance(900)
+        settle(browser, service)
+        assert number not in browser.closed
+        world.loop.advance(110)
+        settle(browser, service)
+        assert browser.heads[number][b":status"] == b"408"
+
     def test_cancelled_by_the_visitor(self, grpc_world: World) -> None:
         browser, service, number = start(grpc_world, end=False)
         browser.core.reset_stream(number)

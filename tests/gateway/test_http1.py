@@ -719,8 +719,16 @@ class TestDeadlines:
         transport.fill_after = 1
         world.opener.last.deliver(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + bytes(1000))
         world.loop.advance(25)
-        assert transport.closed
+        assert transport.aborted
         assert world.opener.last.closed
+
+    def test_reader_that_takes_not_even_an_error(self, codec: str) -> None:
+        world = World(settings=GatewaySettings(stall_seconds=20))
+        protocol, transport = world.connect(server_name="other.example.com")
+        transport.fill_after = 1
+        protocol.data_received(get())
+        world.loop.advance(25)
+        assert transport.aborted
 
 
 class TestBackpressure:

@@ -430,6 +430,34 @@ class TestDeadlines:
         assert not browser.protocol.exchanges
         assert number == 1
 
+    def test_goaway_of_the_visitor(self, world: World) -> None:
+        browser = Browser2(world)
+        number = browser.get()
+        browser.go()
+        browser.core.send_goaway()
+        browser.go()
+        assert not browser.transport.closed
+        world.opener.last.deliver(OK)
+        browser.go()
+        assert browser.bodies[number] == b"hi"
+        assert browser.transport.closed
+
+    def test_idle_and_not_reading(self, world: World) -> None:
+        browser = Browser2(world)
+        browser.go()
+        browser.protocol.pause_writing()
+        world.loop.advance(80)
+        assert browser.transport.aborted
+
+    def test_a_broken_frame_ends_the_connection_and_its_streams(self, world: World) -> None:
+        browser = Browser2(world)
+        browser.get()
+        browser.go()
+        browser.protocol.data_received(b"\0\0\4\x08\0\0\0\0\0\0\0\0\0")  # WINDOW_UPDATE of nothing
+        world.loop.turn()
+        assert browser.transport.closed
+        assert not world.opener.open_streams
+
     def test_drain(self, world: World) -> None:
         browser = Browser2(world)
         number = browser.get()

@@ -161,26 +161,29 @@ class Exchange:
     def check(self, now: float) -> None:
         """Called about once a second: end what waits too long for somebody who should move."""
         upstream = self.upstream
-        if upstream is None or self.upgraded or not upstream.ready:
-            return  # parked requests are the opener's to end
+        if self.upgraded or (not self.complete if upstream is None else not upstream.ready):
+            return  # upgraded connections may be silent for ever; parked requests are the opener's to end
         moved = self.bytes_in + self.bytes_out - self.quiet_mark
         if moved >= _PROGRESS_BYTES or (moved and self.upload_done):
             self.quiet_mark += moved
             self.quiet_since = now
             return
         quiet = now - self.quiet_since
-        settings = self.pool.gateway.settings
-        assert self.route is not None
-        if not self.upload_done and not self.responded:
-            if quiet >= settings.stall_seconds:
-                self.give_up(Reason.STALLED if self.upload_paused else Reason.BODY_TIMEOUT)
-        elif not self.responded:
-            if quiet >= self.route.response_seconds:
+        stall_seconds = self.pool.gateway.settings.stall_seconds
+        route = self.route
+        if self.responded or route is None:
+            if not self.visitor_stuck():
+                self.quiet_since = now
+            elif quiet >= stall_seconds:
+                self.give_up(Reason.STALLED)
+        elif self.upload_done:
+            if quiet >= route.response_seconds:
                 self.give_up(Reason.RESPONSE_TIMEOUT)
-        elif not self.visitor_stuck():
-            self.quiet_since = now
-        elif quiet >= settings.stall_seconds:
-            self.give_up(Reason.STALLED)
+        else:
+            # A gRPC call may leave its upload open while both sides have nothing to say.
+            limit = max(stall_seconds, route.response_seconds) if route.kind == "h2c" else stall_seconds
+            if quiet >= limit:
+                self.give_up(Reason.STALLED if self.upload_paused else Reason.BODY_TIMEOUT)
 
     def give_up(self, reason: Reason) -> None:
         """End the exchange from this side: reset the upstream, answer or cut."""

@@ -164,7 +164,9 @@ class Http1Exchange(Exchange):
         if self._out and not transport.is_closing():
             transport.write(b"".join(self._out))
             self._out.clear()
-        if self._chunked or self.upgraded or self._keep:
+        if self._write_paused:
+            transport.abort()  # who does not read would keep an orderly end waiting for ever
+        elif self._chunked or self.upgraded or self._keep:
             transport.close()  # the missing rest shows: no last chunk, or fewer bytes than were promised
         else:
             transport.abort()  # an orderly end could be the end of the body

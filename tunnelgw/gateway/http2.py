@@ -19,6 +19,7 @@ from tunnelgw.gateway.exchange2 import Http2Exchange
 from tunnelgw.gateway.pool import Pool
 from tunnelgw.http import pseudo
 from tunnelgw.http.h2 import (
+    ConnectionClosed,
     DataReceived,
     ErrorCode,
     Http2,
@@ -46,7 +47,7 @@ class Http2Visitor(asyncio.Protocol):
     """One connection. The loop calls the protocol's methods, exchanges call `settle_soon`, the wheel `on_deadline`."""
 
     __slots__ = (
-        "_greeted", "_since", "_transport", "armed_until", "closing", "deadline", "engine", "exchanges", "gateway",
+        "_greeted", "_over", "_since", "_transport", "armed_until", "closing", "deadline", "engine", "exchanges", "gateway",
         "pool", "scheduled", "unsettled", "write_paused",
     )  # fmt: skip
 
@@ -59,7 +60,8 @@ class Http2Visitor(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._greeted = False  # the visitor said something that made sense
         self._since = 0.0  # when the connection became idle
-        self.closing = False
+        self.closing = False  # takes no further requests
+        self._over = False  # the engine is at its end
         self.write_paused = False
         self.scheduled = False  # waits in the gateway's flush of this loop turn
         self.deadline = math.inf
@@ -97,11 +99,7 @@ class Http2Visitor(asyncio.Protocol):
         self.closing = True
         self.deadline = math.inf
         self.gateway.connections.discard(self)
-        exchanges, self.exchanges = self.exchanges, {}
-        self.unsettled.clear()
-        for exchange in exchanges.values():
-            exchange.closed(complete=False)
-        self.pool.close()
+        self._abandon()
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -162,7 +160,7 @@ class Http2Visitor(asyncio.Protocol):
         except RemoteError:
             self._close()
             return
-        if self.closing and not self.exchanges and not self.write_paused:
+        if self._over or (self.closing and not self.exchanges and not self.write_paused):
             self._close()
 
     def drain(self) -> None:
@@ -202,6 +200,8 @@ class Http2Visitor(asyncio.Protocol):
                 exchange = exchanges.get(event.stream_id)
                 if exchange is not None:
                     exchange.upload_trailers(list(event.headers))
+            elif isinstance(event, ConnectionClosed):
+                self.closing = self._over = True  # GOAWAY of either side, and nothing left to say
             elif isinstance(event, StreamReset):
                 exchange = exchanges.get(event.stream_id)
                 if exchange is not None:
@@ -253,9 +253,22 @@ class Http2Visitor(asyncio.Protocol):
     def _close(self) -> None:
         transport, self._transport = self._transport, None  # uvloop raises if a closed one is touched again
         if transport is not None:
-            transport.close()
+            if self.write_paused:
+                transport.abort()  # who does not read would keep an orderly end waiting for ever
+            else:
+                transport.close()
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Nothing goes to the visitor any more: reset what is under way."""
+        exchanges, self.exchanges = self.exchanges, {}
+        self.unsettled.clear()
+        for exchange in exchanges.values():
+            exchange.closed(complete=False)
+        self.pool.close()
 
     def _end(self) -> None:
         self.closing = True
         self.engine.terminate()
         self.flush()
+        self._close()
