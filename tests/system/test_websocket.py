@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import re
 import shutil
-import socket
 import ssl
 import struct
 import subprocess
@@ -16,18 +15,17 @@ import h2.connection
 import h2.events
 import h2.settings
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from tests.system.harness import World
 from tests.system.service import pattern
 from tests.system.targets import RawTarget, read_all, read_head
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
-
-    from websockets.sync.client import ClientConnection
 
 pytestmark = pytest.mark.system
 CHROMIUM = shutil.which("chromium")
@@ -58,55 +56,75 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
-def open_socket(world: World, path: str, *, name: str = "web.example.com") -> ClientConnection:
-    """A connection of the client library over HTTP/1.1."""
+def open_socket(world: World, path: str, *, name: str = "web.example.com") -> connect:
+    """A connection of the client library over HTTP/1.1. Not the threaded client: TLS objects bear no threads before 3.13."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    sock = socket.create_connection(("127.0.0.1", world.port), timeout=30)
     url = f"wss://{name}:{world.port}{path}"
-    return connect(url, sock=sock, ssl=context, max_size=None, open_timeout=30, proxy=None)
+    return connect(url, host="127.0.0.1", port=world.port, ssl=context, max_size=None, open_timeout=30, proxy=None)
 
 
 def test_text_and_binary(world: World) -> None:
     large = pattern(5_000_000)
-    with open_socket(world, "/ws") as connection:
-        connection.send("grüße")
-        assert connection.recv(30) == "echo grüße"
-        connection.send(large)
-        assert connection.recv(30) == large
-        connection.send(b"")
-        assert connection.recv(30) == b""
-        assert connection.ping().wait(30), "pings pass"
+
+    async def talk() -> None:
+        async with open_socket(world, "/ws") as connection:
+            await connection.send("grüße")
+            assert await connection.recv() == "echo grüße"
+            await connection.send(large)
+            assert await connection.recv() == large
+            await connection.send(b"")
+            assert await connection.recv() == b""
+            await (await connection.ping())
+
+    asyncio.run(asyncio.wait_for(talk(), 60))
 
 
 def test_the_services_close_code(world: World) -> None:
-    with open_socket(world, "/ws?close=4007") as connection:
-        connection.send("bye")
-        with pytest.raises(ConnectionClosed) as closed:
-            connection.recv(30)
-    assert closed.value.rcvd is not None
-    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4007, "as asked")
+    async def talk() -> ConnectionClosed:
+        async with open_socket(world, "/ws?close=4007") as connection:
+            await connection.send("bye")
+            with pytest.raises(ConnectionClosed) as closed:
+                await connection.recv()
+            return closed.value
+
+    closed = asyncio.run(asyncio.wait_for(talk(), 60))
+    assert closed.rcvd is not None
+    assert (closed.rcvd.code, closed.rcvd.reason) == (4007, "as asked")
 
 
 def test_the_visitors_close_code(world: World) -> None:
-    with open_socket(world, "/ws?told=1") as connection:
-        connection.close(4008, "enough")
+    async def talk() -> None:
+        async with open_socket(world, "/ws?told=1") as connection:
+            await connection.close(4008, "enough")
+
+    asyncio.run(asyncio.wait_for(talk(), 60))
     assert world.curl("https://web.example.com/closed").stdout == b"4008"
 
 
 def test_many_at_once(world: World) -> None:
-    with contextlib.ExitStack() as stack:
-        connections = [stack.enter_context(open_socket(world, "/ws")) for _ in range(20)]
-        for number, connection in enumerate(connections):
-            connection.send(str(number))
-        for number, connection in enumerate(connections):
-            assert connection.recv(30) == f"echo {number}"
+    async def one(number: int, everybody: asyncio.Barrier) -> None:
+        async with open_socket(world, "/ws") as connection:
+            await everybody.wait()
+            await connection.send(str(number))
+            assert await connection.recv() == f"echo {number}"
+            await everybody.wait()
+
+    async def all_of_them() -> None:
+        everybody = asyncio.Barrier(50)
+        await asyncio.gather(*(one(number, everybody) for number in range(50)))
+
+    asyncio.run(asyncio.wait_for(all_of_them(), 60))
 
 
 def test_a_path_without_websocket(world: World) -> None:
+    async def talk() -> None:
+        async with open_socket(world, "/status/403"):
+            pass
+
     with pytest.raises(InvalidStatus) as refused:
-        open_socket(world, "/status/403")
+        asyncio.run(asyncio.wait_for(talk(), 60))
     assert refused.value.response.status_code == 403
 
 
@@ -210,16 +228,25 @@ def test_other_protocols_over_http2_are_refused(world: World) -> None:
     assert inside.fields[":status"] == "501"
 
 
+def idle_connection_ends(world: World) -> None:
+    with world.tls("web.example.com") as idle:
+        idle.sendall(b"GET /status/201 HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
+        assert b" 201 " in read_all(idle), "and then it was closed"
+
+
 def test_a_websocket_outlives_the_idle_limit(tmp_path: Path) -> None:
     """`idle_seconds` is for the time between requests: a quiet WebSocket is not cut, a quiet connection is."""
     with World(tmp_path, tables="[limits]\nidle_seconds = 1") as world:
         world.start_edge()
         world.connector("home", f'[services.web]\ntarget = "http://127.0.0.1:{world.service("web")}"')
-        with open_socket(world, "/ws") as connection, world.tls("web.example.com") as idle:
-            idle.sendall(b"GET /status/201 HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
-            assert b" 201 " in read_all(idle), "and then it was closed"
-            connection.send("still here")
-            assert connection.recv(30) == "echo still here"
+
+        async def talk() -> None:
+            async with open_socket(world, "/ws") as connection:
+                await asyncio.to_thread(idle_connection_ends, world)
+                await connection.send("still here")
+                assert await connection.recv() == "echo still here"
+
+        asyncio.run(asyncio.wait_for(talk(), 60))
 
 
 @pytest.mark.slow
