@@ -81,6 +81,7 @@ def measure(scenario: Scenario, name: str, port: int, group: Group, seconds: flo
 
 def environment() -> dict[str, str]:
     """Machine, versions and commit."""
+
     def first_line(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return (done.stdout or done.stderr).strip().splitlines()[0] if (done.stdout or done.stderr).strip() else ""

@@ -7,7 +7,6 @@ Every front shows the same ECDSA P-256 certificate, keeps connections alive ever
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -30,12 +29,18 @@ def make_certificate(folder: Path) -> Path:
     return folder
 
 
-def start_nginx(group: Group) -> int:
+def start_nginx(group: Group, inside: list[str] | None = None) -> int:
     """The local service: a 13-byte, a 10 KiB and a 1 MiB body, and 256 MiB; plain HTTP, keep-alive. Returns its port."""
     folder, port = group.folder, free_port()
     pages = folder / "pages"
     pages.mkdir(exist_ok=True)
-    for name, size in {"small": 13, "10k": 10 * 1024, "1m": 1024 * 1024, "256m": 256 * 1024 * 1024}.items():
+    for name, size in {
+        "small": 13,
+        "10k": 10 * 1024,
+        "1m": 1024 * 1024,
+        "256m": 256 * 1024 * 1024,
+        "1g": 1024**3,
+    }.items():
         with (pages / name).open("wb") as file:
             file.truncate(size)
     (folder / "nginx.conf").write_text(f"""
@@ -46,8 +51,9 @@ http {{ access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_re
   uwsgi_temp_path {folder}/tmp; scgi_temp_path {folder}/tmp; open_file_cache max=100;
   server {{ listen 127.0.0.1:{port} backlog=4096; root {pages}; }} }}
 """)
-    group.start("nginx", ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")])
-    wait_port(port)
+    group.start("nginx", [*(inside or []), "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")])
+    if not inside:
+        wait_port(port)
     return port
 
 
@@ -113,15 +119,28 @@ class Tunnelgw:
         return ""
 
     @staticmethod
-    def start(group: Group, service: int) -> int:
-        """Init, invite, join, run; returns the edge's port."""
+    def start(
+        group: Group,
+        service: int,
+        *,
+        delay: float = 0.0,
+        namespaces: list[list[str]] | None = None,
+        address: str = "127.0.0.1",
+    ) -> int:
+        """Invite, join, run; returns the edge's port.
+
+        delay: round trip in seconds added to the link by a relay. namespaces: command prefixes for the edge and for
+        home, where nginx is then started too; `address` is the edge's.
+        """
         folder = make_certificate(group.folder)
         front = free_port()
+        at_edge, at_home = namespaces or [[], []]
+        service = service or start_nginx(group, at_home)
         tunnelgw = [sys.executable, "-m", "tunnelgw"]
         (folder / "edge.toml").write_text(f"""
 domain = "example.com"
-address = "127.0.0.1:{front}"
-listen = ["127.0.0.1:{front}"]
+address = "{address}:{front}"
+listen = ["{address}:{front}"]
 listen_http = []
 state_dir = "{folder}/edge"
 [tls]
@@ -135,31 +154,27 @@ state_dir = "{folder}/connector"
 [services.bench]
 target = "http://127.0.0.1:{service}"
 """)
-        environment = dict(os.environ, TUNNELGW_CONFIG="")
-        group.start("edge", [*tunnelgw, "edge", "run", "--config", str(folder / "edge.toml")], env=environment)
-        wait_port(front)
-        invite = subprocess.run(
-            [*tunnelgw, "edge", "invite", "home", "--config", str(folder / "edge.toml")], check=True, capture_output=True
-        )
+        edge = ["--config", str(folder / "edge.toml")]
+        home = ["--config", str(folder / "connector.toml")]
+        from tunnelgw.admin.setup import create_state
+
+        create_state(folder / "edge")
+        group.start("edge", [*at_edge, *tunnelgw, "edge", "run", *edge])
+        group.wait_for("edge", "ready")
+        invite = subprocess.run([*tunnelgw, "edge", "invite", "home", *edge], check=True, capture_output=True)
+        through = []
+        if delay:
+            relay = free_port()
+            script = Path(__file__).parent.parent / "tests" / "system" / "relay.py"
+            group.start("relay", [sys.executable, str(script), str(relay), str(front), str(delay / 2)])
+            wait_port(relay)
+            through = ["--edge", f"127.0.0.1:{relay}"]
         subprocess.run(
-            [*tunnelgw, "join", "-", "--config", str(folder / "connector.toml"), "--state-dir", str(folder / "connector")],
-            input=invite.stdout, check=True, capture_output=True,
-        )  # fmt: skip
-        group.start("connector", [*tunnelgw, "connect", "--config", str(folder / "connector.toml")], env=environment)
-        wait_answer(front)
+            [*at_home, *tunnelgw, "join", "-", *home, *through], input=invite.stdout, check=True, capture_output=True
+        )
+        group.start("connector", [*at_home, *tunnelgw, "connect", *home])
+        group.wait_for("connector", "ready")
         return front
-
-
-def wait_answer(port: int) -> None:
-    """Return once the gateway on `port` serves the small file."""
-    for _ in range(100):
-        done = subprocess.run(
-            ["curl", "-sk", "--max-time", "2", "--resolve", f"{HOST}:{port}:127.0.0.1", f"https://{HOST}:{port}/small",
-             "-o", "/dev/null", "-w", "%{http_code}"], capture_output=True, check=False,
-        )  # fmt: skip
-        if done.stdout == b"200":
-            return
-    raise TimeoutError("the gateway did not answer 200")
 
 
 CONTENDERS = {contender.name: contender for contender in (HaproxyChain, Tunnelgw)}

@@ -76,6 +76,15 @@ class Group:
         """Resident bytes now."""
         return sum(resident_bytes(pid) for pid in self.pids(name))
 
+    def wait_for(self, name: str, text: str, *, seconds: float = 20.0) -> None:
+        """Return once the process printed `text`; `RuntimeError` with its output otherwise."""
+        end = time.monotonic() + seconds
+        output = self.folder / f"{name}.log"
+        while text not in output.read_text(errors="replace"):
+            if self.members[name].poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{name} did not say {text!r}:\n{output.read_text(errors='replace')}")
+            time.sleep(0.02)
+
     def stop(self) -> None:
         """End them all, newest first."""
         for process in reversed(self.members.values()):

@@ -1,6 +1,6 @@
 """One dial: from an edge's name to a link with TLS done and the protocol agreed.
 
-Strategy: the name is resolved anew each time, its addresses are raced, the socket is MPTCP where the kernel has it, and
+Strategy: the name is resolved anew each time, its addresses are raced, the socket is MPTCP where that can help, and
 TLS 1.3 with our certificate is checked against the pinned authority. Greetings are the caller's: a tunnel answers them
 itself (`tunnel.py`), join and renewal hold a `Conversation`.
 

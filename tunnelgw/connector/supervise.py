@@ -20,6 +20,7 @@ from tunnelgw.connector.dial import DialRefused, explain
 from tunnelgw.connector.sparing import Sparing
 from tunnelgw.connector.tunnel import Tunnel
 from tunnelgw.errors import TunnelgwError
+from tunnelgw.net.sockets import several_uplinks
 from tunnelgw.net.tasks import cancel, spawn
 from tunnelgw.obs.reasons import Reason
 
@@ -142,7 +143,7 @@ class Supervisor:
         worker = self.worker if self.workers > 1 else None
         try:
             welcome = await self.tunnel.dial(
-                self._edge.context(), worker=worker, multipath=self._dials % 2 == 1
+                self._edge.context(), worker=worker, multipath=self._dials % 2 == 1 and several_uplinks()
             )  # every second dial in plain TCP: some networks swallow what they do not know
         except DialRefused as refusal:
             return await self._refused(refusal)

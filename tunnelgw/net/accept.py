@@ -17,6 +17,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import LocalError
+from tunnelgw.net.sockets import stream_socket
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def listen_on(host: str, port: int, *, defer: bool, dual_stack: bool = False) ->
     `dual_stack` lets "::" take IPv4 too. Raises `OSError` as bind does.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # Where tunnels arrive, a connector with two uplinks may ask for MPTCP; everybody else gets plain TCP from accept().
+    sock = stream_socket(family, multipath=defer)
     try:
-        sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual_stack else 1)

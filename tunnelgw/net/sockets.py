@@ -47,6 +47,32 @@ def tune_link(sock: socket.socket) -> None:
     option(sock, socket.IPPROTO_TCP, TCP_CONGESTION, b"bbr")
 
 
+def several_uplinks(routes: str | None = None, routes6: str | None = None) -> bool:
+    """Whether default routes leave by more than one interface (`/proc/net/route` and `ipv6_route`; or these texts).
+
+    Only there MPTCP has something to give. It costs: what a subflow holds unsent is bounded by nothing that we can set
+    (measured on a full 20 Mbit/s uplink: 560 KB, and a small request took 270 ms instead of about 100).
+    """
+    found = set()
+    for line in (_read("/proc/net/route") if routes is None else routes).splitlines()[1:]:
+        name, destination, *_, mask = line.split()[:8]
+        if destination == mask == "00000000":
+            found.add(name)
+    for line in (_read("/proc/net/ipv6_route") if routes6 is None else routes6).splitlines():
+        destination, length, *_, name = line.split()
+        if length == "00" and not destination.strip("0") and name != "lo":
+            found.add(name)
+    return len(found) > 1
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 def stream_socket(family: int, *, multipath: bool = False) -> socket.socket:
     """A non-blocking TCP socket; MPTCP where asked for and there."""
     if multipath:
