@@ -363,6 +363,24 @@ class TestBackpressure:
         assert browser.closed[number] == 0
         assert not browser.protocol.engine._debts
 
+    def test_a_large_upload_gets_a_larger_window(self, world: World) -> None:
+        browser = Browser2(world)
+        number = browser.get("/", method=b"PUT", end=False)
+        browser.core.send_data(number, bytes(1_500_000))
+        browser.go()
+        stream = world.opener.last
+        assert stream.take().count(b"\0") == 1_500_000
+        stream.sink.pause_sending()
+        browser.core.send_data(number, bytes(10_000_000))
+        browser.go()
+        assert 1_000_000 < len(stream.take()) < 2_500_000
+        stream.sink.resume_sending()
+        browser.core.end_stream(number)
+        browser.go()
+        stream.deliver(OK)
+        browser.go()
+        assert browser.closed == {number: 0}
+
     def test_a_parked_upload(self, world: World) -> None:
         browser = Browser2(world)
         world.opener.park = True

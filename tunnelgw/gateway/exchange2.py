@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tunnelgw.gateway.http2 import Http2Visitor
     from tunnelgw.http.head import Fields, RequestHead, ResponseHead
 
+# An upload of this size is worth a larger window.
+_WIDEN_BYTES = 1024 * 1024
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 
 
@@ -39,7 +41,7 @@ def websocket_accept(key: bytes) -> bytes:
 class Http2Exchange(Exchange):
     """An exchange on one HTTP/2 stream."""
 
-    __slots__ = ("_connection", "_ended", "_held", "_key", "_looked_at", "_number", "_trailers")
+    __slots__ = ("_connection", "_ended", "_held", "_key", "_looked_at", "_number", "_trailers", "_wide")
 
     def __init__(self, connection: Http2Visitor, number: int) -> None:
         super().__init__(connection.pool)
@@ -50,6 +52,7 @@ class Http2Exchange(Exchange):
         self._trailers: Fields | None = None  # the request's end, held likewise
         self._key = b""
         self._looked_at = 0
+        self._wide = False  # the upload has a larger window
 
     # What the connection calls.
 
@@ -75,6 +78,9 @@ class Http2Exchange(Exchange):
             return
         if data:
             self.bytes_in += len(data)
+            if self.bytes_in > _WIDEN_BYTES and not self._wide and not self.upload_paused:
+                self._wide = True
+                self._connection.engine.widen(self._number)
             if not upstream.ready or (self._key and not self.upgraded):
                 if self._held is None:
                     self._held = []

@@ -47,8 +47,8 @@ class Http2Visitor(asyncio.Protocol):
     """One connection. The loop calls the protocol's methods, exchanges call `settle_soon`, the wheel `on_deadline`."""
 
     __slots__ = (
-        "_greeted", "_over", "_since", "_transport", "armed_until", "closing", "deadline", "engine", "exchanges", "gateway",
-        "pool", "scheduled", "unsettled", "write_paused",
+        "_greeted", "_over", "_since", "_transport", "armed_until", "closing", "deadline", "engine", "exchanges",
+        "gateway", "pool", "scheduled", "unsettled", "write_paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
