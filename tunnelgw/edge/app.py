@@ -107,23 +107,34 @@ class Edge:
         )
         self.certificates = Certificates(loop, self.wheel, issuer_of(config))
         self.live = Live()
-        rules = door_rules(config)
+        self._make_door(door_rules(config))
+        self.claims = self._make_claims()
+        self.connectors.on_services = self._services
+        self.connectors.on_renew = self._renew
+        self.connectors.gone = self._gone
+        self._revision = 0
+        self._looks = 0
+        self._look_handle: asyncio.TimerHandle | None = None
+        self._deciding: dict[str, asyncio.Lock] = {}
+
+    def _make_door(self, rules: DoorRules) -> None:
+        """What accepts visitors: they share the address limits and the descriptor kept in reserve."""
         self.door = FrontDoor(
-            loop,
+            self.loop,
             wheel=self.wheel,
             table=self.table,
             certificates=self.certificates,
             gateway=self.gateway,
             opener=self.connectors,
             tunnel=lambda sock, _hello: self.tunnels.take(sock, sock.peer[0]),
-            peers=peers,
+            peers=self.peers,
             counters=self.counters,
             rules=rules,
             live=self.live,
         )
         self.ports = Ports(
-            loop,
-            opener=peers,
+            self.loop,
+            opener=self.peers,
             table=self.table,
             streams=self.connectors,
             live=self.live,
@@ -132,7 +143,10 @@ class Edge:
             counters=self.counters,
             rules=rules,
         )
-        self.claims = ClaimDesk(
+
+    def _make_claims(self) -> ClaimDesk:
+        config = self.config
+        return ClaimDesk(
             domain=config.domain,
             edge_names=edge_names(config),
             address=config.address.host,
@@ -145,13 +159,6 @@ class Edge:
             counters=self.counters,
             changed=lambda: self.certificates.want(ended_hosts(self.table)),
         )
-        self.connectors.on_services = self._services
-        self.connectors.on_renew = self._renew
-        self.connectors.gone = self._gone
-        self._revision = 0
-        self._looks = 0
-        self._look_handle: asyncio.TimerHandle | None = None
-        self._deciding: dict[str, asyncio.Lock] = {}
 
     async def start(self, https: Sequence[socket.socket], http: Sequence[socket.socket]) -> None:
         """Serve on these listeners, which stay the caller's. LocalError where a part cannot begin."""
@@ -176,8 +183,8 @@ class Edge:
         for connector in self.connectors:
             connector.announce(Reason.EDGE_STOPPING)
         end = self.loop.time() + grace
-        while (self.gateway.connections or self.live) and self.loop.time() < end:
-            await asyncio.sleep(0.05)
+        while (self.gateway.connections or self.live) and self.loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # polled only here: nobody else wants to know
         self.door.close()
         self.tunnels.close()
         self.connectors.cut_all(Reason.EDGE_STOPPING)  # after visitors: their streams ended in order if they could

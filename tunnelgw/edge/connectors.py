@@ -16,9 +16,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
+from tunnelgw.edge.parking import Lane, ParkingLot
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF, Wheel
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
+    from tunnelgw.edge.parking import Parked
     from tunnelgw.gateway.opener import StreamWaiter, Visitor
     from tunnelgw.net.link import Link
     from tunnelgw.obs.counters import ProcessCounters
@@ -40,32 +41,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Requests parked in one process: each holds a visitor connection and its head, about 40 KB; 1,024 are 40 MB at worst.
-PARKED_MAX = 1024
-
-
-class Parked:
-    """A request that waits for its connector; answered once, by a stream or by its deadline."""
-
-    __slots__ = ("armed_until", "connector", "deadline", "route", "visitor", "waiter")
-
-    def __init__(self, connector: Connector, route: Route, visitor: Visitor, waiter: StreamWaiter) -> None:
-        self.connector = connector
-        self.route = route
-        self.visitor = visitor
-        self.waiter = waiter
-        self.deadline = INF
-        self.armed_until = INF
-
-    def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's interface
-        self.connector.refuse_parked(self, Reason.PARK_TIMEOUT)
-
 
 class Connector:
     """One connector as this process sees it: session handler, owner of its link, and its parked requests."""
 
     __slots__ = (
-        "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "link", "name", "parked",
+        "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "lane", "link", "name",
         "reconnects", "resumes", "serial", "session", "session_id", "since", "software",
     )  # fmt: skip
 
@@ -84,7 +65,7 @@ class Connector:
         self.away_until = away_until  # loop time until which requests are still parked
         self.reconnects = 0
         self.resumes = 0
-        self.parked: deque[Parked] = deque()
+        self.lane = Lane(connectors.lot, lambda: self.since)
         self.deadline = INF  # when a detached session is given up
         self.armed_until = INF
 
@@ -113,43 +94,19 @@ class Connector:
                 raise NoStream(refusal.reason) from None
         if session is None and now >= self.away_until:
             raise NoStream(Reason.CONNECTOR_AWAY, self.since)
-        if self.all.parked >= PARKED_MAX:
+        if self.all.lot.full:
             raise NoStream(Reason.PARK_LIMIT, self.since)
-        parked = Parked(self, route, visitor, waiter)
-        self.parked.append(parked)
-        self.all.note_parked(waiter, parked)
-        self.all.wheel.arm(parked, now + self.all.park_seconds)
+        self.lane.park(route, visitor, waiter, until=now + self.all.park_seconds)
         return None
 
-    def refuse_parked(self, parked: Parked, reason: Reason) -> None:
-        """Answer one parked request with no."""
-        if self.all.forget_parked(parked.waiter):
-            self.parked.remove(parked)
-            parked.waiter.stream_refused(reason, self.since)
-
-    def drop_parked(self, parked: Parked) -> None:
-        """The visitor left."""
-        self.parked.remove(parked)
-        parked.deadline = INF
-
-    def _unpark(self) -> None:
-        """The connector is back: open what waited, in order."""
-        waiting, self.parked = self.parked, deque()
-        now = self.all.loop.time()
-        for parked in waiting:
-            parked.deadline = INF
-            if not self.all.forget_parked(parked.waiter):
-                continue
-            session = self.session
-            if session is None:
-                parked.waiter.stream_refused(Reason.CONNECTOR_AWAY, self.since)
-                continue
-            try:
-                stream = session.open(_request(parked.route, parked.visitor), parked.waiter, now)
-            except Refused as refusal:
-                parked.waiter.stream_refused(refusal.reason, self.since)
-            else:
-                parked.waiter.stream_ready(stream)
+    def _open_parked(self, parked: Parked) -> Stream | Reason:
+        session = self.session
+        if session is None:
+            return Reason.CONNECTOR_AWAY
+        try:
+            return session.open(_request(parked.route, parked.visitor), parked.waiter, self.all.loop.time())
+        except Refused as refusal:
+            return refusal.reason
 
     # Links.
 
@@ -182,7 +139,7 @@ class Connector:
         assert session is not None
         link.greet(self.all.welcome(self, version=version, resumed=resumed, received=session.received))
         log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
-        self._unpark()
+        self.lane.leave(self._open_parked)
 
     def _resume(self, link: Link, hello: Hello) -> bool:
         session = self.session
@@ -262,8 +219,7 @@ class Connector:
         """Revoked, or the edge stops: say why, then end it."""
         if self.link is not None:
             self._say_goodbye(reason)
-        for parked in tuple(self.parked):
-            self.refuse_parked(parked, reason)
+        self.lane.refuse_all(reason)
         self.give_up(reason)
         self.away_until = 0.0
 
@@ -331,7 +287,7 @@ class Connectors:
         self.workers = workers
         self.domain = domain
         self.by_name: dict[str, Connector] = {}
-        self._parked: dict[StreamWaiter, Parked] = {}
+        self.lot = ParkingLot(wheel, counters)
         # Set by the composition root before the first hello.
         self.on_services: Callable[[Connector, Services], None] = _nobody
         self.on_renew: Callable[[Connector, RenewRequest], None] = _nobody
@@ -346,29 +302,7 @@ class Connectors:
         return connector.open(route, visitor, waiter)
 
     def cancel(self, waiter: StreamWaiter) -> None:
-        parked = self._parked.get(waiter)
-        if parked is not None:
-            self.forget_parked(waiter)
-            parked.connector.drop_parked(parked)
-
-    # Parked requests.
-
-    @property
-    def parked(self) -> int:
-        """How many requests wait now."""
-        return len(self._parked)
-
-    def note_parked(self, waiter: StreamWaiter, parked: Parked) -> None:
-        """Remember a parked request, so that `cancel` finds it."""
-        self._parked[waiter] = parked
-        self.counters.park()
-
-    def forget_parked(self, waiter: StreamWaiter) -> bool:
-        """True if it was still parked."""
-        if self._parked.pop(waiter, None) is None:
-            return False
-        self.counters.unpark()
-        return True
+        self.lot.cancel(waiter)
 
     # Connectors.
 
