@@ -154,8 +154,8 @@ class Connector:
         assert invitation.startswith("tgw1_"), invitation
         run("join", invitation, "--config", str(self.config), "--state-dir", str(self.state), *options)
 
-    def start(self, *, wait: bool = True) -> Process:
-        process = Process(self.name, [*TUNNELGW, "connect", "--config", str(self.config)], self.folder)
+    def start(self, *, wait: bool = True, env: dict[str, str] | None = None) -> Process:
+        process = Process(self.name, [*TUNNELGW, "connect", "--config", str(self.config)], self.folder, env=env)
         self.process = process
         self.world.children.append(process)
         if wait:
@@ -177,6 +177,7 @@ class World:
         self.config = folder / "edge.toml"
         self.state = folder / "edge-state"
         self.children: list[Process] = []
+        self.connectors: dict[str, Connector] = {}
         self.edge: Process | None = None
         self.extra = extra
         self.workers = workers
@@ -214,7 +215,7 @@ listen = "127.0.0.1:{self.metrics_port}"
         return json.loads(self.edge_command("status", "--json").stdout)
 
     def connector(self, name: str, services: str, *, allow: tuple[str, ...] = (), start: bool = True) -> Connector:
-        connector = Connector(self, name, services)
+        connector = self.connectors[name] = Connector(self, name, services)
         connector.join(allow=allow)
         if start:
             connector.start()

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class RawTarget:
     """Listens on a free port; each connection runs `handle(sock)` in a thread of its own and is closed afterwards.
 
-    `received` keeps what handlers put there. Errors of a handler other than OSError fail the test at the end.
+    Errors of a handler other than OSError fail the test at the end.
     """
 
-    def __init__(self, handle: Callable[[socket.socket], None]) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, handle: Callable[[socket.socket], None], *, port: int = 0) -> None:
+        self.listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self.listener.getsockname()[1]
         self._handle = handle
         self._threads: list[threading.Thread] = []

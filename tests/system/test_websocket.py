@@ -57,7 +57,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def open_socket(world: World, path: str, *, name: str = "web.example.com") -> connect:
-    """A connection of the client library over HTTP/1.1. Not the threaded client: TLS objects bear no threads before 3.13."""
+    """A connection of the client library over HTTP/1.1.
+
+    Not the threaded client: before Python 3.13 a TLS object does not bear two threads.
+    """
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
