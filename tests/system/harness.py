@@ -251,6 +251,13 @@ listen = "127.0.0.1:{self.metrics_port}"
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         return context.wrap_socket(sock, server_hostname=name)
 
+    def metrics(self, path: str = "/metrics") -> str:
+        """What Prometheus would scrape."""
+        url = f"http://127.0.0.1:{self.metrics_port}{path}"
+        done = subprocess.run(["curl", "-s", "--max-time", "20", url], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stderr}\n{self.logs()}"
+        return done.stdout
+
     def s_client(self, name: str, *options: str, stdin: bytes = b"", port: int = 0) -> subprocess.CompletedProcess[str]:
         """`openssl s_client` with this server name ("" for none), ended by the end of `stdin` or by the edge."""
         wanted = ["-servername", name] if name else ["-noservername"]
