@@ -94,17 +94,7 @@ class Edge:
         self.tunnels = TunnelPort(
             loop=loop, wheel=self.wheel, counters=self.counters, connectors=self.connectors, office=self.office
         )
-        self.gateway = Gateway(
-            table=self.table,
-            opener=self.connectors,
-            wheel=self.wheel,
-            loop=loop,
-            counters=self.counters,
-            settings=gateway_settings(config),
-            trusted=Networks(config.trusted_proxies).__contains__,
-            allowed=allowed_from,
-            log_request=log_request,
-        )
+        self._make_gateway(log_request)
         self.certificates = Certificates(loop, self.wheel, issuer_of(config))
         self.live = Live()
         self._make_door(door_rules(config))
@@ -116,6 +106,20 @@ class Edge:
         self._looks = 0
         self._look_handle: asyncio.TimerHandle | None = None
         self._deciding: dict[str, asyncio.Lock] = {}
+
+    def _make_gateway(self, log_request: Callable[[Any], object] | None) -> None:
+        config = self.config
+        self.gateway = Gateway(
+            table=self.table,
+            opener=self.connectors,
+            wheel=self.wheel,
+            loop=self.loop,
+            counters=self.counters,
+            settings=gateway_settings(config),
+            trusted=Networks(config.trusted_proxies).__contains__,
+            allowed=allowed_from,
+            log_request=log_request,
+        )
 
     def _make_door(self, rules: DoorRules) -> None:
         """What accepts visitors: they share the address limits and the descriptor kept in reserve."""
