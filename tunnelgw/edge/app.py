@@ -27,6 +27,7 @@ from tunnelgw.edge.visitors import issuer_of
 from tunnelgw.errors import LocalError, Refused, RemoteError
 from tunnelgw.gateway.service import Gateway
 from tunnelgw.gateway.settings import GatewaySettings
+from tunnelgw.identity.claims import CLAIMS
 from tunnelgw.identity.registry import CONNECTORS, Registry
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import Wheel
@@ -216,11 +217,11 @@ class Edge:
             spawn(self.office.refresh(), name="edge certificate")
 
     async def look(self) -> None:
-        """Put in force what changed in the store: revocations, grants, replaced keys."""
+        """Put in force what changed in the store: revocations, grants, replaced keys, names that came free."""
         try:
             if self.store.revision() == self._revision:
                 return
-            changes, self._revision = self.store.watch(self._revision, CONNECTORS)
+            changes, self._revision = self.store.watch(self._revision)
         except Compacted:
             changes, self._revision = [], self.store.revision()
             names = [record.name for record in self.registry.connectors()]
@@ -228,7 +229,10 @@ class Edge:
             log.error("the store cannot be read; what was in force stays: %s", error.text)
             return
         else:
-            names = [change.key.removeprefix(CONNECTORS) for change in changes]
+            keys = [change.key for change in changes]
+            names = [key.removeprefix(CONNECTORS) for key in keys if key.startswith(CONNECTORS)]
+            if any(key.startswith(CLAIMS) for key in keys):  # after those who may have let go of something
+                names = [name for name in names if name not in self.claims.waiting] + sorted(self.claims.waiting)
         for name in names:
             await self._apply(name)
 

@@ -100,6 +100,7 @@ class ClaimDesk:
         self._counters = counters
         self._changed = changed
         self._offers: dict[str, Services] = {}  # as last said, to decide again when a grant changes
+        self.waiting: set[str] = set()  # connectors that were refused what another one holds
 
     async def decide(self, connector: Connector, services: Services) -> None:
         """Check, hold, route, open, answer; and remember."""
@@ -115,8 +116,11 @@ class ClaimDesk:
         await self._open_ports(verdicts)
         self._route(name, verdicts)
         results = [self._result(verdict) for verdict in verdicts]
+        self.waiting.discard(name)
         for verdict in verdicts:
             if verdict.refused is not None:
+                if verdict.refused.reason is Reason.CLAIM_HELD:
+                    self.waiting.add(name)
                 self._counters.refuse(verdict.refused.reason)
                 log.warning(
                     "connector %s, service %s refused (%s): %s; to allow it: %s",
@@ -126,7 +130,7 @@ class ClaimDesk:
             connector.tell(Claims(revision=services.revision, results=results))
 
     async def again(self, connector: Connector) -> None:
-        """The grant changed: decide once more about what was offered last."""
+        """The grant changed, or a held name may be free: decide once more about what was offered last."""
         services = self._offers.get(connector.name)
         if services is not None:
             await self.decide(connector, services)
@@ -141,6 +145,7 @@ class ClaimDesk:
     def withdraw(self, name: str) -> None:
         """The connector was revoked: its routes, ports and streams go."""
         self._offers.pop(name, None)
+        self.waiting.discard(name)
         services = {route.service for route in self._table.routes_of(name)}
         self._table.replace(name, ())
         self._ports.keep(self._held_ports())
