@@ -55,7 +55,7 @@ class Link(asyncio.BufferedProtocol):
     """One TLS connection of a tunnel; see the module's text."""
 
     __slots__ = (
-        "_blocked", "_dup", "_loop", "_lost", "_reader", "_scheduled", "_since_look", "_timer", "_timer_at",
+        "_blocked", "_dup", "_feeding", "_loop", "_lost", "_reader", "_scheduled", "_since_look", "_timer", "_timer_at",
         "_watching", "owner", "peer", "session", "transport",
     )  # fmt: skip
 
@@ -69,6 +69,7 @@ class Link(asyncio.BufferedProtocol):
         self._dup = -1
         self._watching = False
         self._blocked = False
+        self._feeding = False
         self._scheduled = False
         self._since_look = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -98,11 +99,14 @@ class Link(asyncio.BufferedProtocol):
     def _feed(self, data: bytes | memoryview) -> None:
         session = self.session
         assert session is not None
+        self._feeding = True
         try:
             session.feed(data, self._loop.time())
         except RemoteError as error:
             self._broken(error)
             return
+        finally:
+            self._feeding = False
         if session.deadline < self._timer_at:
             self._rearm()
 
@@ -140,13 +144,19 @@ class Link(asyncio.BufferedProtocol):
         self._rearm()
         if rest:
             self._feed(rest)
-        self.wake()
+        self._again()  # not at once: the owner's last greeting goes first
 
     def wake(self) -> None:
-        """The session has output: flush at the end of this loop turn."""
+        """The session has output: write it at once if it is the first of this loop turn, what follows at the turn's end.
+
+        At once, so that the other side works on the first request while this side still reads the others; together,
+        so that a busy turn costs one write and few TLS records.
+        """
         if not (self._scheduled or self._blocked or self._watching or self._lost) and self.session is not None:
             self._scheduled = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self._turn_ended)
+            if not self._feeding:
+                self.flush()
 
     def close(self) -> None:
         """Close in order: what was written goes out first."""
@@ -181,9 +191,12 @@ class Link(asyncio.BufferedProtocol):
         log.warning("link %s broke the protocol: %s", self.peer, error.text)
         self.abort(error)
 
-    def flush(self) -> None:
-        """Write what the session has, as far as just-in-time sending allows; called once per loop turn after `wake`."""
+    def _turn_ended(self) -> None:
         self._scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the session has, as far as just-in-time sending allows."""
         session, transport = self.session, self.transport
         if session is None or transport is None or self._blocked or self._lost:
             return
@@ -197,9 +210,14 @@ class Link(asyncio.BufferedProtocol):
             self._since_look += len(data)
             transport.write(data)
             if session.has_output:
-                self.wake()  # as much as one turn may write: the loop hands it to the kernel first
+                self._again()  # as much as one turn may write: the loop hands it to the kernel first
         if session.deadline < self._timer_at:
             self._rearm()
+
+    def _again(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn_ended)
 
     def _watch(self) -> None:
         if not self._watching and self._dup >= 0:

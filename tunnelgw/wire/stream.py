@@ -113,11 +113,11 @@ class Stream:
             return
         self.queue.append(data)
         queued = self.queued = self.queued + size
-        if not self.place:
-            self.session.scheduler.activate(self)
         if queued > self.high and not self.paused:
             self.paused = True
             self.sink.pause_sending()
+        if not self.place:
+            self.session.scheduler.activate(self)  # last: this may pull at once
 
     def finish(self) -> None:
         """FIN our half after what is queued. Idempotent."""
