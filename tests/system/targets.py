@@ -88,7 +88,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 def read_exactly(sock: socket.socket, count: int) -> bytes:
     """`count` bytes, or fewer where the other side is done."""
-    data = b""
-    while len(data) < count and (part := sock.recv(count - len(data))):
+    data = bytearray()
+    while len(data) < count and (part := sock.recv(min(count - len(data), 262144))):
         data += part
-    return data
+    return bytes(data)
