@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from authority import TestAuthority
-
+from tests.connector.authority import TestAuthority
 from tunnelgw.config.model import ConnectorConfig, Endpoint, ServiceConfig
 from tunnelgw.identity import home
 from tunnelgw.net.link import Link

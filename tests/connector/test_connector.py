@@ -9,10 +9,10 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from athome import LOOPS, LocalService, run, until
-from authority import TestAuthority, now
-from fakeedge import FakeEdge, config, make_identity
 
+from tests.connector.athome import LOOPS, LocalService, run, until
+from tests.connector.authority import TestAuthority, now
+from tests.connector.fakeedge import FakeEdge, config, make_identity
 from tunnelgw.config.model import ServiceConfig, Target
 from tunnelgw.connector import app, supervise
 from tunnelgw.connector.app import Connector

@@ -8,8 +8,8 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from athome import LOOPS, LocalService, closed_port, run, until
 
+from tests.connector.athome import LOOPS, LocalService, closed_port, run, until
 from tunnelgw.connector.eyeballs import connect, literal, resolve
 from tunnelgw.net.sockets import stream_socket
 

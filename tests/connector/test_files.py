@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from athome import LOOPS, LooseStream, request, run, service
 
+from tests.connector.athome import LOOPS, LooseStream, request, run, service
 from tunnelgw.config.model import Target
 from tunnelgw.connector.files import decode_path, find, listing
 from tunnelgw.connector.origins import Origin

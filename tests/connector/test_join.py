@@ -6,10 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from athome import LOOPS, run, until
-from authority import TestAuthority
-from fakeedge import FakeEdge, config
 
+from tests.connector.athome import LOOPS, run, until
+from tests.connector.authority import TestAuthority
+from tests.connector.fakeedge import FakeEdge, config
 from tunnelgw.connector.app import Connector
 from tunnelgw.connector.join import join_or_explain
 from tunnelgw.errors import LocalError

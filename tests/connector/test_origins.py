@@ -10,9 +10,9 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from athome import LOOPS, LocalService, LooseStream, closed_port, request, run, service, until
-from authority import TestAuthority
 
+from tests.connector.athome import LOOPS, LocalService, LooseStream, closed_port, request, run, service, until
+from tests.connector.authority import TestAuthority
 from tunnelgw.config.model import PortRange, ServiceConfig, Target
 from tunnelgw.connector import eyeballs, origins
 from tunnelgw.connector.origins import Origin

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy_places import DEPLOY, EXAMPLES, ROOT
 
+from tests.deploy.deploy_places import DEPLOY, EXAMPLES, ROOT
 from tunnelgw.cli.parser import build_parser
 
 CONTAINER = DEPLOY / "container"

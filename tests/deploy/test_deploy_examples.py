@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from deploy_places import EXAMPLES
 
+from tests.deploy.deploy_places import EXAMPLES
 from tunnelgw.config.load import PROBLEM, check
 
 NGINX_MODULES = Path("/usr/lib/nginx/modules/ngx_stream_module.so")

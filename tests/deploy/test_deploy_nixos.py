@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from deploy_places import DEPLOY
 
+from tests.deploy.deploy_places import DEPLOY
 from tunnelgw.cli.parser import build_parser
 
 TEXT = (DEPLOY / "nixos" / "module.nix").read_text()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from deploy_places import DEPLOY
 
+from tests.deploy.deploy_places import DEPLOY
 from tunnelgw.obs.collector import SnapshotCollector
 from tunnelgw.obs.reasons import BY_LABEL
 from tunnelgw.obs.snapshot import empty

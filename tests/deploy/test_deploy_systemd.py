@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from deploy_places import DEPLOY
 
+from tests.deploy.deploy_places import DEPLOY
 from tunnelgw.cli.parser import build_parser
 from tunnelgw.cli.units import unit_name, unit_text
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from deploy_places import ROOT
+
+from tests.deploy.deploy_places import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "net"))
-
-from certs import Authority
-
+from tests.net.certs import Authority
 from tunnelgw.edge.certificates import Certificates
 from tunnelgw.edge.issuers import FilesIssuer, Pair
 from tunnelgw.edge.passthrough import Live

@@ -8,14 +8,12 @@ import ssl
 import sys
 from typing import TYPE_CHECKING
 
-from front import Front, run, until
-
+from tests.edge.front import Front, run, until
+from tests.net.certs import DAY, NOW, Authority, shake
 from tunnelgw.edge import certificates as module
 from tunnelgw.edge.certificates import Certificates
 from tunnelgw.edge.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
 from tunnelgw.net.timers import Wheel
-
-from certs import DAY, NOW, Authority, shake  # isort: skip - front puts its folder on the path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +35,7 @@ for host in sys.argv[1:]:
 
 
 def self_signed(folder: Path) -> SelfSignedIssuer:
-    import certs
+    from tests.net import certs
 
     script = MAKER.format(net=str(certs.__file__).rpartition("/")[0], folder=str(folder))
     return SelfSignedIssuer(folder, (sys.executable, "-c", script))

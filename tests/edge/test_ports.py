@@ -7,8 +7,8 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from front import ADDRESS, Front, ended, route, run, until
 
+from tests.edge.front import ADDRESS, Front, ended, route, run, until
 from tunnelgw.edge.ports import LocalPorts, bind_port
 from tunnelgw.errors import Refused
 from tunnelgw.obs.reasons import Reason

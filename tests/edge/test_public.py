@@ -9,8 +9,8 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from front import ADDRESS, Front, ended, hello, in_records, padded, run, until
 
+from tests.edge.front import ADDRESS, Front, ended, hello, in_records, padded, run, until
 from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.edge import public
 from tunnelgw.edge.public import plain_address, worker_of

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from front import ADDRESS, run, until
-from test_ports import free_port
 
+from tests.edge.front import ADDRESS, run, until
+from tests.edge.test_ports import free_port
 from tunnelgw.edge import supervisor as module
 from tunnelgw.edge.supervisor import Supervisor
 from tunnelgw.errors import LocalError

@@ -199,7 +199,7 @@ def test_paused_before_the_connection_is_up(require_uvloop: bool) -> None:
         assert stream.written == []
         splice.resume_sending()
         async with asyncio.timeout(5):
-            while not stream.written:
+            while not stream.written:  # noqa: ASYNC110
                 await asyncio.sleep(0)
         assert b"".join(stream.written) == b"x" * 1000
         splice.stream_reset(Reason.CANCELLED)

@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from certs import DAY, NOW, Authority, shake
 
+from tests.net.certs import DAY, NOW, Authority, shake
 from tunnelgw.net import tls
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from wirepair import REQUEST, End, Pair, Sink
 
+from tests.wire.wirepair import REQUEST, End, Pair, Sink
 from tunnelgw.errors import LocalError, Refused, RemoteError
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire import frames

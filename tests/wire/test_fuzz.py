@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wirepair import End, Pair
 
+from tests.wire.wirepair import End, Pair
 from tunnelgw.errors import RemoteError
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import Notice

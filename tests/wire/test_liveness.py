@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from wirepair import End, Pair
 
+from tests.wire.wirepair import End, Pair
 from tunnelgw.wire import frames
 from tunnelgw.wire.frames import U64, encode
 

@@ -7,8 +7,8 @@ import random
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from wirepair import Pair, Sink
 
+from tests.wire.wirepair import Pair, Sink
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import Notice
 from tunnelgw.wire.flow import KIB, SessionLimits

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from wirepair import End, Pair
-
+from tests.wire.wirepair import End, Pair
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire import frames
 from tunnelgw.wire.control import Notice

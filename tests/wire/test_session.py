@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wirepair import Pair
+from tests.wire.wirepair import Pair
 
 
 def test_bytes_flow_both_ways_and_end_each_way() -> None:

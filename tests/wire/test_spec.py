@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from wirepair import End
 
 import tunnelgw.wire
+from tests.wire.wirepair import End
 from tunnelgw.wire import frames
 from tunnelgw.wire.hello import GreetingReader
 
