@@ -98,6 +98,7 @@ def test_responses_for_http2() -> None:
     assert response_fields_h2(answer(framing=Framing.CHUNKED)) == [(b":status", b"200"), (b"a", b"b")]
 
 
+PROXIES = {"10.0.0.1", "10.0.0.2"}
 SPOOFED = [
     (b"x-forwarded-for", b"198.51.100.1, 198.51.100.2"), (b"x-forwarded-proto", b"https"),
     (b"x-forwarded-host", b"evil"), (b"forwarded", b"for=1"), (b"cf-connecting-ip", b"1"),
@@ -122,18 +123,40 @@ def test_a_strangers_claims_are_dropped() -> None:
 
 
 def test_a_trusted_proxys_claims_are_kept_and_added_to() -> None:
-    forwarding = Forwarding(address="10.0.0.1", port=8080, secure=False, trusted=True)
+    forwarding = Forwarding(address="10.0.0.1", port=8080, secure=False, trusted=PROXIES.__contains__)
     head = request(claimed=SPOOFED)
     expected = [
         (b"x-forwarded-for", b"198.51.100.1, 198.51.100.2, 10.0.0.1"), (b"x-forwarded-host", b"evil"),
-        (b"x-forwarded-port", b"8443"), (b"x-forwarded-proto", b"https"), (b"x-real-ip", b"198.51.100.1"),
+        (b"x-forwarded-port", b"8443"), (b"x-forwarded-proto", b"https"), (b"x-real-ip", b"198.51.100.2"),
     ]  # fmt: skip
     assert lines_of(forwarding, head) == expected
     assert sorted(forwarding.fields(head)) == expected
-    plain = Forwarding(address="10.0.0.1", port=8080, secure=False, trusted=True)
+    plain = Forwarding(address="10.0.0.1", port=8080, secure=False, trusted=PROXIES.__contains__)
     assert (b"x-forwarded-for", b"10.0.0.1") in plain.fields(request())
-    kept = plain.fields(request(claimed=[(b"x-real-ip", b"203.0.113.5"), (b"x-forwarded-for", b"203.0.113.6")]))
-    assert (b"x-real-ip", b"203.0.113.5") in kept
+
+
+def test_the_real_address_is_not_the_visitors_own_word() -> None:
+    """A proxy that sets X-Forwarded-For passes on an X-Real-IP that the visitor wrote, and what he put before."""
+    forwarding = Forwarding(address="10.0.0.1", port=8080, secure=False, trusted=PROXIES.__contains__)
+    for claimed, expected in [
+        ([(b"x-real-ip", b"6.6.6.6"), (b"x-forwarded-for", b"203.0.113.6")], b"203.0.113.6"),
+        ([(b"x-real-ip", b"6.6.6.6"), (b"x-forwarded-for", b"6.6.6.6, 203.0.113.6, 10.0.0.2")], b"203.0.113.6"),
+        ([(b"x-real-ip", b"6.6.6.6"), (b"x-forwarded-for", b"junk")], b"10.0.0.1"),
+        ([(b"x-real-ip", b"203.0.113.5")], b"203.0.113.5"),
+        ([(b"x-forwarded-proto", b"https")], b"10.0.0.1"),
+    ]:
+        assert dict(forwarding.fields(request(claimed=claimed)))[b"x-real-ip"] == expected
+
+
+def test_the_port_behind_a_proxy_is_the_proxys() -> None:
+    forwarding = Forwarding(address="10.0.0.1", port=8080, secure=False, trusted=PROXIES.__contains__)
+    for claimed, expected in [
+        ([(b"x-forwarded-proto", b"https")], b"443"),
+        ([(b"x-forwarded-proto", b"http")], b"80"),
+        ([(b"x-forwarded-proto", b"https"), (b"x-forwarded-port", b"8443")], b"8443"),
+        ([(b"x-forwarded-for", b"203.0.113.6")], b"8080"),
+    ]:
+        assert dict(forwarding.fields(request(claimed=claimed)))[b"x-forwarded-port"] == expected
 
 
 def test_who_the_visitor_is_by_the_word_of_trusted_proxies() -> None:

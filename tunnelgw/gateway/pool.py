@@ -41,7 +41,10 @@ class Pool:
         self.visitor = visitor
         self._trusted = gateway.trusted(visitor.address)
         self.forwarding = Forwarding(
-            address=visitor.address, port=visitor.edge_port, secure=visitor.secure, trusted=self._trusted
+            address=visitor.address,
+            port=visitor.edge_port,
+            secure=visitor.secure,
+            trusted=gateway.trusted if self._trusted else None,
         )
         self._memo: Memo | None = None
         self._covered: str | None = None  # the last host that this connection's certificate was found to cover

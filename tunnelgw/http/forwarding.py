@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
     from tunnelgw.http.head import Fields, RequestHead
 
-# Of all the names that other gateways use, only these are kept from a trusted proxy; X-Forwarded-For is added to.
-_KEPT = frozenset({b"x-real-ip", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix"})
+# Of all the names that other gateways use, only these are kept from a trusted proxy; X-Forwarded-For is added to, and
+# X-Real-IP follows from it: a proxy that sets the one passes on what the visitor wrote into the other.
+_KEPT = frozenset({b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix"})
 
 
 class Forwarding:
     """The forwarding fields of one visitor connection.
 
-    `address` is the peer's, `port` the edge's own; `trusted` says that the peer is a configured trusted proxy.
+    `address` is the peer's, `port` the edge's own; `trusted` tells configured trusted proxies, None: the peer is none.
     """
 
     __slots__ = ("_address", "_lines", "_port", "_proto", "_trusted")
 
-    def __init__(self, *, address: str, port: int, secure: bool, trusted: bool = False) -> None:
+    def __init__(self, *, address: str, port: int, secure: bool, trusted: Callable[[str], bool] | None = None) -> None:
         self._address = address.encode("ascii")
         self._port = b"%d" % port
         self._proto = b"https" if secure else b"http"
@@ -43,7 +44,7 @@ class Forwarding:
 
     def lines(self, head: RequestHead) -> bytes:
         """The forwarding fields for one request as HTTP/1 field lines, each with its CRLF."""
-        if self._trusted and head.claimed:
+        if self._trusted is not None and head.claimed:
             return b"".join([b"%b: %b\r\n" % field for field in self.fields(head)])
         return b"%bx-forwarded-host: %b\r\n" % (self._lines, head.authority)
 
@@ -56,12 +57,28 @@ class Forwarding:
             b"x-forwarded-port": self._port,
             b"x-forwarded-host": head.authority,
         }
-        if self._trusted and head.claimed:
+        if self._trusted is not None and head.claimed:
             before = [value for name, value in head.claimed if name == b"x-forwarded-for" and value]
             chain = [*before, self._address]
-            values[b"x-real-ip"] = split_tokens(before)[0] if split_tokens(before) else self._address
-            values.update((name, value) for name, value in head.claimed if name in _KEPT and value)
+            kept = {name: value for name, value in head.claimed if name in _KEPT and value}
+            if b"x-forwarded-proto" in kept:  # the visitor came in at the proxy's port, not at ours
+                values[b"x-forwarded-port"] = _port_of(head.authority, kept[b"x-forwarded-proto"])
+            values |= kept
+            values[b"x-real-ip"] = self._real_address(head, self._trusted)
         return [(b"x-forwarded-for", b", ".join(chain)), *values.items()]
+
+    def _real_address(self, head: RequestHead, trusted: Callable[[str], bool]) -> bytes:
+        found = claimed_address(head, trusted)
+        if found:
+            return found.encode("ascii")
+        fields = dict(head.claimed)
+        # A proxy that says X-Real-IP only.
+        return self._address if b"x-forwarded-for" in fields else fields.get(b"x-real-ip") or self._address
+
+
+def _port_of(authority: bytes, proto: bytes) -> bytes:
+    _, _, port = authority.rpartition(b":")
+    return port if port.isdigit() else b"443" if proto.lower() == b"https" else b"80"
 
 
 def claimed_secure(head: RequestHead) -> bool:
