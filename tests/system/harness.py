@@ -222,12 +222,12 @@ listen = "127.0.0.1:{self.metrics_port}"
         return connector
 
     def curl(
-        self, url: str, *options: str, check: bool = True, seconds: float = 60
+        self, url: str, *options: str, check: bool = True, seconds: float = 60, port: int = 0
     ) -> subprocess.CompletedProcess[bytes]:
-        """curl with every name of the domain at this edge; certificates are not checked (another test does)."""
+        """curl with every name at this edge, or at `port`; certificates are not checked (another test does)."""
         host = re.match(r"https?://([^/:]+)", url)
         assert host is not None
-        port = self.http_port if url.startswith("http:") else self.port
+        port = port or (self.http_port if url.startswith("http:") else self.port)
         url = re.sub(r"^(https?://[^/:]+)", rf"\1:{port}", url)
         done = subprocess.run(
             ["curl", "-sk", "--max-time", str(seconds), "--resolve", f"{host[1]}:{port}:127.0.0.1", *options, url],
