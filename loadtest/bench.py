@@ -1,6 +1,6 @@
 """`make bench`: tunnelgw beside two chained HAProxy processes, in turn, in one run, as ratios.
 
-    python loadtest/bench.py [--seconds 5] [--rounds 3] [--only SCENARIO]... [--contender NAME]...
+    python -m loadtest.bench [--seconds 5] [--rounds 3] [--only SCENARIO]... [--contender NAME]...
 
 Writes loadtest/results/<date>-<commit>.md and .json with machine, versions and commit.
 """
@@ -20,17 +20,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from contenders import CONTENDERS, HOST, start_nginx  # noqa: E402
-from processes import Group  # noqa: E402
+from loadtest.contenders import CONTENDERS, HOST, start_nginx
+from loadtest.processes import Group
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One load: `connections` × `streams` (0: HTTP/1.1) on `path`; the unit is requests or bytes per second."""
+    """One load: `connections` times `streams` (0: HTTP/1.1) on `path`; the unit is requests or bytes per second."""
 
     name: str
     path: str
@@ -157,10 +155,12 @@ def main() -> int:
         finally:
             group.stop()
     about = environment()
-    text = f"# tunnelgw beside a chain of two HAProxy processes\n\n" + "".join(
+    text = "# tunnelgw beside a chain of two HAProxy processes\n\n" + "".join(
         f"- {key}: {value}\n" for key, value in about.items()
     )
-    text += f"\nMedian of {options.rounds} runs of {options.seconds:g} s each, in turn; smallest and largest in brackets.\n\n"
+    text += (
+        f"\nMedian of {options.rounds} runs of {options.seconds} s each, in turn; smallest and largest in brackets.\n\n"
+    )
     text += table(results, names) + "\n"
     print(text)
     if not options.no_write:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processes import Group, free_port, wait_port
+from loadtest.processes import Group, free_port, wait_port
 
 HOST = "bench.example.com"
 
@@ -21,8 +21,8 @@ def make_certificate(folder: Path) -> Path:
     """cert.pem, key.pem and both.pem for HOST; returns the folder."""
     if not (folder / "cert.pem").exists():
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "7",
-             "-keyout", "key.pem", "-out", "cert.pem", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"],
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+             "-days", "7", "-keyout", "key.pem", "-out", "cert.pem", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"],
             cwd=folder, check=True, capture_output=True,
         )  # fmt: skip
         (folder / "both.pem").write_text((folder / "cert.pem").read_text() + (folder / "key.pem").read_text())
@@ -30,7 +30,7 @@ def make_certificate(folder: Path) -> Path:
 
 
 def start_nginx(group: Group, inside: list[str] | None = None) -> int:
-    """The local service: a 13-byte, a 10 KiB and a 1 MiB body, and 256 MiB; plain HTTP, keep-alive. Returns its port."""
+    """The local service: bodies of 13 bytes to 1 GiB over plain HTTP with keep-alive. Returns its port."""
     folder, port = group.folder, free_port()
     pages = folder / "pages"
     pages.mkdir(exist_ok=True)
@@ -46,7 +46,8 @@ def start_nginx(group: Group, inside: list[str] | None = None) -> int:
     (folder / "nginx.conf").write_text(f"""
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx-error.log; user root;
 events {{ worker_connections 8192; }}
-http {{ access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_requests 100000000; keepalive_timeout 300s;
+http {{ access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_requests 100000000;
+  keepalive_timeout 300s;
   client_body_temp_path {folder}/tmp; proxy_temp_path {folder}/tmp; fastcgi_temp_path {folder}/tmp;
   uwsgi_temp_path {folder}/tmp; scgi_temp_path {folder}/tmp; open_file_cache max=100;
   server {{ listen 127.0.0.1:{port} backlog=4096; root {pages}; }} }}

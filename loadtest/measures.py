@@ -1,6 +1,6 @@
 """The product's own promises, measured: memory, slow readers, endless uploads, a full uplink, a far away home.
 
-    python loadtest/measures.py [NAME]...        (default: all; `uplink` needs root)
+    python -m loadtest.measures [NAME]...        (default: all; `uplink` needs root)
 
 Each prints its figure beside what is promised; the exit status is 1 if one is missed.
 """
@@ -20,17 +20,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+import ngh2
+import uvloop
 
-import ngh2  # noqa: E402
-import uvloop  # noqa: E402
-from contenders import HOST, Tunnelgw, start_nginx  # noqa: E402
-from processes import Group, free_port, wait_port  # noqa: E402
+from loadtest.contenders import HOST, Tunnelgw, start_nginx
+from loadtest.processes import Group, free_port, wait_port
 
 MIB = 1024 * 1024
-RELAY = Path(__file__).parent.parent / "tests" / "system" / "relay.py"
+ROOT = Path(__file__).parent.parent
 Figure = tuple[str, float, str, bool]
 
 
@@ -129,6 +129,10 @@ async def _visit(port: int, count: int, *, http2: bool, look: Callable[[], None]
     return served[0]
 
 
+def _note(group: Group, after: list[int]) -> None:
+    after[0] = group.memory("edge")
+
+
 def visitors(count: int = 10_000) -> list[Figure]:
     """Memory of idle visitor connections after one request each."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -139,9 +143,7 @@ def visitors(count: int = 10_000) -> list[Figure]:
             time.sleep(5)
             before, after = group.memory("edge"), [0]
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                served = runner.run(
-                    _visit(port, count, http2=http2, look=lambda: after.__setitem__(0, group.memory("edge")))
-                )
+                served = runner.run(_visit(port, count, http2=http2, look=partial(_note, group, after)))
         each = (after[0] - before) / count / 1024
         name = "h2" if http2 else "h1"
         figures.append((f"{count} idle {name} visitors, KiB each", each, f"at most {limit}", each <= limit))
@@ -261,7 +263,7 @@ def _beside_full_uplink(home: str, vps: str) -> list[Figure]:
 def _start_sink(group: Group) -> int:
     """A service that counts a request's body and answers with the number."""
     port = free_port()
-    group.start("sink", [sys.executable, __file__, "--sink", str(port)])
+    group.start("sink", [sys.executable, "-m", "loadtest.measures", "--sink", str(port)], cwd=ROOT)
     wait_port(port)
     return port
 

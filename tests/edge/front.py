@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.net.certs import Authority
@@ -24,6 +23,7 @@ from tunnelgw.routing.table import NameEntry, Route
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from tunnelgw.obs.reasons import Reason
 

@@ -43,7 +43,7 @@ def expected_digest() -> str:
 @pytest.mark.parametrize("fault", ["SIGUSR1", "SIGUSR2"], ids=["reset", "silent freeze"])
 @pytest.mark.timeout(300)
 def test_eight_link_faults_in_one_download(tmp_path: Path, fault: str) -> None:
-    """Cut the link eight times while 256 MiB are on their way: the bytes arrive complete and equal, in one connection."""
+    """Cut the link eight times while 256 MiB are on their way: they arrive complete and equal, in one connection."""
     with World(tmp_path) as world:
         relay = relayed(world)
         url = f"https://web.example.com:{world.port}/bytes/{SIZE}"

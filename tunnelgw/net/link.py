@@ -147,7 +147,7 @@ class Link(asyncio.BufferedProtocol):
         self._again()  # not at once: the owner's last greeting goes first
 
     def wake(self) -> None:
-        """The session has output: write it at once if it is the first of this loop turn, what follows at the turn's end.
+        """The session has output: written at once if it is the first of this loop turn, else at the turn's end.
 
         At once, so that the other side works on the first request while this side still reads the others; together,
         so that a busy turn costs one write and few TLS records.
