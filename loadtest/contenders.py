@@ -22,8 +22,8 @@ def make_certificate(folder: Path) -> Path:
     if not (folder / "cert.pem").exists():
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-             "-days", "7", "-keyout", "key.pem", "-out", "cert.pem", "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"],
-            cwd=folder, check=True, capture_output=True,
+             "-days", "7", "-keyout", "key.pem", "-out", "cert.pem", "-subj", f"/CN={HOST}",
+             "-addext", f"subjectAltName=DNS:{HOST}"], cwd=folder, check=True, capture_output=True,
         )  # fmt: skip
         (folder / "both.pem").write_text((folder / "cert.pem").read_text() + (folder / "key.pem").read_text())
     return folder
