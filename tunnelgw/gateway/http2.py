@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _PULL_BYTES = 256 * 1024
 _WRITE_HIGH, _WRITE_LOW = 65536, 16384
 _TICK = 1.0
+_LONG_PATH = 1024
 
 
 class Http2Visitor(asyncio.Protocol):
@@ -54,7 +55,7 @@ class Http2Visitor(asyncio.Protocol):
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
         self.gateway = gateway
         self.pool = Pool(gateway, visitor)
-        self.engine = Http2(serving=True)
+        self.engine = Http2(serving=True, head_bytes=gateway.settings.request_head_bytes)
         self.exchanges: dict[int, Http2Exchange] = {}
         self.unsettled: dict[int, Http2Exchange] = {}  # with bytes on their way to the visitor
         self._transport: asyncio.Transport | None = None
@@ -222,6 +223,9 @@ class Http2Visitor(asyncio.Protocol):
         try:
             memo = self.pool.heads()
             head, key = memo.recall_h2(event.headers) if end else (None, ())
+            # What is recalled was counted before, all but its path.
+            if head is None or len(head.path) > _LONG_PATH:
+                self._count(event)
             if head is None:
                 head = pseudo.request_head(list(event.headers), end_stream=end, secure=self.pool.visitor.secure)
                 memo.remember_h2(key, head)
@@ -234,6 +238,10 @@ class Http2Visitor(asyncio.Protocol):
                 exchange.refuse(error.reason)
             return
         exchange.accept(head, now, end=end)
+
+    def _count(self, event: RequestReceived) -> None:
+        if pseudo.head_size(event.headers) > self.gateway.settings.request_head_bytes:
+            raise RemoteError("the head is too large", reason=Reason.HEAD_TOO_LARGE)
 
     def _fail(self, reason: Reason) -> None:
         """The visitor broke the protocol: say so if the engine still can, and close."""

@@ -10,6 +10,7 @@ peer's error surfaces as `RemoteError` and nothing else; sending to a stream tha
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import ngh2
@@ -29,6 +30,7 @@ from ngh2 import (
 )
 
 from tunnelgw.errors import RemoteError
+from tunnelgw.http.strict import REQUEST_HEAD_BYTES
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -48,20 +50,33 @@ WIDE_WINDOW = 2 * 1024 * 1024
 CONNECTION_WINDOW = 16 * 1024 * 1024
 # Streams of one visitor connection at a time. Browsers use up to about 100.
 STREAM_LIMIT = 128
-# A head's fields, decoded, with 32 bytes for each (RFC 9113 section 6.5.2). As large as HTTP/1.1 with the overhead.
-HEAD_BYTES = 48 * 1024
 HEAD_FIELDS = 200
 
-_SERVING = ngh2.Configuration(
-    auto_window_update=False,
-    max_inbound_header_list_size=HEAD_BYTES,
-    max_inbound_header_count=HEAD_FIELDS,
-    max_outbound_ack=256,  # a peer that floods PING or SETTINGS and reads nothing
-    max_settings=16,
-    max_continuations=8,
-    stream_reset_rate_limit=(200, 33),  # rapid reset (CVE-2023-44487): a tab full of images closed at once is 100
-    glitch_rate_limit=(1000, 33),  # empty DATA, odd PRIORITY, MadeYouReset (CVE-2025-8671)
-)
+
+@functools.lru_cache(maxsize=4)
+def _serving(head_bytes: int) -> tuple[ngh2.Configuration, dict[Setting, int]]:
+    """Configuration and settings for heads of this size. Up to twice that is let through, to be answered with 431."""
+    most = 2 * head_bytes + 32 * HEAD_FIELDS  # 32 bytes are counted for each field (RFC 9113 section 6.5.2)
+    configuration = ngh2.Configuration(
+        auto_window_update=False,
+        max_inbound_header_list_size=most,
+        max_inbound_header_count=HEAD_FIELDS,
+        max_outbound_ack=256,  # a peer that floods PING or SETTINGS and reads nothing
+        max_settings=16,
+        max_continuations=most // 16384 + 4,
+        stream_reset_rate_limit=(200, 33),  # rapid reset (CVE-2023-44487): a tab full of images closed at once is 100
+        glitch_rate_limit=(1000, 33),  # empty DATA, odd PRIORITY, MadeYouReset (CVE-2025-8671)
+    )
+    settings = {
+        Setting.MAX_CONCURRENT_STREAMS: STREAM_LIMIT,
+        Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+        Setting.MAX_HEADER_LIST_SIZE: most,
+        Setting.ENABLE_CONNECT_PROTOCOL: 1,
+        Setting.NO_RFC7540_PRIORITIES: 1,
+    }
+    return configuration, settings
+
+
 _ASKING = ngh2.Configuration(
     auto_window_update=False,
     max_inbound_header_list_size=64 * 1024,
@@ -70,13 +85,6 @@ _ASKING = ngh2.Configuration(
     max_settings=16,
     max_reserved_remote_streams=0,
 )
-_SERVING_SETTINGS = {
-    Setting.MAX_CONCURRENT_STREAMS: STREAM_LIMIT,
-    Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-    Setting.MAX_HEADER_LIST_SIZE: HEAD_BYTES,
-    Setting.ENABLE_CONNECT_PROTOCOL: 1,
-    Setting.NO_RFC7540_PRIORITIES: 1,
-}
 _ASKING_SETTINGS = {
     Setting.ENABLE_PUSH: 0,
     Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
@@ -88,13 +96,15 @@ class Http2:
     """One connection's engine. `receive` bytes and act on the events; `pull` bytes and act on the `events` again.
 
     Sending to a stream that is already gone is no error: its `StreamClosed` is among the next events.
+    `head_bytes`: the largest head that is served; the caller refuses those that are somewhat larger.
     """
 
     __slots__ = ("_core", "_debts", "events", "queued")
 
-    def __init__(self, *, serving: bool) -> None:
-        core = ngh2.Connection(ngh2.Role.SERVER if serving else ngh2.Role.CLIENT, _SERVING if serving else _ASKING)
-        core.initiate_connection(_SERVING_SETTINGS if serving else _ASKING_SETTINGS)
+    def __init__(self, *, serving: bool, head_bytes: int = REQUEST_HEAD_BYTES) -> None:
+        configuration, settings = _serving(head_bytes) if serving else (_ASKING, _ASKING_SETTINGS)
+        core = ngh2.Connection(ngh2.Role.SERVER if serving else ngh2.Role.CLIENT, configuration)
+        core.initiate_connection(settings)
         core.set_local_window_size(CONNECTION_WINDOW)
         self._core = core
         self._debts: dict[int, int] = {}

@@ -8,6 +8,7 @@ What must never break: nothing that came over HTTP/2 can end, split or reframe a
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from tunnelgw.errors import OriginError, RemoteError
 from tunnelgw.http import checks
@@ -15,6 +16,9 @@ from tunnelgw.http.checks import doubt, refuse
 from tunnelgw.http.fields import NAMES, VALUE, Kind, forbidden_trailer, valid_name, valid_request_id
 from tunnelgw.http.head import Fields, Framing, RequestHead, ResponseHead
 from tunnelgw.obs.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_FIELDS = 208  # 200 as in HTTP/1, and pseudo-header fields; a cookie may come in crumbs
 MAX_CRUMBS = 400
@@ -57,6 +61,11 @@ def _split(raw: Fields, known: frozenset[bytes]) -> tuple[dict[bytes, bytes], Fi
     if len(fields) > MAX_FIELDS + MAX_CRUMBS:
         raise ValueError("too many fields")
     return pseudo, fields
+
+
+def head_size(raw: Iterable[tuple[bytes, bytes]]) -> int:
+    """Octets of these fields as HTTP/1.1 would write them."""
+    return sum([len(name) + len(value) + 4 for name, value in raw])
 
 
 def request_head(raw: Fields, *, end_stream: bool, secure: bool) -> RequestHead:
