@@ -55,8 +55,8 @@ class Link(asyncio.BufferedProtocol):
     """One TLS connection of a tunnel; see the module's text."""
 
     __slots__ = (
-        "_blocked", "_dup", "_feeding", "_loop", "_lost", "_reader", "_scheduled", "_since_look", "_timer", "_timer_at",
-        "_watching", "owner", "peer", "session", "transport",
+        "_blocked", "_dup", "_feeding", "_loop", "_lost", "_paced", "_reader", "_scheduled", "_since_look",
+        "_timer", "_timer_at", "_watching", "owner", "peer", "session", "transport",
     )  # fmt: skip
 
     def __init__(self, owner: LinkOwner, *, loop: asyncio.AbstractEventLoop) -> None:
@@ -70,6 +70,7 @@ class Link(asyncio.BufferedProtocol):
         self._watching = False
         self._blocked = False
         self._feeding = False
+        self._paced = False
         self._scheduled = False
         self._since_look = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -251,11 +252,18 @@ class Link(asyncio.BufferedProtocol):
         if session is None or self._lost:
             return
         session.tick(self._loop.time())
+        self._pace_if_far()
         if session.link_dead:
             log.warning("link %s is dead: no answer to a ping", self.peer)
             self.abort(TimeoutError("no answer to a ping"))
             return
         self._rearm()
+
+    def _pace_if_far(self) -> None:
+        sock = self.transport.get_extra_info("socket") if self.transport is not None and not self._paced else None
+        if sock is not None and sockets.round_trip(sock) >= sockets.PACED_SECONDS:
+            self._paced = True
+            sockets.pace(sock)
 
     def _close(self, error: Exception | None) -> None:
         if self._lost:
