@@ -204,6 +204,22 @@ class TestFailures:
         assert browser.closed[number] != 0
         assert number not in browser.ended
 
+    @pytest.mark.parametrize("answered", [True, False])
+    def test_a_reset_without_an_error_is_no_end(self, grpc_world: World, answered: bool) -> None:
+        browser, service, number = start(grpc_world, end=False)
+        if answered:
+            service.respond(1)
+            service.core.send_data(1, b"some")
+            settle(browser, service)
+        service.core.reset_stream(1, 0)
+        settle(browser, service)
+        if answered:
+            assert browser.closed[number] != 0
+            assert number not in browser.ended
+        else:
+            assert browser.heads[number][b":status"] == b"502"
+        assert not browser.protocol.exchanges
+
     def test_refused_by_the_service(self, grpc_world: World) -> None:
         browser, service, number = start(grpc_world, end=False)
         service.core.reset_stream(1, 7)

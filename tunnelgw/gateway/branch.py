@@ -167,12 +167,11 @@ class Branch:
             except ValueError:
                 raise OriginError("the trailers are malformed") from None
 
-    def closed(self, code: int) -> None:
-        """The stream is over on the engine's side."""
+    def closed(self) -> None:
+        """The stream is over on the engine's side: the response too, even if it was reset with NO_ERROR."""
         self._trunk.engine.pay(self.number)
         self._owed = 0
-        if code:
-            self.failed(Reason.TARGET_RESET)
+        self.failed(Reason.TARGET_RESET)
 
     def failed(self, reason: Reason, since: float = 0.0) -> None:
         """No response, or no more of it, will come."""

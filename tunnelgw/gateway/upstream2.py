@@ -227,7 +227,7 @@ class Trunk:
             elif isinstance(event, InformationalResponseReceived):
                 branch.interim(list(event.headers))
             else:
-                branch.closed(event.error_code)
+                branch.closed()
         except TunnelgwError as error:
             self.engine.reset(number, ErrorCode.PROTOCOL_ERROR)
             self.branches.pop(number, None)
