@@ -379,3 +379,59 @@ def test_only_these_addresses_may_come_in(world: World) -> None:
             assert read_all(visitor) == b""
         done = world.curl("https://web.example.com/", "-o", "/dev/null", "-w", "%{http_code}", check=False)
         assert done.stdout in (b"403", b"000")
+
+
+def test_both_families(tmp_path: Path) -> None:
+    """Raw ports listen on both; a visitor of IPv6 is told as such, one of IPv4 never as ::ffff:."""
+    port = free_port()
+    heads: list[bytes] = []
+    seen = threading.Semaphore(0)
+
+    def keep(sock: socket.socket) -> None:
+        heads.append(read_all(sock))
+        seen.release()
+
+    with RawTarget(keep) as target, World(tmp_path) as world:
+        listen = f'"127.0.0.1:{world.port}", "[::1]:{world.port}"'
+        world.config.write_text(
+            world.config.read_text().replace(f'listen = ["127.0.0.1:{world.port}"]', f"listen = [{listen}]")
+        )
+        world.start_edge()
+        services = f"""
+            [services.raw]
+            target = "tcp://127.0.0.1:{target.port}"
+            port = {port}
+            proxy_protocol = "v1"
+            [services.web]
+            target = {world.service("web")}
+        """
+        start(world, "home", services, ports=[port])
+        for address, word in (("127.0.0.1", "TCP4"), ("::1", "TCP6")):
+            with socket.create_connection((address, port), timeout=30) as visitor:
+                source = visitor.getsockname()[1]
+                visitor.shutdown(socket.SHUT_WR)
+                assert read_all(visitor) == b""
+            assert seen.acquire(timeout=10)
+            assert heads[-1] == f"PROXY {word} {address} {address} {source} {port}\r\n".encode()
+        resolve = ["--resolve", f"web.example.com:{world.port}:[::1]"]
+        fields = json.loads(world.curl("https://web.example.com/headers", "-6", *resolve).stdout)["fields"]
+        assert ["x-forwarded-for", "::1"] in [[name.lower(), value] for name, value in fields]
+
+
+def test_proxy_headers_of_strangers(tmp_path: Path) -> None:
+    """With proxy_protocol, who is not trusted or says no header is closed; without it, a header is no ClientHello."""
+    extra = 'proxy_protocol = true\ntrusted_proxies = ["127.0.0.2/32"]\npark_seconds = 0'
+    with World(tmp_path) as world:
+        world.start_edge()
+        world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
+        option = ["--haproxy-protocol"]
+        assert world.curl("https://web.example.com/", *option, check=False).returncode == 35
+        assert world.edge is not None
+        world.edge.stop()
+        world.extra = extra
+        world.write_config()
+        world.start_edge()
+        trusted = ["--interface", "127.0.0.2"]
+        assert world.code("https://web.example.com/", *option, *trusted) == 503, "in, but tunnels are not"
+        assert world.curl("https://web.example.com/", *trusted, check=False).returncode == 35, "no header"
+        assert world.curl("https://web.example.com/", *option, check=False).returncode == 35, "not trusted"
