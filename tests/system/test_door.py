@@ -17,6 +17,7 @@ from tests.system.targets import RawTarget, read_all, read_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.system
 HANDSHAKE = 22
@@ -236,3 +237,27 @@ def test_a_killed_worker_is_replaced(two_workers: tuple[World, int]) -> None:
         wait_until(lambda: tunnels(world) == 2, seconds=30, what="its tunnel")
         every_connection_works(world, port)
     assert not set(before) & set(workers(world))
+
+
+def test_changes_reach_every_worker(tmp_path: Path) -> None:
+    """expose, unexpose, grant and revoke hold on every connection, whichever worker has it."""
+    with World(tmp_path, workers=2) as world:
+        world.start_edge()
+        port = world.service("web")
+        home = world.connector("home", "")
+        wait_until(lambda: tunnels(world) == 2, what="a tunnel to each worker")
+        home.command("expose", "web", str(port))
+        for _ in range(20):
+            assert world.curl("https://web.example.com/").stdout == b"hello from web\n", "at once"
+
+        def everywhere(code: int) -> bool:
+            """Every worker follows within half a second."""
+            return all(world.curl("https://web.example.com/", check=False).returncode == code for _ in range(20))
+
+        world.edge_command("grant", "home", "--allow-host", "other.example.com")
+        wait_until(lambda: everywhere(35), what="taken back")
+        world.edge_command("grant", "home", "--allow-host", "web.example.com")
+        wait_until(lambda: everywhere(0), what="granted")
+        world.edge_command("revoke", "home")
+        wait_until(lambda: everywhere(35), what="revoked")
+        assert tunnels(world) == 0
