@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.fakes import Browser2, World, make_route
+from tunnelgw.gateway.exchange2 import websocket_accept
 
 LINES = [
     b"GET / HTTP/1.1", b"GET /a?b=%20 HTTP/1.1", b"HEAD /a HTTP/1.1", b"GET /../x HTTP/1.1", b"GET /%2e%2e/x HTTP/1.1",
@@ -90,6 +91,30 @@ def test_equal_to_a_fresh_http2_connection(steps: list[tuple[str, tuple[tuple[by
     for step in steps:
         world = World(make_route())
         assert ask(busy_world, busy, step) == ask(world, Browser2(world), step)
+
+
+def test_a_switch_of_protocols_is_read_anew(world: World) -> None:
+    browser = Browser2(world)
+    browser.go()
+    fields = [
+        (b":method", b"CONNECT"), (b":protocol", b"websocket"), (b":scheme", b"https"),
+        (b":authority", b"a.example.com"), (b":path", b"/ws"),
+    ]  # fmt: skip
+    first = browser.core.send_request(fields)
+    browser.go()
+    key = world.opener.last.take().partition(b"sec-websocket-key: ")[2].partition(b"\r\n")[0]
+    switch = (
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Accept: " + websocket_accept(key) + b"\r\n\r\n"
+    )
+    world.opener.last.deliver(switch)
+    browser.go()
+    assert browser.heads[first][b":status"] == b"200"
+    second = browser.core.send_request(fields)
+    browser.go()
+    world.opener.last.deliver(switch)  # the same answer again, to another key
+    browser.go()
+    assert browser.heads[second][b":status"] == b"502"
 
 
 def test_nothing_is_kept_while_idle(world: World) -> None:

@@ -269,9 +269,11 @@ class Upstream1:
             if head is not None:
                 break
             head = parse_response_head(block, method=method)
-            if head.status >= 200 or head.status == 101:
+            if head.status >= 200:
                 memo.remember_response(block, method, head)
                 break
+            if head.status == 101:
+                break  # never the same twice, and the visitor's side rewrites it
             self._interim += 1
             if self._interim > INTERIM_LIMIT:
                 raise OriginError("too many interim responses")
