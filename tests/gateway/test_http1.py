@@ -136,6 +136,16 @@ class TestExchange:
         world.opener.last.deliver(ok())
         assert transport.take().count(b"200 OK") == 2
 
+    def test_empty_lines_are_no_sign_of_life(self, world: World) -> None:
+        protocol, transport = world.connect()
+        protocol.data_received(get())
+        world.opener.last.deliver(ok())
+        for _ in range(8):
+            world.loop.advance(10)
+            if not transport.closed:
+                protocol.data_received(b"\r\n")
+        assert transport.closed
+
     def test_head_and_no_content(self, world: World) -> None:
         protocol, transport = world.connect()
         protocol.data_received(get("/", method="HEAD"))

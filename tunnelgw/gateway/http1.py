@@ -180,7 +180,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
                     ahead = self._ahead = ahead[2:]
             end = find_request_end(ahead, searched=self._seen, limit=settings.request_head_bytes)
             if end < 0:
-                if self._served and not self._seen:  # the first bytes of a head: from now on its time runs
+                if self._served and not self._seen and ahead:  # the first bytes of a head: from now on its time runs
                     self._since = gateway.time()
                     due = self._since + settings.request_head_seconds
                     if due < self.deadline:
