@@ -269,9 +269,8 @@ class FrontDoor:
             spawn(self._terminate(sock, hello, name, entry), name="handshake")
 
     def _adopted(self, peek: Peek[ClientHello], hello: ClientHello) -> None:
-        """A tunnel for this worker: it is not a visitor and no longer counted."""
+        """A tunnel for this worker: the tunnel port stops counting it once it knows whose it is."""
         self._peeks.discard(peek)
-        peek.sock.release()
         self._tunnel(peek.sock, hello)
 
     def _find(self, server_name: str) -> tuple[str, NameEntry | None]:

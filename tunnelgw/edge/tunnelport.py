@@ -5,7 +5,7 @@ certificate of the edge's authority may only join; who shows an expired one may 
 typed reason, is counted, and is logged once per interval and address, so that an attacker cannot fill the disk.
 
 Invariants: nothing is allocated for a session before the hello is authenticated and authorised; a guest that says
-nothing is gone after GREETING_SECONDS; an invitation's secret is only looked at below the attempt limit.
+nothing is gone after twice GREETING_SECONDS; an invitation's secret is only looked at below the attempt limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.access.addresses import address_key
-from tunnelgw.errors import Refused, RemoteError, TunnelgwError
+from tunnelgw.errors import LocalError, Refused, RemoteError, TunnelgwError
 from tunnelgw.identity.records import CONNECTOR
 from tunnelgw.net import sockets
 from tunnelgw.net.link import Link
@@ -35,20 +35,21 @@ from tunnelgw.wire.control import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from tunnelgw.edge.connectors import Connectors
     from tunnelgw.edge.office import Office
+    from tunnelgw.net.ledger import CountedSocket
     from tunnelgw.obs.counters import ProcessCounters
 
 log = logging.getLogger(__name__)
 
-GREETING_SECONDS = 10.0  # for the handshake, and again for the greeting after it
+GREETING_SECONDS = 10.0  # for the handshake; twice that for handshake and greeting together
 LINGER_SECONDS = 5.0  # a refused guest may read why
 # Failed authentications of one address (IPv4, or IPv6 /64) in ATTEMPT_WINDOW seconds before it is turned away unheard.
 ATTEMPTS_MAX = 20
 ATTEMPT_WINDOW = 60.0
+GUESTS_MAX = 1024  # handshakes and greetings under way, at about 50 KB each; a restart brings every connector at once
 ADDRESSES_MAX = 4096  # remembered at once; the oldest are forgotten first
 _RETRY = {Reason.RATE_LIMIT: ATTEMPT_WINDOW, Reason.SUPERSEDED: 15.0}
 
@@ -86,11 +87,12 @@ class Attempts:
 class Guest:
     """Owner of a link until its greeting is answered."""
 
-    __slots__ = ("armed_until", "busy", "deadline", "key", "link", "port")
+    __slots__ = ("accepted", "armed_until", "busy", "deadline", "key", "link", "port")
 
-    def __init__(self, port: TunnelPort, key: object) -> None:
+    def __init__(self, port: TunnelPort, key: object, *, accepted: Callable[[], None]) -> None:
         self.port = port
         self.key = key
+        self.accepted = accepted
         self.link: Link | None = None
         self.busy = False  # a certificate is being signed for it
         self.deadline = INF
@@ -102,8 +104,7 @@ class Guest:
 
     def link_lost(self, link: Link, error: Exception | None) -> None:
         """It left, or was too slow."""
-        self.deadline = INF
-        self.port.guests.discard(self)
+        self.leave()
         log.debug("guest %s left: %s", link.peer, error)
 
     def greeting_received(self, link: Link, message: Greeting) -> None:
@@ -119,6 +120,13 @@ class Guest:
             handler(self, link, message)
         except Refused as refusal:
             self.refuse(link, refusal)
+        except LocalError as error:
+            self.excuse(link, error)
+
+    def excuse(self, link: Link, error: LocalError) -> None:
+        """Our own fault, which is no stranger's business: let it come again."""
+        log.error("tunnel from %s cannot be answered: %s", link.peer, error.text)
+        self.refuse(link, Refused("the edge has a problem of its own; its log says more", reason=Reason.INTERNAL))
 
     def refuse(self, link: Link, refusal: TunnelgwError) -> None:
         """Say why, and close once it had the time to read it."""
@@ -142,6 +150,11 @@ class Guest:
             raise Refused(f"{identity.name} is a visitor: it has no services", reason=Reason.ROLE_REFUSED)
         serial = str(certificate["serialNumber"])
         self.port.connectors.known(identity.name).accept(link, message, version=version, serial=serial)
+        self.leave()
+        self.accepted()
+
+    def leave(self) -> None:
+        """No longer a guest."""
         self.deadline = INF
         self.port.guests.discard(self)
 
@@ -152,20 +165,27 @@ class Guest:
 
     def join(self, link: Link, message: Join) -> None:
         """Exchange an invitation for a certificate; the signing happens outside of the loop."""
-        self.busy = True
+        self._wait()
         spawn(self._answer(link, self.port.office.join, message), name="join")
 
     def renew(self, link: Link, message: RenewRequest) -> None:
         """A new certificate for an expired one that was not revoked."""
         identity = self.port.office.authorise(_certificate(link), expired=True)
-        self.busy = True
+        self._wait()
         spawn(self._answer(link, self.port.office.renew, identity.name, message), name="renewal")
+
+    def _wait(self) -> None:
+        """The office has its own deadline, and what it signed must not be lost to ours."""
+        self.busy = True
+        self.deadline = INF
 
     async def _answer(self, link: Link, work: Callable[..., Any], *arguments: object) -> None:
         try:
             link.greet(await work(*arguments))
         except (Refused, RemoteError) as refusal:
             self.refuse(link, refusal)
+        except LocalError as error:
+            self.excuse(link, error)
         else:
             self.busy = False
             link.close()
@@ -211,8 +231,15 @@ class TunnelPort:
         self.guests: set[Guest] = set()
         self._logged: dict[Any, float] = {}
 
-    def take(self, sock: socket.socket, address: str) -> None:
-        """A connection whose ClientHello says `tgw/1`; nothing of it was read. Owned here from now on."""
+    def take(self, sock: CountedSocket, address: str) -> None:
+        """A connection whose ClientHello says `tgw/1`; nothing of it was read. Owned here from now on.
+
+        It counts as a stranger's until its hello is accepted, or a flood of guests would escape every limit.
+        """
+        if len(self.guests) >= GUESTS_MAX:
+            self.counters.refuse(Reason.HANDSHAKE_LIMIT)
+            sock.close()
+            return
         spawn(self._handshake(sock, address), name="tunnel handshake")
 
     def close(self) -> None:
@@ -221,10 +248,13 @@ class TunnelPort:
             if guest.link is not None:
                 guest.link.abort()
 
-    async def _handshake(self, sock: socket.socket, address: str) -> None:
+    async def _handshake(self, sock: CountedSocket, address: str) -> None:
         key = address_key(address)
-        guest = Guest(self, key)
+        guest = Guest(self, key, accepted=sock.release)
         link = guest.link = Link(guest, loop=self.loop)
+        # Before the handshake: its end, the greeting and the peer's leaving can all come in one turn of the loop.
+        self.guests.add(guest)
+        self.wheel.arm(guest, self.loop.time() + 2 * GREETING_SECONDS)
         sockets.tune_link(sock)
         try:
             await self.loop.connect_accepted_socket(
@@ -235,11 +265,11 @@ class TunnelPort:
                 ssl_shutdown_timeout=LINGER_SECONDS,
             )
         except (OSError, ssl.SSLError, asyncio.TimeoutError) as error:  # noqa: UP041 - uvloop raises its own on 3.11
+            guest.leave()
             sock.close()
             self.note_refusal(key, address, RemoteError(f"TLS: {error}", reason=Reason.HANDSHAKE_FAILED))
-            return
-        self.guests.add(guest)
-        self.wheel.arm(guest, self.loop.time() + GREETING_SECONDS)
+        finally:
+            sock.settle()
 
     def note_refusal(self, key: object, peer: str, refusal: TunnelgwError) -> None:
         """Count it; log it at most once a minute for each address and reason."""

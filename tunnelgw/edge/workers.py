@@ -124,7 +124,8 @@ class Worker:
         if not 0 <= worker < self.count or not self._channel.open:
             return False
         peer = sock.peer
-        return self._channel.send({"op": "relay", "worker": worker, "peer": list(peer)}, [sock.detach()])
+        self._channel.send({"op": "relay", "worker": worker, "peer": list(peer)}, [sock.detach()])
+        return True  # gone either way: a channel that is stuck has closed it
 
     async def open_port(self, port: int) -> socket.socket:
         answer = await self._ask({"op": "open_port", "port": port})

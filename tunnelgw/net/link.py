@@ -81,6 +81,9 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_made(self, made: asyncio.BaseTransport) -> None:
         self.transport = transport = cast("asyncio.Transport", made)  # uvloop's is no subclass
+        if self._lost:  # given up while it shook hands
+            transport.abort()
+            return
         transport.set_write_buffer_limits(FLUSH_BYTES, FLUSH_BYTES // 2)
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if address else ""
