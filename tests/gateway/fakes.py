@@ -150,6 +150,8 @@ class FakeStream:
         self.reset_with: Reason | None = None
         self.gone = False
 
+        self.linked, self.leaving = True, False
+
     @property
     def closed(self) -> bool:
         return self.gone or self.reset_with is not None or (self.finished and self.peer_finished)

@@ -692,6 +692,57 @@ class TestDeadlines:
         assert status_of(transport.take()) == 504
         assert world.opener.last.reset_with is Reason.RESPONSE_TIMEOUT
 
+    def test_no_response_while_the_tunnel_has_no_link(self, codec: str) -> None:
+        """The service cannot be blamed for it: its time stands still, and goes on with the next link."""
+        world = World(make_route(response_seconds=5.0))
+        protocol, transport = world.connect()
+        protocol.data_received(get())
+        stream = world.opener.last
+        world.loop.advance(3)
+        stream.linked = False
+        world.loop.advance(60)
+        assert not transport.written
+        stream.linked = True
+        world.loop.advance(1)
+        assert not transport.written
+        world.loop.advance(3.5)
+        assert status_of(transport.take()) == 504
+
+    def test_bytes_are_counted_while_an_exchange_lasts(self, codec: str) -> None:
+        world = World(make_route())
+        protocol, _ = world.connect()
+        protocol.data_received(get())
+        world.opener.last.deliver(b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n" + bytes(1000))
+        world.loop.advance(2)
+        counters = world.opener.last.route.counters
+        before = counters.bytes_out
+        assert before >= 1000
+        world.opener.last.deliver(bytes(1000))
+        world.loop.advance(2)
+        assert counters.bytes_out == before + 1000
+        world.opener.last.deliver(bytes(1000))
+        world.loop.turn()
+        assert counters.bytes_out == before + 2000
+
+    def test_streams_to_a_connector_that_leaves_are_let_go(self, codec: str) -> None:
+        """Kept ones at once, others with their exchange."""
+        world = World(make_route(connector="home"))
+        protocol, transport = world.connect()
+        protocol.data_received(get())
+        world.opener.last.deliver(ok())
+        assert not world.opener.last.finished
+        world.gateway.let_go("other")
+        assert not world.opener.last.finished
+        world.gateway.let_go("home")
+        assert world.opener.last.finished
+        transport.take()
+        protocol.data_received(get())
+        world.opener.last.leaving = True
+        world.opener.last.deliver(ok())
+        world.loop.turn()
+        assert status_of(transport.take()) == 200
+        assert world.opener.last.finished
+
     def test_silent_events_are_not_cut(self, world: World) -> None:
         protocol, transport = world.connect()
         protocol.data_received(get())

@@ -44,6 +44,12 @@ class Branch:
         self._ended = False  # our direction
         self._paused = False  # the exchange was told to pause its upload
 
+    @property
+    def linked(self) -> bool:
+        """As `Upstream.linked`."""
+        stream = self._trunk.stream
+        return stream is None or stream.linked
+
     # What the exchange calls.
 
     def start(self, exchange: Exchange) -> None:

@@ -38,8 +38,9 @@ class Exchange:
     """The part of an exchange that does not depend on the visitor's protocol."""
 
     __slots__ = (
-        "bytes_in", "bytes_out", "complete", "head", "pool", "quiet_mark", "quiet_since", "responded", "retried",
-        "route", "started", "status", "upgraded", "upload_done", "upload_paused", "upstream",
+        "bytes_in", "bytes_out", "checked_at", "complete", "counted_in", "counted_out", "head", "pool", "quiet_mark",
+        "quiet_since", "responded", "retried", "route", "started", "status", "upgraded", "upload_done",
+        "upload_paused", "upstream",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -48,10 +49,11 @@ class Exchange:
         self.route: Route | None = None
         self.upstream: Upstream | None = None
         self.started = 0.0
-        self.quiet_since = 0.0
+        self.quiet_since = self.checked_at = 0.0
         self.quiet_mark = 0
         self.bytes_in = 0  # payload from the visitor
         self.bytes_out = 0  # bytes to the visitor
+        self.counted_in = self.counted_out = 0  # of both, what the route's numbers hold already
         self.status = 0
         self.responded = False  # the final response's head is on its way to the visitor
         self.complete = False  # the whole response is on its way to the visitor
@@ -111,8 +113,8 @@ class Exchange:
     def begin(self, head: RequestHead, now: float) -> None:
         """Route a request whose head passed every check."""
         self.head = head
-        self.started = self.quiet_since = now
-        self.quiet_mark = self.bytes_in = self.bytes_out = self.status = 0
+        self.started = self.quiet_since = self.checked_at = now
+        self.quiet_mark = self.bytes_in = self.bytes_out = self.counted_in = self.counted_out = self.status = 0
         self.responded = self.complete = self.retried = self.upgraded = self.upload_paused = False
         self.upload_done = head.framing is Framing.NONE or not head.length
         gateway = self.pool.gateway
@@ -161,8 +163,13 @@ class Exchange:
     def check(self, now: float) -> None:
         """Called about once a second: end what waits too long for somebody who should move."""
         upstream = self.upstream
+        last, self.checked_at = self.checked_at, now
+        self._count()
         if self.upgraded or (not self.complete if upstream is None else not upstream.ready):
             return  # upgraded connections may be silent for ever; parked requests are the opener's to end
+        if upstream is not None and not upstream.linked:
+            self.quiet_since = min(now, self.quiet_since + now - last)  # the clock stands still
+            return
         moved = self.bytes_in + self.bytes_out - self.quiet_mark
         if moved >= _PROGRESS_BYTES or (moved and self.upload_done):
             self.quiet_mark += moved
@@ -203,8 +210,7 @@ class Exchange:
         if route is not None:
             counters = route.counters
             counters.observe(status, now - self.started)
-            counters.bytes_in += self.bytes_in
-            counters.bytes_out += self.bytes_out
+            self._count()
         log = gateway.log_request
         if log is not None and head is not None:
             log((
@@ -213,6 +219,14 @@ class Exchange:
             ))  # fmt: skip
         self.head = None
         self.route = None
+
+    def _count(self) -> None:
+        """Bring the route's bytes up to date: an exchange may last for days."""
+        if self.route is not None:
+            counters = self.route.counters
+            counters.bytes_in += self.bytes_in - self.counted_in
+            counters.bytes_out += self.bytes_out - self.counted_out
+            self.counted_in, self.counted_out = self.bytes_in, self.bytes_out
 
     def _connect(self, route: Route, now: float) -> None:
         head = self.head

@@ -103,6 +103,9 @@ class Pool:
 
     def keep(self, upstream: Upstream1, now: float) -> None:
         """A clean upstream waits for the next exchange."""
+        if upstream.leaving:
+            upstream.retire()
+            return
         kept = self._kept
         if kept is None:
             kept = self._kept = []
@@ -136,6 +139,14 @@ class Pool:
         if not self._trunks:
             self._trunks = None
         return self._kept is not None or self._trunks is not None
+
+    def let_go(self, connector: str) -> None:
+        """That connector is leaving: give up what no exchange uses."""
+        for upstream in [one for one in self._kept or () if one.route.connector == connector]:
+            self.drop(upstream)
+            upstream.retire()
+        for trunk in [one for one in self._trunks or () if one.route.connector == connector]:
+            trunk.let_go()
 
     def close(self) -> None:
         """The visitor connection is gone."""

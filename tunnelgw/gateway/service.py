@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnelgw.gateway.opener import StreamOpener, Visitor
+    from tunnelgw.gateway.pool import Pool
     from tunnelgw.http.head import RequestHead
     from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
@@ -39,6 +40,8 @@ class Flushing(Protocol):
 
 class Draining(Protocol):
     """A visitor connection."""
+
+    pool: Pool
 
     def drain(self) -> None:
         """Serve no further request."""
@@ -114,6 +117,11 @@ class Gateway:
         self.draining = True
         for connection in list(self.connections):
             connection.drain()
+
+    def let_go(self, connector: str) -> None:
+        """That connector is leaving: end the streams to it that no exchange uses, so that it need not wait for them."""
+        for connection in list(self.connections):
+            connection.pool.let_go(connector)
 
     def reload(self, settings: GatewaySettings, trusted: Callable[[str], bool]) -> None:
         """Use these from the next connection or deadline on."""

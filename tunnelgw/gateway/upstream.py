@@ -27,6 +27,10 @@ class Upstream(Protocol):
     ready: bool  # the stream is there: body may be sent. False while parked.
     reused: bool  # the stream served an earlier exchange: it may have died of old age just now
 
+    @property
+    def linked(self) -> bool:
+        """False while the tunnel waits for a link: nobody can be blamed for silence then."""
+
     def start(self, exchange: Exchange) -> None:
         """Send the exchange's request head (now, or once the stream is there). Raises `NoStream`."""
 

@@ -59,6 +59,16 @@ class Upstream1:
         self._sent_all = True  # the request is complete
         self._clean = False  # the response ended as its framing says, and nothing follows
 
+    @property
+    def linked(self) -> bool:
+        """As `Upstream.linked`."""
+        return self.stream is None or self.stream.linked
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the connector takes no further streams."""
+        return self.stream is not None and self.stream.leaving
+
     # What the exchange calls.
 
     def start(self, exchange: Exchange) -> None:

@@ -92,9 +92,16 @@ class Trunk:
             self._waiting.remove(branch)
         if not self.branches and not self._waiting:
             self.idle_since = now
-            if not self.open or self.stream is None:
+            if not self.open or self.stream is None or self.stream.leaving:
                 self.close()
         self.settle_soon()
+
+    def let_go(self) -> None:
+        """The connector is leaving: take no further exchange, and end with the last one."""
+        if self.branches or self._waiting:
+            self.open = False
+        else:
+            self.close()
 
     def close(self) -> None:
         """End the trunk; nothing is under way any more."""

@@ -102,6 +102,16 @@ class Stream:
         """Both halves are done, or the stream was reset."""
         return self.gone or (self.fin_sent and self.fin_received)
 
+    @property
+    def linked(self) -> bool:
+        """False while the tunnel waits for a link."""
+        return self.session.attached
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the other side takes no further streams: this one is not worth keeping."""
+        return self.session.peer_leaving is not None
+
     def write(self, data: bytes | memoryview) -> None:
         """Queue bytes that will not change. Does nothing after a reset; `RuntimeError` after `finish`."""
         if self.shut:
