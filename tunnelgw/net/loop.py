@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
+
+# mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD. What a process may keep beyond its need is the first.
+_HEAP = {-1: 8 * 1024 * 1024, -2: 1024 * 1024, -3: 4 * 1024 * 1024}
 
 
 def loop_factory(*, require_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -32,5 +36,21 @@ def run(main: Callable[[], Coroutine[Any, Any, T]], *, require_uvloop: bool) -> 
     every 700 allocations would walk them for nothing (measured: 3 to 5 % of a request).
     """
     gc.set_threshold(10_000, 20, 50)
+    _keep_heap()
     with asyncio.Runner(loop_factory=loop_factory(require_uvloop=require_uvloop)) as runner:
         return runner.run(main())
+
+
+def _keep_heap() -> None:
+    """Let glibc keep a few megabytes of free heap instead of giving them back at every breath.
+
+    Buffers of 64 to 256 KiB come and go with each turn of a busy link; by default each is mapped or the heap's top is
+    trimmed, and the kernel zeroes the same pages again (measured: 10 to 19 % of the CPU of a bulk download).
+    Does nothing where the C library has no mallopt (musl).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    for parameter, size in _HEAP.items():
+        mallopt(parameter, size)
