@@ -8,6 +8,7 @@ from tunnelgw.wire import frames
 from tunnelgw.wire.control import Notice
 from tunnelgw.wire.flow import KIB
 from tunnelgw.wire.frames import HEADER, MAX_FRAME, MAX_PAYLOAD
+from tunnelgw.wire.schedule import TURN
 
 
 def frames_of(data: bytes) -> list[tuple[int, int, int]]:
@@ -30,10 +31,11 @@ def opened(count: int) -> tuple[Pair, list]:
 
 def test_equal_flows_get_equal_shares_in_whole_frames() -> None:
     pair, streams = opened(4)
+    turn = TURN // MAX_PAYLOAD
     for stream in streams:
-        stream.write(bytes(128 * KIB))
-    said = frames_of(pair.edge.session.pull(8 * MAX_FRAME, 0.0))
-    assert [number for _, number, _ in said] == [s.id for s in streams] * 2
+        stream.write(bytes(3 * TURN))
+    said = frames_of(pair.edge.session.pull(4 * 2 * turn * MAX_FRAME, 0.0))
+    assert [number for _, number, _ in said] == [s.id for s in streams for _ in range(turn)] * 2
     assert {length for _, _, length in said} == {MAX_PAYLOAD}
 
 
