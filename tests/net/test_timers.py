@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnelgw.net.timers import INF, Wheel
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Clock:
@@ -105,3 +110,17 @@ def test_any_sequence_of_arms(steps: list[tuple[float, float]]) -> None:
     clock.advance(20)
     assert len(item.fired) == 1
     assert due <= item.fired[0] <= due + 0.5 + 1e-6
+
+
+def test_a_deadline_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Item):
+        def on_deadline(self, now: float) -> None:
+            raise ValueError("ours")
+
+    clock = Clock()
+    wheel, broken, item, later = Wheel(clock), Broken(clock), Item(clock), Item(clock)
+    for one, when in ((broken, 1.0), (item, 1.0), (later, 2.0)):
+        wheel.arm(one, clock.now + when)
+    clock.advance(3)
+    assert len(item.fired) == len(later.fired) == 1
+    assert "our own fault" in caplog.text

@@ -9,12 +9,14 @@ granule after that deadline. An item is never called before its deadline.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import asyncio
 
+log = logging.getLogger(__name__)
 INF = math.inf
 
 
@@ -26,6 +28,13 @@ class Deadlined(Protocol):
 
     def on_deadline(self, now: float) -> None:
         """The deadline passed. May set a new one and arm again."""
+
+
+def _call(item: Deadlined, now: float) -> None:
+    try:
+        item.on_deadline(now)
+    except Exception:
+        log.exception("a deadline failed by our own fault")  # all others must go on: nothing else turns the wheel
 
 
 class Wheel:
@@ -71,7 +80,7 @@ class Wheel:
                 item.armed_until = INF
                 if item.deadline <= now:
                     item.deadline = INF
-                    item.on_deadline(now)
+                    _call(item, now)
                 elif item.deadline < INF:
                     self._file(item, item.deadline)
         if self._buckets:
