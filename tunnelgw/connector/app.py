@@ -62,6 +62,7 @@ class Connector:
         self._instance = Instance(secrets.token_hex(16), Budget(), self.served)
         self._changed = asyncio.Event()  # replaced each time it is set: a broadcast
         self._stopping = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._watch: FileWatch | None = None
         self._turn_handle: asyncio.TimerHandle | None = None
         self._turns = 0
@@ -153,9 +154,10 @@ class Connector:
 
     async def reload_file(self) -> list[str]:
         """Read the file again and apply it. Raises ConfigError, and then nothing has changed."""
-        if self._watch is not None:
-            self._watch.seen()
-        return await self.reload(load_connector(self.config.path))
+        async with self._reloading:  # the file that was read last must be the one in force
+            if self._watch is not None:
+                self._watch.seen()
+            return await self.reload(load_connector(self.config.path))
 
     async def _match_edges(self, places: list[Place]) -> list[str]:
         """Serve these edges, with these identities (one may have been joined anew); others keep their tunnels."""
@@ -288,8 +290,13 @@ class Connector:
         }
 
     def _service_status(self, service: ServiceConfig) -> dict[str, Any]:
-        results = [edge.claims[service.name] for edge in self.edges if service.name in edge.claims]
-        return {"name": service.name, "target": str(service.target), **_claim_answer(results)}
+        # What an edge said counts while it serves us: one that is away, or revoked us, has taken it back.
+        results = [edge.claims[service.name] for edge in self.edges if edge.up and service.name in edge.claims]
+        answer = _claim_answer(results)
+        troubles = [edge.main.trouble for edge in self.edges if not edge.up and edge.main.trouble]
+        if not results and troubles:
+            answer["message"] = "; ".join(troubles)
+        return {"name": service.name, "target": str(service.target), **answer}
 
 
 def _claim_answer(results: list[ClaimResult]) -> dict[str, Any]:
