@@ -79,8 +79,8 @@ async def _lead(config: EdgeConfig) -> None:
             )
             numbers.start()
             stack.push_async_callback(numbers.close)
+        stack.push_async_callback(crew.stop)  # first: what began before a failure ends as well
         await crew.start(https, http)
-        stack.push_async_callback(crew.stop)
         watch = FileWatch([config.path], crew.reload_logged, loop=loop)
         stack.callback(watch.close)
         loop.add_signal_handler(signal.SIGHUP, crew.reload_logged)

@@ -24,7 +24,7 @@ from tunnelgw.edge.ports import Ports
 from tunnelgw.edge.public import DoorRules, FrontDoor
 from tunnelgw.edge.tunnelport import TunnelPort
 from tunnelgw.edge.visitors import issuer_of
-from tunnelgw.errors import LocalError, Refused, RemoteError
+from tunnelgw.errors import LocalError, Refused, RemoteError, TunnelgwError
 from tunnelgw.gateway.service import Gateway
 from tunnelgw.gateway.settings import GatewaySettings
 from tunnelgw.identity.claims import CLAIMS
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5  # how soon a grant or a revocation made by another process is in force
+RETRY_LOOKS = 20  # looks between two tries to do what the store did not let us do: ten seconds
 REFRESH_LOOKS = 7200  # looks between two checks of the edge's own certificate: an hour
 GRACE_SECONDS = 10.0  # what is in progress may end within this at a stop
 
@@ -103,8 +104,10 @@ class Edge:
         self.connectors.on_services = self._services
         self.connectors.on_renew = self._renew
         self.connectors.gone = self._gone
+        self.connectors.leaving = self.gateway.let_go
         self._revision = 0
         self._looks = 0
+        self._overdue: set[str] = set()  # connectors whose change could not be put in force
         self._look_handle: asyncio.TimerHandle | None = None
         self._deciding: dict[str, asyncio.Lock] = {}
 
@@ -220,6 +223,7 @@ class Edge:
         """Put in force what changed in the store: revocations, grants, replaced keys, names that came free."""
         try:
             if self.store.revision() == self._revision:
+                await self._retry()
                 return
             changes, self._revision = self.store.watch(self._revision)
         except Compacted:
@@ -236,11 +240,26 @@ class Edge:
         for name in names:
             await self._apply(name)
 
+    async def _retry(self) -> None:
+        if self._looks % RETRY_LOOKS == 0:
+            for name in sorted(self._overdue):
+                await self._apply(name)
+
     async def _apply(self, name: str) -> None:
+        """One connector's change; what fails is tried again later, and keeps nobody else's from being seen."""
+        self._overdue.discard(name)
+        try:
+            await self._apply_now(name)
+        except TunnelgwError as error:
+            self._overdue.add(name)
+            log.error("a change of connector %s is not in force yet: %s", name, error.text)
+
+    async def _apply_now(self, name: str) -> None:
         record = self.registry.get(name)
         if record is None or record.revoked:
-            self.connectors.remove(name, Reason.REVOKED)
-            self.claims.withdraw(name)
+            self.connectors.remove(name, Reason.REVOKED)  # at once
+            async with self._lock(name):  # a decision under way must not put back what goes now
+                self.claims.withdraw(name)
             return
         connector = self.connectors.known(name)
         if connector.serial and all(issued.serial != connector.serial for issued in record.issued):
@@ -258,8 +277,10 @@ class Edge:
         async with self._lock(connector.name):
             try:
                 await self.claims.decide(connector, services)
-            except LocalError as error:
+            except TunnelgwError as error:
+                self._overdue.add(connector.name)
                 log.error("claims of connector %s not decided: %s", connector.name, error.text)
+                connector.tell(Notice(reason=error.reason.label, message="services not decided: see the edge's log"))
 
     def _lock(self, name: str) -> asyncio.Lock:
         """One decision at a time for each connector: the later one must be the last one."""
@@ -286,6 +307,7 @@ class Edge:
     def snapshot(self) -> ProcessSnapshot:
         """This worker's numbers, for metrics."""
         self.counters.buffered = self.connectors.budget.used
+        self.live.account()
         numbers = self.counters.snapshot()
         numbers["certificates"] = self.certificates.expiries()
         for connector in self.connectors:

@@ -19,7 +19,7 @@ import msgspec
 
 from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.grants import Grant, check_host, check_ports, grant_command, port_text
-from tunnelgw.errors import Refused
+from tunnelgw.errors import LocalError, Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.hostname import normalise_pattern
 from tunnelgw.routing.paths import normalise_path
@@ -109,11 +109,14 @@ class ClaimDesk:
         if record is None or record.revoked:
             return
         if self._offers.get(name) != services:
-            self._registry.remember_offers(name, _encode(services))
+            self._remember(name, services)
         self._offers[name] = services
         verdicts = self._check(name, record.grant, services.offers)
         self._hold(name, verdicts)
         await self._open_ports(verdicts)
+        if self._connectors.by_name.get(name) is not connector:  # revoked meanwhile
+            self._ports.keep(self._held_ports())
+            return
         self._route(name, verdicts)
         results = [self._result(verdict) for verdict in verdicts]
         self.waiting.discard(name)
@@ -126,8 +129,7 @@ class ClaimDesk:
                     "connector %s, service %s refused (%s): %s; to allow it: %s",
                     name, verdict.offer.name, verdict.refused.reason.label, verdict.refused.text, verdict.hint or "-",
                 )  # fmt: skip
-        if self._connectors.by_name.get(name) is connector:
-            connector.tell(Claims(revision=services.revision, results=results))
+        connector.tell(Claims(revision=services.revision, results=results))
 
     async def again(self, connector: Connector) -> None:
         """The grant changed, or a held name may be free: decide once more about what was offered last."""
@@ -154,6 +156,12 @@ class ClaimDesk:
         self._changed()
 
     # The steps.
+
+    def _remember(self, name: str, services: Services) -> None:
+        try:
+            self._registry.remember_offers(name, _encode(services))
+        except LocalError as error:  # a full disk: only a restart of the edge would miss it
+            log.error("what connector %s offers is not remembered: %s", name, error.text)
 
     def _check(self, name: str, grant: Grant, offers: Iterable[Offer]) -> list[_Verdict]:
         verdicts = [_Verdict(offer) for offer in offers]

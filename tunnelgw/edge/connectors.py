@@ -136,7 +136,8 @@ class Connector:
         self.deadline = INF
         self.draining = False
         session = self.session
-        assert session is not None
+        if session is None:
+            return  # what came with the hello broke the protocol: it is over already
         link.greet(self.all.welcome(self, version=version, resumed=resumed, received=session.received))
         log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
         self.lane.leave(self._open_parked)
@@ -189,8 +190,8 @@ class Connector:
         now = self.all.loop.time()
         session.detach(now)
         self.since = time.time()
-        if self.draining and not session.streams:
-            self.give_up(Reason.CONNECTOR_STOPPING)  # it left in order: nothing to resume
+        if self.draining:  # it said that it leaves, and dials no more: nobody comes back for these streams
+            self.give_up(Reason.CONNECTOR_STOPPING)
             return
         self.all.wheel.arm(self, now + self.all.resume_seconds)
         log.info("connector %s: link lost (%s)", self.name, error or "closed")
@@ -254,6 +255,7 @@ class Connector:
 
     def going_away(self, reason: Reason) -> None:
         self.draining = True
+        self.all.leaving(self.name)
         log.info("connector %s is leaving: %s", self.name, reason.text)
 
     def tell(self, message: Claims | Notice | Renewed) -> None:
@@ -292,6 +294,7 @@ class Connectors:
         self.on_services: Callable[[Connector, Services], None] = _nobody
         self.on_renew: Callable[[Connector, RenewRequest], None] = _nobody
         self.gone: Callable[[Connector], None] = _nobody
+        self.leaving: Callable[[str], None] = _nobody
 
     # StreamOpener.
 

@@ -52,6 +52,12 @@ class Live:
             if not passages:
                 del self._passages[passage.service]
 
+    def account(self) -> None:
+        """Bring the routes' numbers up to date: a connection may last for days."""
+        for passages in self._passages.values():
+            for passage in passages:
+                passage.account()
+
     def __bool__(self) -> bool:
         return bool(self._passages)
 
@@ -74,7 +80,7 @@ class Live:
 class _Passage:
     """What both kinds share: a waiter that becomes a splice."""
 
-    __slots__ = ("_live", "_opener", "_route", "_splice", "_stream", "_visitor")
+    __slots__ = ("_counted_in", "_counted_out", "_live", "_opener", "_route", "_splice", "_stream", "_visitor")
 
     def __init__(self, opener: StreamOpener, live: Live, route: Route, visitor: Visitor) -> None:
         self._opener = opener
@@ -83,6 +89,8 @@ class _Passage:
         self._visitor = visitor
         self._stream: Stream | None = None
         self._splice: Splice | None = None
+        self._counted_in = 0
+        self._counted_out = 0
 
     @property
     def service(self) -> tuple[str, str]:
@@ -113,10 +121,19 @@ class _Passage:
         self._live.add(self)
         return splice
 
-    def _ended(self, sent: int, received: int) -> None:
+    def account(self) -> None:
+        """Add what passed since the last time to the route's numbers."""
+        if self._splice is not None:
+            self._count(self._splice.sent, self._splice.received)
+
+    def _count(self, sent: int, received: int) -> None:
         counters = self._route.counters
-        counters.bytes_out += sent
-        counters.bytes_in += received
+        counters.bytes_out += sent - self._counted_out
+        counters.bytes_in += received - self._counted_in
+        self._counted_out, self._counted_in = sent, received
+
+    def _ended(self, sent: int, received: int) -> None:
+        self._count(sent, received)
         self._live.remove(self)
 
     # StreamWaiter; the stream's own events go to the splice from `_join` on, and none can come before it.

@@ -1,0 +1,101 @@
+"""Decisions about claims when things happen in between: revocations, stores that fail."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from tests.edge.front import run
+from tunnelgw.access.grants import Grant
+from tunnelgw.edge.claims import ClaimDesk
+from tunnelgw.edge.passthrough import Live
+from tunnelgw.errors import LocalError
+from tunnelgw.net.tasks import spawn
+from tunnelgw.obs.counters import ProcessCounters
+from tunnelgw.routing.table import RouteTable
+from tunnelgw.wire.control import Offer, Services
+
+
+class Ports:
+    """Opening takes until it is allowed, as it does where a supervisor is asked."""
+
+    def __init__(self) -> None:
+        self.allowed = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.open_now: set[int] = set()
+
+    async def open(self, port: int) -> None:
+        self.asked.set()
+        await self.allowed.wait()
+        self.open_now.add(port)
+
+    def keep(self, ports: Any) -> None:
+        self.open_now &= set(ports)
+
+
+class Registry:
+    def __init__(self) -> None:
+        self.failure: LocalError | None = None
+
+    def get(self, name: str) -> Any:
+        return SimpleNamespace(revoked=False, grant=Grant(hosts=("*",), ports=((2222, 2222),)))
+
+    def remember_offers(self, name: str, offers: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def hold(self, name: str, wanted: Any) -> dict[str, str]:
+        return {}
+
+
+class Home:
+    def __init__(self) -> None:
+        self.name = "home"
+        self.told: list[Any] = []
+
+    def tell(self, message: Any) -> None:
+        self.told.append(message)
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.home, self.ports, self.registry, self.table = Home(), Ports(), Registry(), RouteTable()
+        self.by_name: dict[str, Any] = {"home": self.home}
+        self.desk = ClaimDesk(
+            domain="example.com", edge_names=frozenset(), address="edge.example.com", https_port=443,
+            registry=self.registry, table=self.table, ports=self.ports, live=Live(),  # type: ignore[arg-type]
+            connectors=SimpleNamespace(by_name=self.by_name), counters=ProcessCounters(),  # type: ignore[arg-type]
+            changed=lambda: None,
+        )  # fmt: skip
+        self.offers = Services(1, [Offer(name="web", kind="http"), Offer(name="ssh", kind="tcp", ports=[(2222, 2222)])])
+
+
+def test_a_revocation_while_ports_open_leaves_no_route() -> None:
+    async def main() -> None:
+        desk = Desk()
+        deciding = spawn(desk.desk.decide(desk.home, desk.offers), name="decide")  # type: ignore[arg-type]
+        await desk.ports.asked.wait()
+        del desk.by_name["home"]
+        desk.desk.withdraw("home")
+        desk.ports.allowed.set()
+        await deciding
+        assert not list(desk.table.routes())
+        assert not desk.ports.open_now
+        assert not desk.home.told
+
+    run(main)
+
+
+def test_a_full_disk_takes_no_route() -> None:
+    """What is offered cannot be remembered; it is served all the same."""
+
+    async def main() -> None:
+        desk = Desk()
+        desk.registry.failure = LocalError("disk full")
+        desk.ports.allowed.set()
+        await desk.desk.decide(desk.home, desk.offers)  # type: ignore[arg-type]
+        assert len(list(desk.table.routes())) == 2
+        assert len(desk.home.told) == 1
+
+    run(main)

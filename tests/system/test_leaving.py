@@ -1,0 +1,88 @@
+"""Ends that must be quick and numbers that must be true while something lasts."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.system.harness import World, free_port, wait_until
+from tests.system.targets import RawTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path, extra='port_bind = "127.0.0.1"') as world:
+        world.start_edge()
+        yield world
+
+
+def test_a_connector_does_not_wait_for_idle_streams(world: World) -> None:
+    """A visitor's kept stream has nobody at its other end: the edge lets go of it when the connector leaves."""
+    home = world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
+    assert home.process is not None
+    with world.tls("web.example.com") as visitor:
+        visitor.sendall(b"GET / HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
+        assert b"hello from web" in visitor.recv(65536)
+        began = time.monotonic()
+        assert home.process.stop() == 0
+        assert time.monotonic() - began < 2.0
+
+
+def test_a_connector_that_left_is_not_waited_for(world: World) -> None:
+    """It said that it leaves and its link is gone: its streams end now, not after resume_seconds."""
+    home = world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
+    assert home.process is not None
+    assert world.edge is not None
+    url = f"https://web.example.com:{world.port}/bytes/400000000"
+    resolve = f"web.example.com:{world.port}:127.0.0.1"
+    command = ["curl", "-sk", "--limit-rate", "1M", "--resolve", resolve, "-o", "/dev/null", url]
+    download = subprocess.Popen(command)
+    wait_until(lambda: 'streams": 1' in home.command("status", "--json").stdout, what="the download runs")
+    home.process.signal(signal.SIGTERM)
+    world.edge.wait_for("home is leaving")
+    home.process.kill()
+    assert download.wait(timeout=10) != 0
+
+
+def test_bytes_of_a_connection_that_lasts(world: World) -> None:
+    def echo(sock: socket.socket) -> None:
+        while data := sock.recv(65536):
+            sock.sendall(data)
+
+    def counted(direction: str) -> int:
+        found = re.search(rf'bytes_total{{direction="{direction}",route="tcp:{port}"}} (\d+)', world.metrics())
+        return int(found[1]) if found else 0
+
+    port = free_port()
+    with RawTarget(echo) as target:
+        services = f'[services.raw]\ntarget = "tcp://127.0.0.1:{target.port}"\nport = {port}'
+        world.connector("home", services, allow=("--allow-port", str(port)))
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as visitor:
+            for total in (1000, 2000):
+                visitor.sendall(bytes(1000))
+                visitor.recv(1000, socket.MSG_WAITALL)
+                wait_until(lambda total=total: counted("out") == counted("in") == total, what=f"{total} bytes")
+        wait_until(lambda: 'tunnelgw_connections{listener="tcp"} 0' in world.metrics(), what="the end is noticed")
+        assert counted("out") == counted("in") == 2000
+
+
+def test_status_does_not_claim_what_was_taken_back(world: World) -> None:
+    home = world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
+    service = lambda: json.loads(home.command("status", "--json").stdout)["services"][0]  # noqa: E731
+    assert service()["state"] == "accepted"
+    world.edge_command("revoke", "home")
+    wait_until(lambda: service()["state"] == "waiting", what="the connector knows")
+    assert "revoked" in service()["message"]
