@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.config.model import ServiceConfig, Target
@@ -111,11 +112,12 @@ class LocalService:
         self._writers.append(writer)
         if self.answer:
             writer.write(self.answer)
-        while data := await reader.read(65536):
-            self.received += data
-            if self.echo:
-                writer.write(data)
-                await writer.drain()
+        with contextlib.suppress(ConnectionResetError):  # an end as well: the visitor's side broke
+            while data := await reader.read(65536):
+                self.received += data
+                if self.echo:
+                    writer.write(data)
+                    await writer.drain()
         self.ended.set()
         writer.close()
 

@@ -212,6 +212,33 @@ def test_paused_before_the_connection_is_up(require_uvloop: bool) -> None:
         runner.run(run())
 
 
+@pytest.mark.parametrize("require_uvloop", [True, False])
+def test_a_reset_arrives_as_a_reset(require_uvloop: bool) -> None:
+    """An orderly end would tell the peer that it has everything."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        splice = Splice(FakeStream(), on_end=lambda _sent, _received: ended.set())
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            theirs = nonblocking(socket.create_connection(listener.getsockname()))
+            ours = nonblocking(listener.accept()[0])
+        await loop.create_connection(lambda: splice, sock=ours)
+        splice.stream_data(b"some of it")
+        assert await loop.sock_recv(theirs, 100) == b"some of it"
+        splice.stream_reset(Reason.TARGET_RESET)
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(5):
+                await loop.sock_recv(theirs, 100)
+        theirs.close()
+        async with asyncio.timeout(5):
+            await ended.wait()
+        await asyncio.sleep(0.01)  # uvloop closes the descriptor in a later turn
+
+    with asyncio.Runner(loop_factory=loop_factory(require_uvloop=require_uvloop)) as runner:
+        runner.run(run())
+
+
 def nonblocking(sock: socket.socket) -> socket.socket:
     sock.setblocking(False)
     return sock

@@ -16,6 +16,7 @@ from tunnelgw.gateway.exchange import Exchange
 from tunnelgw.http.body import LAST_CHUNK, encode_trailers
 from tunnelgw.http.head import Framing
 from tunnelgw.http.serialise import serialise_response
+from tunnelgw.net.sockets import cut
 
 if TYPE_CHECKING:
     import asyncio
@@ -169,7 +170,7 @@ class Http1Exchange(Exchange):
         elif self._chunked or self.upgraded or self._keep:
             transport.close()  # the missing rest shows: no last chunk, or fewer bytes than were promised
         else:
-            transport.abort()  # an orderly end could be the end of the body
+            cut(transport)  # an orderly end could be the end of the body
 
     def settle(self) -> None:
         if not self.scheduled:

@@ -6,6 +6,10 @@ import contextlib
 import fcntl
 import socket
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 # Linux constants that Python's socket module does not name everywhere.
 IPPROTO_MPTCP = 262
@@ -99,6 +103,14 @@ def stream_socket(family: int, *, multipath: bool = False) -> socket.socket:
         with contextlib.suppress(OSError):
             return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, IPPROTO_MPTCP)
     return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+
+def cut(transport: asyncio.WriteTransport) -> None:
+    """Abort so that the peer sees a reset. abort() alone sends FIN, which passes for the end of what was to come."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        option(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def unsent(descriptor: int) -> int:

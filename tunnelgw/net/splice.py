@@ -12,6 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from tunnelgw.net.flow import WRITE_HIGH, WRITE_LOW, Outlet
+from tunnelgw.net.sockets import cut
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Splice(asyncio.Protocol):
     def connection_made(self, made: asyncio.BaseTransport) -> None:
         self._transport = transport = cast("asyncio.Transport", made)  # uvloop's is no subclass
         if self._stream.closed:  # reset while the transport was being made
-            transport.abort()
+            cut(transport)
             return
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         self._out.transport = transport
@@ -134,7 +135,7 @@ class Splice(asyncio.Protocol):
         elif self.ended_in:
             transport.close()  # everything arrived in order: let it drain
         else:
-            transport.abort()
+            cut(transport)
 
     def pause_sending(self) -> None:
         if not self._reading_paused:
