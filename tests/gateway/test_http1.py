@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -385,6 +387,12 @@ class TestRefusals:
         assert status_of(transport.take()) == 308
         protocol.data_received(b"GET / HTTP/1.1\r\nHost: nowhere.example.com\r\n\r\n")
         assert status_of(transport.take()) == 404
+
+    def test_answers_of_our_own_have_a_date(self, world: World) -> None:
+        protocol, transport = world.connect()
+        protocol.data_received(get(method="CONNECT"))
+        date = transport.take().partition(b"\r\ndate: ")[2].partition(b"\r\n")[0].decode()
+        assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 60
 
     def test_plain_http_where_the_route_asks_for_it(self, codec: str) -> None:
         world = World(make_route(plain_http=True))

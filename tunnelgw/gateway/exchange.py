@@ -32,6 +32,7 @@ IDEMPOTENT = SAFE | {b"PUT", b"DELETE"}
 _RETRY_AFTER = frozenset({Reason.TARGET_RESET, Reason.CONNECTOR_AWAY, Reason.CONNECTOR_STOPPING})
 # An upload that moves fewer bytes than this in `stall_seconds` counts as stalled: a drip is no progress.
 _PROGRESS_BYTES = 1024
+_DATE = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 section 5.6.7; nobody here sets a locale
 
 
 class Exchange:
@@ -243,6 +244,7 @@ class Exchange:
     def _answer(self, status: int, fields: Fields, body: bytes) -> None:
         self.responded = True
         self.status = status
+        fields.append((b"date", time.strftime(_DATE, time.gmtime()).encode()))  # RFC 9110 section 6.6.1
         head = ResponseHead(status, PHRASES[status], fields, Framing.LENGTH, len(body))
         if self.head is not None and self.head.method == b"HEAD":
             head.framing, body = Framing.NONE, b""
