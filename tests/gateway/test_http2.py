@@ -426,6 +426,37 @@ class TestDeadlines:
         world.loop.advance(10.5)
         assert transport.closed
 
+    @pytest.mark.parametrize("drips", [True, False])
+    def test_a_head_that_does_not_end(self, world: World, drips: bool) -> None:
+        browser = Browser2(world)
+        browser.go()
+        world.loop.advance(30)
+        block = b"\x82\x87\x84\x41\x0da.example.com"
+        data = len(block).to_bytes(3, "big") + b"\x01\x01\x00\x00\x00\x01" + block  # END_HEADERS is missing
+        before = world.loop.now
+        while not browser.transport.closed:
+            part, data = (data[:1], data[1:]) if drips else (data, b"")
+            browser.protocol.data_received(part)
+            world.loop.advance(1)
+        assert world.loop.now - before <= 11
+        browser.feed(browser.transport.take())
+        assert browser.goaway is not None
+
+    def test_a_head_in_two_parts(self, world: World) -> None:
+        browser = Browser2(world)
+        browser.go()
+        browser.get("/")
+        data = browser.pull()
+        browser.protocol.data_received(data[:12])
+        world.loop.advance(9)
+        browser.protocol.data_received(data[12:])
+        world.loop.advance(9)
+        world.opener.last.deliver(b"HTTP/1.1 204 No Content\r\n\r\n")
+        world.loop.advance(70)
+        assert not browser.transport.closed
+        world.loop.advance(6)
+        assert browser.transport.closed
+
     def test_no_response(self, codec: str) -> None:
         world = World(make_route(response_seconds=5.0))
         browser = Browser2(world)

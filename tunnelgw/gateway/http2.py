@@ -48,7 +48,7 @@ class Http2Visitor(asyncio.Protocol):
     """One connection. The loop calls the protocol's methods, exchanges call `settle_soon`, the wheel `on_deadline`."""
 
     __slots__ = (
-        "_greeted", "_over", "_since", "_transport", "armed_until", "closing", "deadline", "engine", "exchanges",
+        "_over", "_since", "_transport", "_whole", "armed_until", "closing", "deadline", "engine", "exchanges",
         "gateway", "pool", "scheduled", "unsettled", "write_paused",
     )  # fmt: skip
 
@@ -59,7 +59,7 @@ class Http2Visitor(asyncio.Protocol):
         self.exchanges: dict[int, Http2Exchange] = {}
         self.unsettled: dict[int, Http2Exchange] = {}  # with bytes on their way to the visitor
         self._transport: asyncio.Transport | None = None
-        self._greeted = False  # the visitor said something that made sense
+        self._whole = False  # what the visitor sent so far means something; else its time for a head runs
         self._since = 0.0  # when the connection became idle
         self.closing = False  # takes no further requests
         self._over = False  # the engine is at its end
@@ -87,8 +87,11 @@ class Http2Visitor(asyncio.Protocol):
         except RemoteError as error:
             self._fail(error.reason)
             return
-        self._greeted = True
-        self._handle(events)
+        if events:
+            self._whole = True
+            self._handle(events)
+        elif self._whole and not self.exchanges:
+            self._head_begins()
         if not self.scheduled:
             self.settle_soon()
 
@@ -124,7 +127,7 @@ class Http2Visitor(asyncio.Protocol):
             return
         left = self.pool.rest(now)
         settings = gateway.settings
-        due = self._since + (settings.idle_seconds if self._greeted else settings.request_head_seconds)
+        due = self._since + (settings.idle_seconds if self._whole else settings.request_head_seconds)
         if now >= due:
             self._end()
         else:
@@ -207,6 +210,13 @@ class Http2Visitor(asyncio.Protocol):
                 exchange = exchanges.get(event.stream_id)
                 if exchange is not None:
                     exchange.visitor_reset()
+
+    def _head_begins(self) -> None:
+        """Bytes that mean nothing yet, on an idle connection: part of a head, which must be whole in time."""
+        gateway = self.gateway
+        self._whole = False
+        self._since = gateway.time()
+        gateway.wheel.arm(self, self._since + gateway.settings.request_head_seconds)
 
     def _request(self, event: RequestReceived) -> None:
         gateway = self.gateway
