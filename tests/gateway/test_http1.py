@@ -282,6 +282,14 @@ class TestUpload:
         assert not stream.sent.endswith(b"0\r\n\r\n")
         assert status_of(transport.take()) == 400
 
+    @pytest.mark.parametrize("body", [b"5;" + b"a" * 300, b"1;" + b"a" * 200 + b"\r\nx\r\n", b"0\r\na: " + b"a" * 9000])
+    def test_what_surrounds_a_body_is_bounded(self, world: World, body: bytes) -> None:
+        protocol, transport = world.connect()
+        protocol.data_received(get(method="POST", more="Transfer-Encoding: chunked\r\n"))
+        protocol.data_received(body * 30)
+        assert status_of(transport.take()) == 413
+        assert world.opener.last.reset_with is not None
+
     def test_a_visitor_who_leaves_in_the_middle(self, world: World) -> None:
         protocol, transport = world.connect()
         protocol.data_received(get("/", "Content-Length: 100\r\n", method="POST") + b"abc")

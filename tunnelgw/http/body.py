@@ -49,10 +49,10 @@ class BodyReader(Protocol):
         ...
 
 
-def _fail(text: str, *, origin: bool) -> NoReturn:
+def _fail(text: str, *, origin: bool, reason: Reason = Reason.BAD_REQUEST) -> NoReturn:
     if origin:
         raise OriginError(text)
-    raise RemoteError(text, reason=Reason.BAD_REQUEST)
+    raise RemoteError(text, reason=reason)
 
 
 class LengthBody:
@@ -160,7 +160,7 @@ class ChunkedBody:
         newline = data.find(b"\n", position, position + MAX_SIZE_LINE - len(held))
         if newline < 0:
             if len(held) + len(data) - position >= MAX_SIZE_LINE:
-                _fail("a chunk's size line is too long", origin=self._origin)
+                _fail("a chunk's size line is too long", origin=self._origin, reason=Reason.BODY_TOO_LARGE)
             self._held = held = held + data[position:]
             if _size_line_start(held) is None:
                 _fail("a chunk's size line is invalid", origin=self._origin)
@@ -173,7 +173,7 @@ class ChunkedBody:
         if extension is not None:
             self._extensions += len(extension)
             if self._extensions > MAX_EXTENSIONS:
-                _fail("too many chunk extensions", origin=self._origin)
+                _fail("too many chunk extensions", origin=self._origin, reason=Reason.BODY_TOO_LARGE)
         size = int(digits, 16)
         return newline + 1, size + 2 if size else _TRAILERS
 
@@ -191,7 +191,7 @@ class ChunkedBody:
             end = section.find(b"\r\n\r\n", max(0, before - 3)) + 4
         if end < 4 and end != 2:
             if len(section) >= MAX_TRAILERS:
-                _fail("the trailers are too large", origin=self._origin)
+                _fail("the trailers are too large", origin=self._origin, reason=Reason.BODY_TOO_LARGE)
             self._held = section
             return len(data)
         fields = trailer_fields(section[:end])
