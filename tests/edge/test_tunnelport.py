@@ -231,3 +231,36 @@ def test_a_join_may_take_longer_than_a_greeting(tmp_path: Path, monkeypatch: pyt
         await until(lambda: not desk.port.guests)
 
     run(main)
+
+
+def test_nonsense_is_counted_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        desk = Desk(tmp_path)
+        for _ in range(3):
+            guest = await desk.visit(b"nonsense" * 8)
+            with contextlib.suppress(OSError):
+                while await asyncio.get_running_loop().sock_recv(guest.sock, 65536):
+                    pass
+            guest.sock.close()
+        await until(lambda: desk.counters.refused(Reason.PROTOCOL_ERROR) == 3)
+        assert not desk.port.guests
+        assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+    run(main)
+
+
+def test_a_neighbours_guesses_do_not_lock_a_connector_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        desk = Desk(tmp_path)
+        for _ in range(tunnelport.ATTEMPTS_MAX):
+            desk.port.attempts.failed(address_key(ADDRESS))
+        joiner = await desk.visit(JOIN)
+        assert (await refusal(joiner)).reason == Reason.RATE_LIMIT.label
+        connector = await desk.visit(HELLO)
+        await until(lambda: desk.connectors.links)
+        desk.connectors.links[0].abort()
+        for guest in (joiner, connector):
+            guest.sock.close()
+        await until(lambda: not desk.port.guests)
+
+    run(main)

@@ -103,8 +103,10 @@ class Guest:
             self.link.abort(TimeoutError("no greeting in time"))
 
     def link_lost(self, link: Link, error: Exception | None) -> None:
-        """It left, or was too slow."""
+        """It left, was too slow, or spoke nonsense."""
         self.leave()
+        if isinstance(error, RemoteError):
+            self.port.note_refusal(self.key, link.peer, error)
         log.debug("guest %s left: %s", link.peer, error)
 
     def greeting_received(self, link: Link, message: Greeting) -> None:
@@ -112,7 +114,8 @@ class Guest:
         if self.busy:
             raise RemoteError("another greeting before the last one was answered")
         try:
-            if self.port.attempts.too_many(self.key):
+            # Who has a certificate guesses nothing, and must get in whatever a neighbour behind the same NAT does.
+            if isinstance(message, JoinStart | Join) and self.port.attempts.too_many(self.key):
                 raise Refused("too many failed attempts from this address", reason=Reason.RATE_LIMIT)
             handler = _LEGAL.get(type(message))
             if handler is None:

@@ -195,7 +195,8 @@ class Link(asyncio.BufferedProtocol):
             self._broken(error)
 
     def _broken(self, error: RemoteError) -> None:
-        log.warning("link %s broke the protocol: %s", self.peer, error.text)
+        if self.session is not None:  # before that it is a stranger, of whom the owner says no more than it wants
+            log.warning("link %s broke the protocol: %s", self.peer, error.text)
         self.abort(error)
 
     def _turn_ended(self) -> None:
