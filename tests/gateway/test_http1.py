@@ -330,6 +330,19 @@ class TestRefusals:
             assert transport.closed
             assert b"connection: close\r\n" in answer
 
+    def test_a_refusal_survives_what_follows_the_head(self, codec: str) -> None:
+        """Closing with bytes unread makes a reset of it, which takes the answer away from the visitor."""
+        world = World(make_route(plain_http=True))
+        protocol, transport = world.connect(tls=False)
+        protocol.data_received(get(more="X: " + "a" * 40000 + "\r\n"))
+        assert status_of(transport.take()) == 431
+        assert transport.eof_written
+        assert not transport.closed
+        protocol.data_received(b"a" * 100000)
+        world.loop.advance(2.5)
+        assert transport.closed
+        assert transport.take() == b""
+
     def test_large_but_fine(self, world: World) -> None:
         protocol, transport = world.connect()
         fields = "".join(f"X-{number}: {'v' * 80}\r\n" for number in range(80))

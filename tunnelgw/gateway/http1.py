@@ -200,7 +200,9 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
                 memo.remember(block, head)
         except RemoteError as error:
             self._ahead = b""
-            self.upload_done = True
+            # More may follow. TLS reads it by itself while it says goodbye; else we do.
+            transport = self._transport
+            self.upload_done = transport is None or not transport.can_write_eof()
             self.refuse(error.reason)
             return False
         self._start(head)
@@ -287,5 +289,8 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         self._state = DISCARD
         self._since = now
         self.bytes_in = 0
+        transport = self._transport
+        if transport is not None and transport.can_write_eof():
+            transport.write_eof()  # who waits for our end need not wait for the linger's
         self._resume_reading()
         self.pool.gateway.wheel.arm(self, now + _LINGER_SECONDS)
