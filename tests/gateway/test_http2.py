@@ -206,6 +206,25 @@ class TestRefusals:
         assert browser.transport.closed
         assert not world.opener.open_streams
 
+    @pytest.mark.parametrize(
+        ("flood", "code"),
+        [
+            (b"\x00\x00\x01\x01\x01\x00\x00\x00\x01\x82" + b"\x00\x00\x00\x09\x00\x00\x00\x00\x01" * 20, 11),
+            (b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8), 11),
+            (b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", 11),
+            (b"\x00\x00\x04\x01\x05\x00\x00\x00\x01" + b"\xff" * 4, 9),
+        ],
+    )  # fmt: skip
+    def test_floods_are_told_to_calm_down(self, world: World, flood: bytes, code: int) -> None:
+        browser = Browser2(world)
+        browser.go()
+        browser.protocol.data_received(flood * 2000)
+        world.loop.turn()
+        assert browser.transport.closed
+        browser.feed(browser.transport.take())
+        assert browser.goaway is not None
+        assert browser.goaway.error_code == code
+
     def test_too_large_a_head(self, world: World) -> None:
         browser = Browser2(world)
         for index in range(60):

@@ -218,15 +218,17 @@ class Http2:
             return
 
     def last_words(self, code: int) -> bytes:
-        """GOAWAY after the peer broke the protocol, if the engine can still say anything."""
+        """GOAWAY after the peer broke the protocol: the engine's own, or one by hand where it is beyond words."""
         try:
             self._core.terminate_connection(code)
         except ngh2.NGH2Error:
             pass  # the engine said it by itself, or is beyond it
         try:
-            return self._core.data_to_send()
+            data = self._core.data_to_send()
         except ngh2.NGH2Error:
-            return b""
+            data = b""
+        # RFC 9113 section 6.8; the last stream that may have been acted on: any.
+        return data or b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff" + code.to_bytes(4, "big")
 
     def terminate(self, code: int = 0) -> None:
         """GOAWAY and no more."""
