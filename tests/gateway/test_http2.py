@@ -259,6 +259,7 @@ class TestCuts:
         assert number not in browser.ended
         assert browser.closed[number] != 0
         assert not browser.protocol.exchanges
+        assert [entry[7] for entry in world.log] == [200]  # 499 would blame the visitor
 
     @pytest.mark.parametrize("upload", [True, False])
     def test_a_visitor_who_resets(self, world: World, upload: bool) -> None:

@@ -171,6 +171,7 @@ class Http2Exchange(Exchange):
         self.settle()
 
     def respond_cut(self, reason: Reason) -> None:
+        self.account(self.pool.gateway.time())
         code = ErrorCode.CANCEL if reason is Reason.CANCELLED else ErrorCode.INTERNAL_ERROR
         self._connection.engine.reset(self._number, code)
         self._connection.settle_soon()
