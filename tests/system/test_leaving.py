@@ -41,6 +41,22 @@ def test_a_connector_does_not_wait_for_idle_streams(world: World) -> None:
         assert time.monotonic() - began < 2.0
 
 
+@pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
+def test_an_edge_does_not_wait_for_idle_visitors(world: World, alpn: str) -> None:
+    """Nor for their goodbye: one that keeps its connection open and says nothing must not delay a restart."""
+    world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
+    assert world.edge is not None
+    with world.tls("web.example.com", alpn=[alpn]) as visitor:
+        if alpn == "h2":
+            visitor.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        else:
+            visitor.sendall(b"GET / HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
+        assert visitor.recv(65536)
+        began = time.monotonic()
+        assert world.edge.stop() == 0
+        assert time.monotonic() - began < 2.0
+
+
 def test_a_connector_that_left_is_not_waited_for(world: World) -> None:
     """It said that it leaves and its link is gone: its streams end now, not after resume_seconds."""
     home = world.connector("home", f"[services.web]\ntarget = {world.service('web')}")

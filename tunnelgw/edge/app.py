@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.5  # how soon a grant or a revocation made by another process is in force
 RETRY_LOOKS = 20  # looks between two tries to do what the store did not let us do: ten seconds
 REFRESH_LOOKS = 7200  # looks between two checks of the edge's own certificate: an hour
+LAST_WORDS_SECONDS = 0.02  # a few turns of the loop: what was just said goes to the kernel
 GRACE_SECONDS = 10.0  # what is in progress may end within this at a stop
 
 
@@ -191,6 +192,7 @@ class Edge:
         for connector in self.connectors:
             connector.announce(Reason.EDGE_STOPPING)
         end = self.loop.time() + grace
+        await asyncio.sleep(LAST_WORDS_SECONDS)
         while (self.gateway.connections or self.live) and self.loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # polled only here: nobody else wants to know
         self.door.close()

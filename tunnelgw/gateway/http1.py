@@ -151,6 +151,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
     def drain(self) -> None:
         """Serve no further request: close now if none is under way."""
         if self._state == READY and not self._ahead:
+            self.pool.gateway.part(self, self._transport)
             self._close()
 
     # Inside: input.

@@ -169,6 +169,8 @@ class Http2Visitor(asyncio.Protocol):
 
     def drain(self) -> None:
         """Serve what is under way and nothing more."""
+        if not self.exchanges:
+            self.gateway.part(self, self._transport)
         self.engine.refuse_more()
         self.closing = True
         self.settle_soon()

@@ -118,6 +118,11 @@ class Gateway:
         for connection in list(self.connections):
             connection.drain()
 
+    def part(self, connection: Draining, transport: asyncio.Transport | None) -> None:
+        """An idle connection ends. Nobody waits for a visitor who has everything and is slow to say goodbye in TLS."""
+        if not self.unsent_bytes(transport):
+            self.connections.discard(connection)
+
     def let_go(self, connector: str) -> None:
         """That connector is leaving: end the streams to it that no exchange uses, so that it need not wait for them."""
         for connection in list(self.connections):
