@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from contextlib import asynccontextmanager
@@ -124,6 +125,24 @@ def test_reload_reaches_every_worker() -> None:
             end = asyncio.get_running_loop().time() + 10
             while [each["reloads"] for each in await supervisor.gather()] != [1, 1]:
                 assert asyncio.get_running_loop().time() < end
+
+    run(main)
+
+
+def test_a_reload_while_a_worker_starts_comes_later() -> None:
+    """SIGHUP would end a process that has no handler for it yet."""
+
+    async def main() -> None:
+        async with edge() as (supervisor, _):
+            os.kill(supervisor.pids()[0], signal.SIGKILL)
+            await until(lambda: not supervisor._workers[0].ready)
+            await until(lambda: len(supervisor.pids()) == 2)  # it runs, and is not ready
+            supervisor.reload()
+            await until(lambda: supervisor._workers[0].ready)
+            end = asyncio.get_running_loop().time() + 10
+            while [each["reloads"] for each in await supervisor.gather()] != [1, 1]:
+                assert asyncio.get_running_loop().time() < end
+            assert supervisor.restarts == 1
 
     run(main)
 

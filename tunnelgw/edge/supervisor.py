@@ -41,13 +41,14 @@ STOP_SECONDS = 60.0  # a worker's own grace for streams in flight is shorter
 class _Process:
     """One worker's process and its channel."""
 
-    __slots__ = ("channel", "index", "process", "ready", "restarts")
+    __slots__ = ("channel", "index", "process", "ready", "reload", "restarts")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.process: asyncio.subprocess.Process | None = None
         self.channel: Channel | None = None
         self.ready = False
+        self.reload = False  # asked for while it was starting
         self.restarts = 0
 
 
@@ -109,8 +110,11 @@ class Supervisor:
             raise
 
     def reload(self) -> None:
-        """Every worker reads its configuration again."""
-        self._signal(signal.SIGHUP)
+        """Every worker reads its configuration again; one that is starting, and would die of SIGHUP, once it serves."""
+        for worker in self._workers:
+            worker.reload = not worker.ready
+            if worker.ready and worker.process is not None:
+                worker.process.send_signal(signal.SIGHUP)
 
     async def stop(self) -> None:
         """Every worker ends in its own order; after `STOP_SECONDS` it is killed. Listeners stay the caller's."""
@@ -214,6 +218,8 @@ class Supervisor:
         match message["op"]:
             case "ready":
                 worker.ready = True
+                if worker.reload:
+                    self._reload_late(worker)
                 if all(each.ready for each in self._workers) and not self._all_ready.done():
                     self._all_ready.set_result(None)
             case "relay":
@@ -229,6 +235,11 @@ class Supervisor:
                     self._answered(gathering, worker)
             case "gather":
                 spawn(self._gather_for(worker, message["id"]), name="gather")
+
+    def _reload_late(self, worker: _Process) -> None:
+        worker.reload = False
+        if worker.process is not None:
+            worker.process.send_signal(signal.SIGHUP)
 
     def _relay(self, worker: _Process, peer: list[Any], descriptors: list[int]) -> None:
         """A tunnel for a worker that is starting is closed: its connector dials again."""
