@@ -195,6 +195,10 @@ def test_trailers() -> None:
             pseudo.trailers(raw)
 
 
+def test_an_empty_crumb_leaves_no_space_behind() -> None:
+    assert parse(request((b"cookie", b"a=1"), (b"cookie", b""))).fields == [(b"cookie", b"a=1")]
+
+
 @settings(max_examples=300)
 @given(
     st.lists(

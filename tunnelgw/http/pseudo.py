@@ -128,7 +128,7 @@ def _request(
         elif kind == Kind.REQUEST_ID and valid_request_id(value):
             head.request_id = value
     if crumbs:  # RFC 9113 section 8.2.3: one cookie again before it goes anywhere else
-        head.fields.append((b"cookie", b"; ".join(crumbs)))
+        head.fields.append((b"cookie", b"; ".join(filter(None, crumbs))))
     head.authority, head.host = _authority(pseudo, hosts)
     if len(head.fields) + len(head.claimed) > checks.MAX_FIELDS:
         refuse("more than 200 fields", Reason.HEAD_TOO_LARGE)
