@@ -69,3 +69,11 @@ def test_every_beginning_of_a_status_line_is_waited_for() -> None:
     line = b"HTTP/1.0 200 OK\r"
     for end in range(len(line) + 1):
         assert find_response_end(line[:end]) == -1
+
+
+def test_junk_is_refused_at_once_and_long_targets_cost_nothing_more() -> None:
+    with pytest.raises(RemoteError):
+        find_request_end(b"\x16\x03\x01", searched=2)
+    assert find_request_end(b"GET /" + b"a" * 20000, searched=19999) == -1
+    with pytest.raises(RemoteError):
+        find_request_end(b"GET /" + b"a" * 20000 + b"\n", searched=20004)

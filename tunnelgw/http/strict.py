@@ -37,6 +37,8 @@ _first_line = re.compile(TOKEN + rb"++ [!-~]++ HTTP/([0-9]\.[0-9])\r\n").match
 _bare = re.compile(rb"(?<!\r)\n|\r(?=[^\n])").search
 # The beginning of a first line, however little of it has arrived.
 _request_start = re.compile(rb"\Z|" + TOKEN + rb"++(?:\Z| (?:\Z|[!-~]++(?:\Z| (?:\Z|[!-~]++(?:\Z|\r)))))").match
+# Junk shows in its first bytes; looking at a long target again for each byte that drips in would be quadratic.
+_JUNK_BYTES = 512
 _response_start = re.compile(rb"HTTP/1\.[01] |H?\Z|HTT?P?\Z|HTTP/1?\.?[01]?\Z").match
 
 
@@ -115,7 +117,8 @@ def find_request_end(
     end = buffer.find(b"\r\n\r\n", max(start, searched - 3), start + limit)
     if end >= 0:
         return end + 4
-    if _bare(buffer, max(start, searched - 1)) or _request_start(buffer, start) is None:
+    junk = searched - start < _JUNK_BYTES and _request_start(buffer, start) is None
+    if junk or _bare(buffer, max(start, searched - 1)):
         raise RemoteError("the head is not clean HTTP/1", reason=Reason.BAD_REQUEST)
     if len(buffer) - start >= limit or buffer.count(b"\n", start) > MAX_FIELDS + 1:
         raise RemoteError("the head is too large", reason=Reason.HEAD_TOO_LARGE)
