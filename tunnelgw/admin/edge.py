@@ -153,6 +153,7 @@ class _Single:
     """An edge that is one process."""
 
     def __init__(self, config: EdgeConfig, store: SqliteStore) -> None:
+        self._serving = False
         self._access = _access_log(config)
         self._edge = Edge(
             config,
@@ -169,8 +170,10 @@ class _Single:
         if self._access is not None:
             self._access.start(self._edge.loop)
         await self._edge.start(https, http)
+        self._serving = True
 
     async def stop(self) -> None:
+        self._serving = False
         await self._edge.stop()
         if self._access is not None:
             self._access.close()
@@ -183,7 +186,7 @@ class _Single:
         return self._edge.snapshot()
 
     def missing(self) -> str | None:
-        return None
+        return None if self._serving else "not serving"
 
     def reload_now(self) -> list[str]:
         return _reload(self._edge)
@@ -225,7 +228,7 @@ class _Supervised:
         return merge(one["numbers"] for one in await self.views())
 
     def missing(self) -> str | None:
-        return None if self._serving else "workers are starting"
+        return None if self._serving else "not serving"
 
     def reload_now(self) -> list[str]:
         self.config = load_edge(self.config.path)  # what is wrong is said here, to whoever asked
