@@ -59,6 +59,7 @@ class Stream:
     """A stream whose service answers when told to."""
 
     closed = False
+    leaving = False
 
     def __init__(self, sink: Any) -> None:
         self.sink = sink

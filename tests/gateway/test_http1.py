@@ -256,6 +256,25 @@ class TestUpload:
         world.loop.advance(3)
         assert transport.closed
 
+    def test_a_service_that_neither_continues_nor_answers(self, codec: str) -> None:
+        world = World(make_route(response_seconds=5))
+        protocol, transport = world.connect()
+        protocol.data_received(get(method="POST", more="Expect: 100-continue\r\nContent-Length: 3\r\n"))
+        world.loop.advance(6.5)
+        assert status_of(transport.take()) == 504  # the visitor does what it was asked to: it waits
+
+    def test_a_visitor_who_does_not_continue(self, codec: str) -> None:
+        world = World(make_route(response_seconds=5), settings=GatewaySettings(stall_seconds=20))
+        protocol, transport = world.connect()
+        protocol.data_received(get(method="POST", more="Expect: 100-continue\r\nContent-Length: 3\r\n"))
+        world.opener.last.deliver(b"HTTP/1.1 100 Continue\r\n\r\n")
+        world.loop.turn()
+        assert transport.take() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        world.loop.advance(15)
+        assert not transport.written
+        world.loop.advance(7)
+        assert status_of(transport.take()) == 408
+
     def test_other_expectations(self, world: World) -> None:
         protocol, transport = world.connect()
         protocol.data_received(get("/", "Content-Length: 2\r\nExpect: 200-ok\r\n", method="PUT"))

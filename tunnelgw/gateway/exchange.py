@@ -184,7 +184,7 @@ class Exchange:
                 self.quiet_since = now
             elif quiet >= stall_seconds:
                 self.give_up(Reason.STALLED)
-        elif self.upload_done:
+        elif self.upload_done or self._waits_for_continue():
             if quiet >= route.response_seconds:
                 self.give_up(Reason.RESPONSE_TIMEOUT)
         else:
@@ -249,6 +249,11 @@ class Exchange:
         if self.head is not None and self.head.method == b"HEAD":
             head.framing, body = Framing.NONE, b""
         self.answer(head, body)
+
+    def _waits_for_continue(self) -> bool:
+        """Whether the visitor holds its body back until the service says so, which it has not done yet."""
+        head = self.head
+        return head is not None and head.expect_continue and not self.bytes_in
 
     def _repeatable(self, reason: Reason, *, reused: bool) -> bool:
         head = self.head

@@ -107,6 +107,8 @@ class Http1Exchange(Exchange):
         assert request is not None
         if request.version == 11 and (head.status != 100 or request.expect_continue):
             self._out.append(serialise_response(head, version=11, keep_alive=True))
+            if head.status == 100:
+                request.expect_continue = False  # it was met: from now on the body is waited for
 
     def respond(self, head: ResponseHead) -> None:
         request = self.head

@@ -142,6 +142,8 @@ class Http2Exchange(Exchange):
         request = self.head
         if request is not None and (head.status != 100 or request.expect_continue):
             self._connection.engine.interim(self._number, response_fields_h2(head))
+            if head.status == 100:
+                request.expect_continue = False  # it was met: from now on the body is waited for
 
     def respond(self, head: ResponseHead) -> None:
         self.responded = True
