@@ -8,10 +8,10 @@ Invariant: nothing here belongs to one visitor; what does, goes away with its co
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 from typing import TYPE_CHECKING, Protocol
 
+from tunnelgw.access.addresses import allowed_from
 from tunnelgw.gateway.http1 import Http1Visitor
 from tunnelgw.gateway.http2 import Http2Visitor
 from tunnelgw.gateway.settings import GatewaySettings
@@ -52,12 +52,6 @@ def covers_same_host(visitor: Visitor, host: str) -> bool:
     return not visitor.secure or visitor.server_name == host
 
 
-def in_networks(allow_from: tuple[str, ...], address: str) -> bool:
-    """Whether `address` is in one of the networks."""
-    ip = ipaddress.ip_address(address)
-    return any(ip in ipaddress.ip_network(network) for network in allow_from)
-
-
 def trusted_nobody(address: str) -> bool:  # noqa: ARG001 - the signature of the decision
     """Nobody's forwarding fields are believed."""
     return False
@@ -83,7 +77,7 @@ class Gateway:
         settings: GatewaySettings | None = None,
         covers: Callable[[Visitor, str], bool] = covers_same_host,
         trusted: Callable[[str], bool] = trusted_nobody,
-        allowed: Callable[[tuple[str, ...], str], bool] = in_networks,
+        allowed: Callable[[tuple[str, ...], str], bool] = allowed_from,
         log_request: LogRequest | None = None,
     ) -> None:
         self.table = table
