@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -324,3 +325,20 @@ def kill_while_writing(path: Path, *, times: int) -> None:
 
 def test_killed_while_writing(tmp_path: Path) -> None:
     kill_while_writing(tmp_path / "store.db", times=int(os.environ.get("TUNNELGW_TEST_KILLS", "20")))
+
+
+def test_who_serves_does_not_wait_for_a_lock(tmp_path: Path) -> None:
+    """Another process that stands still within a write must not stand a whole edge still."""
+    store = SqliteStore(tmp_path / "store.db")
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store.serve()
+    began = time.monotonic()
+    with pytest.raises(LocalError, match="locked"):
+        store.put("a", b"b")
+    assert time.monotonic() - began < 2.0
+    assert store.get("a") is None
+    other.execute("ROLLBACK")
+    store.put("a", b"b")
+    other.close()
+    store.close()

@@ -178,6 +178,7 @@ class Edge:
                 await self.claims.restore(self.connectors.known(record.name))  # routes, before visitors ask for them
         self.certificates.start()
         await self.certificates.ensure(ended_hosts(self.table))
+        self.store.serve()
         self.door.serve(https)  # last: everything a visitor can reach is there
         self.door.serve_plain(http)
         self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)

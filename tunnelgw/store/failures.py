@@ -21,7 +21,7 @@ _TEXTS = {
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,
     sqlite3.SQLITE_IOERR: "cannot be read or written: the disk reports an error (see dmesg)",
-    sqlite3.SQLITE_BUSY: "is locked by another process for more than 5 seconds",
+    sqlite3.SQLITE_BUSY: "is locked by another process",
 }
 
 

@@ -36,6 +36,7 @@ MAX_DELETED = 10_000
 MAX_VALUE_BYTES = 1 << 20
 MAX_KEY_BYTES = 1024
 _BUSY_SECONDS = 5.0
+_SERVING_MILLISECONDS = 300  # a write takes a few, some dozens on a slow disk
 # Parameters: the key (or prefix and its end), our boot, the time. A key whose lease has ended is gone, purged or not.
 _GET = """SELECT key, value, revision, lease FROM kv WHERE key = ?
     AND (lease = '' OR lease IN (SELECT id FROM leases WHERE boot = ? AND expires > ?))"""
@@ -63,6 +64,11 @@ class SqliteStore:
             except BaseException:
                 self._db.close()
                 raise
+
+    def serve(self) -> None:
+        """Visitors are served meanwhile: do not wait long for another process's lock; fail, and come again."""
+        with self._lock, explained(self.path):
+            self._db.execute(f"PRAGMA busy_timeout = {_SERVING_MILLISECONDS}")
 
     # Reading
 
