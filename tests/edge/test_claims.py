@@ -37,6 +37,7 @@ class Ports:
 class Registry:
     def __init__(self) -> None:
         self.failure: LocalError | None = None
+        self.remembered = 0
 
     def get(self, name: str) -> Any:
         return SimpleNamespace(revoked=False, grant=Grant(hosts=("*",), ports=((2222, 2222),)))
@@ -44,6 +45,7 @@ class Registry:
     def remember_offers(self, name: str, offers: bytes) -> None:
         if self.failure is not None:
             raise self.failure
+        self.remembered += 1
 
     def hold(self, name: str, wanted: Any) -> dict[str, str]:
         return {}
@@ -97,5 +99,8 @@ def test_a_full_disk_takes_no_route() -> None:
         await desk.desk.decide(desk.home, desk.offers)  # type: ignore[arg-type]
         assert len(list(desk.table.routes())) == 2
         assert len(desk.home.told) == 1
+        desk.registry.failure = None
+        await desk.desk.again(desk.home)  # type: ignore[arg-type]
+        assert desk.registry.remembered == 1
 
     run(main)

@@ -100,6 +100,7 @@ class ClaimDesk:
         self._counters = counters
         self._changed = changed
         self._offers: dict[str, Services] = {}  # as last said, to decide again when a grant changes
+        self._unsaved: set[str] = set()  # whose offers the store did not take
         self.waiting: set[str] = set()  # connectors that were refused what another one holds
 
     async def decide(self, connector: Connector, services: Services) -> None:
@@ -108,7 +109,7 @@ class ClaimDesk:
         record = self._registry.get(name)
         if record is None or record.revoked:
             return
-        if self._offers.get(name) != services:
+        if self._offers.get(name) != services or name in self._unsaved:
             self._remember(name, services)
         self._offers[name] = services
         verdicts = self._check(name, record.grant, services.offers)
@@ -160,7 +161,9 @@ class ClaimDesk:
     def _remember(self, name: str, services: Services) -> None:
         try:
             self._registry.remember_offers(name, _encode(services))
+            self._unsaved.discard(name)
         except LocalError as error:  # a full disk: only a restart of the edge would miss it
+            self._unsaved.add(name)
             log.error("what connector %s offers is not remembered: %s", name, error.text)
 
     def _check(self, name: str, grant: Grant, offers: Iterable[Offer]) -> list[_Verdict]:
