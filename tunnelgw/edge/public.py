@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 10.0  # absolute, from accept to a whole ClientHello
-INTERNAL_ERROR, UNRECOGNIZED_NAME, NO_APPLICATION_PROTOCOL = 80, 112, 120  # TLS alerts, RFC 8446 section 6
+# TLS alerts, RFC 8446 section 6.
+ILLEGAL_PARAMETER, INTERNAL_ERROR, UNRECOGNIZED_NAME, NO_APPLICATION_PROTOCOL = 47, 80, 112, 120
+_TLS_RECORD = b"\x16\x03"  # a handshake record: whoever sends it understands an alert
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE ", b"PRI ")
 _PLAIN_TEXT = b"This port speaks TLS: use https://\n"
 _PLAIN_ANSWER = (
@@ -236,6 +238,8 @@ class FrontDoor:
         if seen.startswith(_METHODS):
             self._counters.refuse(reason)
             Farewell(self._loop, self._wheel, peek.sock, _PLAIN_ANSWER)
+        elif reason is Reason.HELLO_INVALID and seen.startswith(_TLS_RECORD):
+            self._alert(peek.sock, ILLEGAL_PARAMETER, reason)
         else:
             self._drop(peek.sock, reason)
 
