@@ -31,6 +31,8 @@ READY, UPLOAD, ANSWER, BYTES, DISCARD, CLOSED = range(6)
 
 # A loop turn may bring more than a megabyte for one visitor: written in parts that the processor's cache still holds.
 _GATHER_BYTES = 128 * 1024
+# Parts of this average size are written one by one: at most half of a TLS record is wasted.
+_LARGE_PART = 8 * 1024
 
 
 class Http1Exchange(Exchange):
@@ -89,11 +91,14 @@ class Http1Exchange(Exchange):
             out.clear()  # what is lost with the connection is told by `connection_lost`
             return
         if out:
-            data = out[0] if len(out) == 1 else b"".join(out)
+            size = sum(map(len, out))
+            if size >= _LARGE_PART * len(out):
+                transport.writelines(out)  # each part fills its own TLS record: joining them would only copy
+            else:
+                transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
             self._gathered = 0
-            self.bytes_out += len(data)
-            transport.write(data)
+            self.bytes_out += size
         if not self._write_paused:
             if self.complete:
                 self._finish()
