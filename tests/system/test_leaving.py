@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import World, free_port, wait_until
+from tests.system.harness import World, free_port, port_answers, wait_until
 from tests.system.targets import RawTarget
 
 if TYPE_CHECKING:
@@ -102,3 +102,19 @@ def test_status_does_not_claim_what_was_taken_back(world: World) -> None:
     world.edge_command("revoke", "home")
     wait_until(lambda: service()["state"] == "waiting", what="the connector knows")
     assert "revoked" in service()["message"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stopping_edge_refuses_new_visitors_at_once(tmp_path: Path, workers: int) -> None:
+    """While something in progress has its grace, nobody new is left in a queue that nobody empties."""
+    with World(tmp_path, workers=workers) as world:
+        world.start_edge()
+        world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
+        assert world.edge is not None
+        with world.tls("web.example.com") as visitor:
+            visitor.sendall(b"GET /slow?seconds=60 HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
+            world.curl("https://web.example.com/")  # what was sent before has arrived
+            world.edge.signal(signal.SIGTERM)
+            wait_until(lambda: not port_answers(world.port), seconds=5, what="new connections are refused")
+            assert world.edge.popen.poll() is None
+        assert world.edge.stop() == 0

@@ -106,6 +106,7 @@ class Edge:
         self.connectors.on_renew = self._renew
         self.connectors.gone = self._gone
         self.connectors.leaving = self.gateway.let_go
+        self._listeners: tuple[socket.socket, ...] = ()
         self._revision = 0
         self._looks = 0
         self._overdue: set[str] = set()  # connectors whose change could not be put in force
@@ -170,7 +171,8 @@ class Edge:
         )
 
     async def start(self, https: Sequence[socket.socket], http: Sequence[socket.socket]) -> None:
-        """Serve on these listeners, which stay the caller's. LocalError where a part cannot begin."""
+        """Serve on these listeners, which are ours from here on. LocalError where a part cannot begin."""
+        self._listeners = (*https, *http)
         await self.office.open()  # first: without its own certificate there is no tunnel
         self._revision = self.store.revision()  # before reading: what changes meanwhile is seen by the first look
         for record in self.registry.connectors():
@@ -188,6 +190,8 @@ class Edge:
         if self._look_handle is not None:
             self._look_handle.cancel()
         self.door.stop_accepting()  # first: nobody new
+        for listener in self._listeners:
+            listener.close()  # a visitor is refused, not left in a queue that nobody empties (systemd keeps its own)
         self.ports.close_all()
         self.gateway.drain()
         for connector in self.connectors:

@@ -117,9 +117,11 @@ class Supervisor:
                 worker.process.send_signal(signal.SIGHUP)
 
     async def stop(self) -> None:
-        """Every worker ends in its own order; after `STOP_SECONDS` it is killed. Listeners stay the caller's."""
+        """Close the listeners; every worker ends in its own order, after `STOP_SECONDS` it is killed."""
         if not self._stop_asked.done():
             self._stop_asked.set_result(None)
+        for sock in (*self._https, *self._http):
+            sock.close()  # as each worker does: a visitor is refused, not left in a queue that nobody empties
         self._signal(signal.SIGTERM)
         if self._keepers:
             _, late = await asyncio.wait(self._keepers, timeout=STOP_SECONDS)
@@ -188,7 +190,10 @@ class Supervisor:
             received=lambda message, descriptors: self._received(worker, message, descriptors),
             closed=lambda: None,
         )
-        listeners = [os.dup(sock.fileno()) for sock in (*self._https, *self._http)]
+        stopping = self._stop_asked.done()  # the listeners are closed then, and SIGTERM may have come too early for it
+        listeners = [] if stopping else [os.dup(sock.fileno()) for sock in (*self._https, *self._http)]
+        if stopping:
+            worker.process.terminate()
         setup = {"op": "setup", "index": worker.index, "count": len(self._workers), "https": len(self._https)}
         channel.send(setup, listeners)
         code = await worker.process.wait()
