@@ -129,8 +129,7 @@ class Connector:
         resumed = self._resume(link, hello)
         if not resumed:
             self._begin(link)
-        if not first_time:
-            self.reconnects += 1
+        self.reconnects += not (first_time or resumed)
         self.resumes += resumed
         self.since = time.time()
         self.deadline = INF
