@@ -29,15 +29,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# One flush writes at most this much: four full TLS records; also what one loop turn may add to the unsent queue.
-FLUSH_BYTES = sockets.UNSENT_MAX
+# What may be unsent before a link waits, and what one flush adds to it at most: four full TLS records, which are 26 ms
+# at 20 Mbit/s.
+BATCH_LEAST = sockets.UNSENT_MAX
+# A link that drains a batch at once gets twice as much, up to this: larger writes cost less per byte.
+BATCH_MOST = 4 * BATCH_LEAST
+# Seconds that a link waited until it was writable: below the first its batch doubles, above the second it is the least.
+FAST, SLOW = 0.002, 0.004
 # Bytes of all links arrive in this one buffer: they are copied out, once, before the loop can read again. (The TLS
 # layer below would otherwise make an object per record and join them: two more copies of everything.)
 _ARRIVALS = memoryview(bytearray(256 * 1024))
 # The unsent queue is looked at only after this many bytes went out since the last look.
 LOOK_BYTES = 32 * 1024
-# While the kernel keeps nothing unsent the link is faster than we are, and a larger write costs less per byte.
-BATCH_MAX = 4 * FLUSH_BYTES
 
 
 class LinkOwner(Protocol):
@@ -57,8 +60,8 @@ class Link(asyncio.BufferedProtocol):
     """One TLS connection of a tunnel; see the module's text."""
 
     __slots__ = (
-        "_batch", "_blocked", "_dup", "_loop", "_lost", "_paced", "_reader", "_scheduled", "_since_look",
-        "_timer", "_timer_at", "_watching", "owner", "peer", "session", "transport",
+        "_batch", "_blocked", "_dup", "_full", "_loop", "_lost", "_paced", "_reader", "_scheduled", "_since_look",
+        "_timer", "_timer_at", "_watched_at", "_watching", "owner", "peer", "session", "transport",
     )  # fmt: skip
 
     def __init__(self, owner: LinkOwner, *, loop: asyncio.AbstractEventLoop) -> None:
@@ -70,7 +73,9 @@ class Link(asyncio.BufferedProtocol):
         self._reader: hello.GreetingReader | None = hello.GreetingReader()
         self._dup = -1
         self._watching = False
-        self._batch = FLUSH_BYTES
+        self._batch = BATCH_LEAST
+        self._full = False
+        self._watched_at = 0.0
         self._blocked = False
         self._paced = False
         self._scheduled = False
@@ -86,7 +91,7 @@ class Link(asyncio.BufferedProtocol):
         if self._lost:  # given up while it shook hands
             transport.abort()
             return
-        transport.set_write_buffer_limits(FLUSH_BYTES, FLUSH_BYTES // 2)
+        transport.set_write_buffer_limits(BATCH_LEAST, BATCH_LEAST // 2)
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if address else ""
         sock = transport.get_extra_info("socket")
@@ -203,13 +208,15 @@ class Link(asyncio.BufferedProtocol):
         if self._since_look >= LOOK_BYTES:
             self._since_look = 0
             unsent = sockets.unsent(self._dup)
-            self._batch = FLUSH_BYTES if unsent else min(2 * self._batch, BATCH_MAX)
-            if unsent > sockets.UNSENT_MAX:
+            if unsent > self._batch:
                 self._watch()
                 return
+            if self._full and not unsent:
+                self._resize(2 * self._batch)
         data = session.pull(self._batch, self._loop.time())
         if data:
             self._since_look += len(data)
+            self._full = 2 * len(data) > self._batch
             transport.write(data)
             if session.has_output:
                 self._again()  # as much as one turn may write: the loop hands it to the kernel first
@@ -224,11 +231,25 @@ class Link(asyncio.BufferedProtocol):
     def _watch(self) -> None:
         if not self._watching and self._dup >= 0:
             self._watching = True
+            self._watched_at = self._loop.time()
             self._loop.add_writer(self._dup, self._writable)
 
     def _writable(self) -> None:
         self._unwatch()
+        waited = self._loop.time() - self._watched_at
+        if waited < FAST:
+            self._resize(2 * self._batch)
+        elif waited > SLOW:
+            self._resize(BATCH_LEAST)
         self.flush()
+
+    def _resize(self, batch: int) -> None:
+        """Let the kernel hold another number of unsent bytes."""
+        batch = min(batch, BATCH_MOST)
+        if batch != self._batch and self.transport is not None:
+            self._batch = batch
+            self.transport.set_write_buffer_limits(batch, batch // 2)
+            sockets.allow_unsent(self.transport.get_extra_info("socket"), batch)
 
     def _unwatch(self) -> None:
         if self._watching:

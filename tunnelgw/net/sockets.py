@@ -24,9 +24,6 @@ PACED_SECONDS = 0.005
 # Above this many unsent bytes in the kernel a link waits. Small, so that a new stream's first byte waits behind little
 # (64 KiB are 26 ms at 20 Mbit/s); large enough for full TLS records in one write.
 UNSENT_MAX = 64 * 1024
-# The kernel reports a socket writable below half of this (tcp_stream_memory_free), and takes no more than all of it at
-# once: a flush of UNSENT_MAX on top of UNSENT_MAX just fits and is never split.
-NOTSENT_LOWAT = 2 * UNSENT_MAX + 4096
 # A link that cannot deliver for this long is dead to the kernel as well; the ping's deadline comes first.
 USER_TIMEOUT_MS = 20_000
 
@@ -49,8 +46,17 @@ def no_delay(sock: socket.socket) -> None:
 def tune_link(sock: socket.socket) -> None:
     """Options of a tunnel's link, on both sides."""
     no_delay(sock)
-    option(sock, socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+    allow_unsent(sock, UNSENT_MAX)
     option(sock, socket.IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def allow_unsent(sock: socket.socket, size: int) -> None:
+    """Make the kernel say "writable" once no more than `size` bytes are unsent.
+
+    It says so below half of TCP_NOTSENT_LOWAT (tcp_stream_memory_free) and takes no more than all of it at once: a
+    flush of `size` on top of `size` just fits and is never split.
+    """
+    option(sock, socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, 2 * size + 4096)
 
 
 def several_uplinks(routes: str | None = None, routes6: str | None = None) -> bool:
