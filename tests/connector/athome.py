@@ -129,7 +129,8 @@ class LocalService:
     def cut(self) -> None:
         """Abort every connection."""
         for writer in self._writers:
-            writer.transport.abort()
+            if not writer.is_closing():  # asyncio's TLS transports before 3.11.3 cannot be aborted after close()
+                writer.transport.abort()
         self._writers.clear()
 
 

@@ -61,6 +61,8 @@ GRACE_SECONDS = 10.0  # what is in progress may end within this at a stop
 class Edge:
     """One worker. `peers` are the others, or nobody; `log_request` takes finished exchanges (None: no access log)."""
 
+    _listeners: tuple[socket.socket, ...] = ()  # ours from `start` on
+
     def __init__(
         self,
         config: EdgeConfig,
@@ -106,7 +108,6 @@ class Edge:
         self.connectors.on_renew = self._renew
         self.connectors.gone = self._gone
         self.connectors.leaving = self.gateway.let_go
-        self._listeners: tuple[socket.socket, ...] = ()
         self._revision = 0
         self._looks = 0
         self._overdue: set[str] = set()  # connectors whose change could not be put in force
