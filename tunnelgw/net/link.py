@@ -203,7 +203,7 @@ class Link(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Write what the session has, as far as just-in-time sending allows."""
         session, transport = self.session, self.transport
-        if session is None or transport is None or self._blocked or self._lost:
+        if session is None or transport is None or self._blocked or self._watching or self._lost:
             return
         if self._since_look >= LOOK_BYTES:
             self._since_look = 0
@@ -246,10 +246,14 @@ class Link(asyncio.BufferedProtocol):
     def _resize(self, batch: int) -> None:
         """Let the kernel hold another number of unsent bytes."""
         batch = min(batch, BATCH_MOST)
-        if batch != self._batch and self.transport is not None:
+        transport = self.transport
+        if batch == self._batch or transport is None:
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None:  # the TLS layer below may have lost it already, and tell us later in this turn
             self._batch = batch
-            self.transport.set_write_buffer_limits(batch, batch // 2)
-            sockets.allow_unsent(self.transport.get_extra_info("socket"), batch)
+            transport.set_write_buffer_limits(batch, batch // 2)
+            sockets.allow_unsent(sock, batch)
 
     def _unwatch(self) -> None:
         if self._watching:
