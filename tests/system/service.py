@@ -117,7 +117,7 @@ async def slow(request: web.Request) -> web.Response:
 PAGE = """<!doctype html><title>waiting</title><h1>page</h1><script>
 const s = new WebSocket(`wss://${location.host}/ws`);
 s.onopen = () => s.send('from chromium');
-s.onmessage = e => { document.title = e.data; document.body.append(e.data); };
+s.onmessage = e => { document.title = e.data; fetch('/said', {method: 'POST', body: e.data}); };
 </script>"""
 
 
@@ -125,16 +125,26 @@ async def page(_request: web.Request) -> web.Response:
     return web.Response(text=PAGE, content_type="text/html")
 
 
+async def say(request: web.Request) -> web.Response:
+    await request.app["sayings"].put(await request.text())
+    return web.Response(text="heard\n")
+
+
+async def said(request: web.Request) -> web.Response:
+    """What somebody posted to /said; waits for it."""
+    return web.Response(text=await request.app["sayings"].get())
+
+
 def main() -> None:
     app = web.Application(client_max_size=0)
     where, app["name"] = sys.argv[1], sys.argv[2]
-    app["gate"], app["closes"] = asyncio.Queue(), asyncio.Queue()
+    app["gate"], app["closes"], app["sayings"] = asyncio.Queue(), asyncio.Queue(), asyncio.Queue()
     app.add_routes([
         web.get("/", index), web.route("*", "/headers", headers), web.route("*", "/headers/{rest:.*}", headers),
         web.post("/echo", echo), web.get("/bytes/{size}", produce), web.route("*", "/upload", consume),
         web.get("/events", events), web.get("/ws", socket), web.get("/status/{code}", status), web.get("/slow", slow),
         web.get("/page.html", page), web.get("/gated", gated), web.post("/release", release), web.get("/file", itself),
-        web.get("/closed", closed),
+        web.get("/closed", closed), web.post("/said", say), web.get("/said", said),
     ])  # fmt: skip
     options = {"port": int(where), "host": "127.0.0.1"} if where.isdigit() else {"path": where}
     web.run_app(app, print=lambda *_: print("ready", flush=True), shutdown_timeout=0.5, **options)
