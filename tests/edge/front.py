@@ -198,6 +198,7 @@ class Front:
             "bare.example.com": NameEntry("http", "bare.example.com", None),
             "shell.example.com": NameEntry("tcp", "shell.example.com", route("tcp", "shell.example.com")),
             "pass.example.com": NameEntry("tls", "pass.example.com", route("tls", "pass.example.com")),
+            "home.example.com": NameEntry("home", "home.example.com", route("home", allow_from=("192.0.2.9",))),
             "closed.example.com": NameEntry("tls", "closed.example.com", route("tls", allow_from=("192.0.2.9",))),
         }
         self.peers = Alone("127.0.0.1", dict)

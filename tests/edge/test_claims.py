@@ -6,8 +6,11 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tests.edge.front import run
 from tunnelgw.access.grants import Grant
+from tunnelgw.edge.app import ended_hosts
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.errors import LocalError
@@ -104,3 +107,54 @@ def test_a_full_disk_takes_no_route() -> None:
         assert desk.registry.remembered == 1
 
     run(main)
+
+
+def decided(*offers: Offer) -> tuple[Desk, dict[str, Any]]:
+    """The desk after it decided about these offers, and the answers by service."""
+    desk = Desk()
+
+    async def main() -> None:
+        desk.ports.allowed.set()
+        await desk.desk.decide(desk.home, Services(1, list(offers)))  # type: ignore[arg-type]
+
+    run(main)
+    return desk, {result.name: result for result in desk.home.told[-1].results}
+
+
+def test_services_whose_tls_ends_at_home_share_a_host_by_path() -> None:
+    desk, results = decided(
+        Offer(name="photos", kind="http", tls="home"),
+        Offer(name="albums", kind="h2c", tls="home", hosts=["photos.example.com"], path="/albums"),
+    )
+    assert results["photos"].addresses == ["https://photos.example.com/"]
+    assert results["albums"].addresses == ["https://photos.example.com/albums"]
+    assert {route.kind for route in desk.table.routes()} == {"home"}
+    assert {route.label for route in desk.table.routes()} == {"photos.example.com/"}, "the edge sees no path"
+    assert ended_hosts(desk.table) == set(), "and makes no certificate for it"
+
+
+@pytest.mark.parametrize("first", ["", "home"])
+def test_tls_of_one_host_ends_in_one_place(first: str) -> None:
+    second = "" if first else "home"
+    desk, results = decided(
+        Offer(name="web", kind="http", tls=first, hosts=["h.example.com"]),
+        Offer(name="wiki", kind="http", tls=second, hosts=["h.example.com"], path="/wiki"),
+    )
+    assert not results["web"].refused
+    assert results["wiki"].refused == "claim_held"
+    assert "ends at home for one service and at the edge for another" in results["wiki"].message
+    assert len(desk.table.routes()) == 1
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        Offer(name="x", kind="tcp", tls="home", hosts=["h.example.com"]),
+        Offer(name="x", kind="http", tls="home", plain_http=True),
+        Offer(name="x", kind="http", tls="somewhere"),
+    ],
+)
+def test_what_cannot_end_at_home_is_refused(offer: Offer) -> None:
+    desk, results = decided(offer)
+    assert results["x"].refused == "claim_unsupported"
+    assert not desk.table.routes()

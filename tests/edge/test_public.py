@@ -383,6 +383,22 @@ def test_allow_from_holds_for_passed_through_names(tmp_path: Path) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("alpn", [(), ("h2",), ("acme-tls/1",)])
+def test_what_ends_at_home_passes_untouched(alpn: tuple[str, ...], tmp_path: Path) -> None:
+    """ACME's validation as well; and whom `allow_from` keeps out is decided at home, where the path is known."""
+
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            reader, writer = await front.knock()
+            data = hello("home.example.com", *alpn)
+            writer.write(data)
+            assert await reader.readexactly(len(data)) == data.upper()
+            assert front.opener.opened[0][0].kind == "home"
+            writer.transport.abort()
+
+    run(main)
+
+
 def test_failed_handshakes_are_counted_and_leave_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with Front(tmp_path) as front:

@@ -100,6 +100,15 @@ def test_names_and_kinds() -> None:
     assert table.find_http("ssh.x", b"/") is None
 
 
+def test_paths_of_a_host_whose_tls_ends_at_home() -> None:
+    table = table_of(route("h.x", kind="home"), route("h.x", "/wiki", kind="home"))
+    entry = table.find_name("h.x")
+    assert entry is not None
+    assert entry.kind == "home"
+    assert entry.route in table.routes(), "any of them: the paths are told apart at home"
+    assert table.find_http("h.x", b"/wiki") is None, "no request of it is ever read here"
+
+
 def test_ports() -> None:
     ssh = route("", kind="tcp", port=2222)
     table = table_of(ssh)
@@ -130,6 +139,9 @@ def test_a_held_host_is_refused_with_all_its_paths_and_nothing_changes() -> None
         [route("h.x"), route("h.x")],
         [route("h.x", "/a"), route("h.x", "/a/")],
         [route("h.x"), route("h.x", "/a", kind="tls")],
+        [route("h.x"), route("h.x", "/a", kind="home")],
+        [route("h.x", kind="tls"), route("h.x", "/a", kind="home")],
+        [route("h.x", "/a", kind="home"), route("h.x", "/a", kind="home")],
         [route("h.x", kind="tcp"), route("h.x", kind="tcp")],
         [route("", kind="tcp", port=1), route("", kind="tcp", port=1)],
     ],

@@ -75,6 +75,7 @@ class Offline:
                 "state": "away",
                 "since": 0.0,
                 "certificate_expiry": 0.0,
+                "tls": "",
             }
             for claim, holder in sorted(self._registry.claims().items())
             for kind, _, what in (claim.partition("/"),)

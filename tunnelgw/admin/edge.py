@@ -123,6 +123,7 @@ class _Operator:
                 "state": self.connector(route["connector"]).get("state", "away"),
                 "since": route["since"],
                 "certificate_expiry": self._numbers["certificates"].get(route["host"], 0.0),
+                "tls": route["tls"],
             }
             for address, route in sorted(routes.items())
         ]

@@ -17,6 +17,7 @@ class PublicAddress(TypedDict):
 
     address: "https://jellyfin.example.com/" or "tcp://edge.example.com:2222". state: of its connector. since: when it
     was claimed (Unix seconds). certificate_expiry: Unix seconds, 0.0 where the edge holds no certificate for it.
+    tls: "home" where TLS ends at home, with a certificate of which the edge knows nothing; else "".
     """
 
     address: str
@@ -25,6 +26,7 @@ class PublicAddress(TypedDict):
     state: str
     since: float
     certificate_expiry: float
+    tls: str
 
 
 class ConnectorState(TypedDict):
@@ -119,7 +121,7 @@ def edge_text(status: EdgeStatus) -> str:
                 entry["connector"],
                 entry["state"],
                 when(entry["since"]),
-                when(entry["certificate_expiry"]),
+                "at home" if entry["tls"] == "home" else when(entry["certificate_expiry"]),
             )
             for entry in status["addresses"]
         ],

@@ -340,6 +340,7 @@ class Edge:
                     "service": route.service,
                     "connector": route.connector,
                     "since": route.since,
+                    "tls": "home" if route.kind in ("tls", "home") else "",
                 }
                 for route in self.table.routes()
             ],
@@ -356,7 +357,7 @@ class Edge:
 
 def ended_hosts(table: RouteTable) -> set[str]:
     """Names whose TLS ends here; those that are passed through have their certificate at home."""
-    return {route.host for route in table.routes() if route.host and route.kind != "tls"}
+    return {route.host for route in table.routes() if route.host and route.kind not in ("tls", "home")}
 
 
 def edge_names(config: EdgeConfig) -> frozenset[str]:

@@ -23,7 +23,7 @@ from tunnelgw.errors import LocalError, Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.hostname import normalise_pattern
 from tunnelgw.routing.paths import normalise_path
-from tunnelgw.routing.table import Route
+from tunnelgw.routing.table import Route, sharing
 from tunnelgw.wire.control import ClaimResult, Claims, Notice, Offer, Services
 
 if TYPE_CHECKING:
@@ -187,11 +187,11 @@ class ClaimDesk:
         return verdicts
 
     def _check_kind(self, offer: Offer) -> None:
-        if offer.kind not in KINDS or offer.private or offer.tls or offer.protocol:
-            what = (
-                "private" if offer.private else offer.protocol or (f"tls = {offer.tls!r}" if offer.tls else offer.kind)
-            )
-            raise Refused(f"this edge does not serve {what} services", reason=Reason.CLAIM_UNSUPPORTED)
+        at_home = offer.tls == "home" and offer.kind in ("http", "h2c") and not (offer.ports or offer.plain_http)
+        if offer.kind not in KINDS or offer.private or offer.protocol or (offer.tls and not at_home):
+            what = "private" if offer.private else offer.protocol or offer.kind
+            how = f" with tls = {offer.tls!r}" if offer.tls and what == offer.kind else ""
+            raise Refused(f"this edge does not serve {what} services{how}", reason=Reason.CLAIM_UNSUPPORTED)
         try:
             normalise_path(offer.path)
             for network in offer.allow_from:
@@ -277,10 +277,12 @@ class ClaimDesk:
         offer = verdict.offer
         places = [(host, offer.path, 0) for host in verdict.hosts] + [("", "/", port) for port in verdict.ports]
         for host, path, port in places:
-            label = f"tcp:{port}" if port else f"{host}{path}"
+            kind = _route_kind(offer)
+            # What is passed through is one address to the edge, whatever paths it has at home.
+            label = f"tcp:{port}" if port else f"{host}{'/' if kind == 'home' else path}"
             old = before.get((host, path, port))
             yield Route(
-                kind=offer.kind,
+                kind=kind,
                 host=host,
                 path=path,
                 port=port,
@@ -316,20 +318,30 @@ class ClaimDesk:
         return f"tls://{host}:{self._https_port}" if kind in ("tcp", "tls") else f"https://{host}{port}{path}"
 
 
+def _route_kind(offer: Offer) -> str:
+    return "home" if offer.tls == "home" else offer.kind
+
+
 def _refuse_twice(verdicts: list[_Verdict]) -> None:
     """Of two services that want the same place the first has it: a host with one path, a pass-through host, a port."""
-    used: dict[str, dict[str, bool]] = {}  # host → path → whether it is HTTP, so that other paths may share the host
+    used: dict[str, dict[str, str]] = {}  # host → path → who may share the host by other paths
     ports: set[int] = set()
     for verdict in verdicts:
-        is_http = verdict.offer.kind in ("http", "h2c")
+        shares = sharing(_route_kind(verdict.offer))
         for host in tuple(verdict.hosts):
             path = normalise_path(verdict.offer.path)
             there = used.setdefault(host, {})
-            if there and (path in there or not (is_http and all(there.values()))):
+            mixed = bool(shares) and any(other and other != shares for other in there.values())
+            if there and (path in there or mixed or not (shares and all(there.values()))):
                 verdict.hosts.remove(host)
-                verdict.refuse(Refused(f"{host}{path} is used by another service of yours", reason=Reason.CLAIM_HELD))
+                text = f"{host}{path} is used by another service of yours"
+                if mixed:
+                    text = (
+                        f"TLS of {host} ends at home for one service and at the edge for another: let all say the same"
+                    )
+                verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD))
             else:
-                there[path] = is_http
+                there[path] = shares
         for port in tuple(verdict.ports):
             if port in ports:
                 verdict.ports.remove(port)

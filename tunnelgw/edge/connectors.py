@@ -354,7 +354,7 @@ def _nobody(*_arguments: object) -> None:
 def _request(route: Route, visitor: Visitor) -> Open:
     return Open(
         service=route.service,
-        kind=route.kind,
+        kind="tls" if route.kind == "home" else route.kind,
         visitor=visitor.address,
         visitor_port=visitor.port,
         edge=visitor.edge_address,

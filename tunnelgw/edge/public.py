@@ -261,7 +261,7 @@ class FrontDoor:
             self._drop(sock, Reason.DESCRIPTORS)
         elif entry is None:
             self._alert(sock, UNRECOGNIZED_NAME, Reason.NAME_UNKNOWN)
-        elif entry.kind == "tls":
+        elif entry.kind in ("tls", "home"):
             self._pass_through(sock, hello, name, entry)
         elif tls.ACME_ALPN.encode() in hello.alpn:
             self._answer_acme(sock, name)
@@ -286,6 +286,8 @@ class FrontDoor:
 
     def _may_enter(self, sock: CountedSocket, entry: NameEntry) -> bool:
         route = entry.route
+        if entry.kind == "home":
+            return True  # its paths have rules of their own, which only who sees the path can apply: the connector
         return route is None or not route.allow_from or self._rules.allowed(route.allow_from, sock.peer[0])
 
     def _pass_through(self, sock: CountedSocket, hello: ClientHello, name: str, entry: NameEntry) -> None:

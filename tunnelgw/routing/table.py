@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Route:
     """A public address and where it leads."""
 
-    kind: str  # "http", "h2c", "tls" (passed through), "tcp"
+    kind: str  # "http", "h2c", "tls" (passed through), "home" (passed through to a connector that ends TLS), "tcp"
     host: str  # "a.example.com" or "*.example.com", normalised; "" for a port
     connector: str
     service: str
@@ -45,7 +45,7 @@ class Route:
 class NameEntry:
     """What a server name leads to, known before any HTTP: `route` is None for kind "http" (the path decides)."""
 
-    kind: str  # "tls", "tcp" or "http"
+    kind: str  # "tls", "home", "tcp" or "http"
     host: str  # the name or wildcard of the table that matched
     route: Route | None
 
@@ -118,7 +118,7 @@ class RouteTable:
                 raise Refused(f"{route.host} is held by {holder or 'the edge'}", reason=Reason.CLAIM_HELD)
             group = by_host.setdefault(route.host, [])
             for other in group:
-                shared = {other.kind, route.kind} <= {"http", "h2c"}
+                shared = sharing(other.kind) == sharing(route.kind) != ""
                 if not shared or _prefix(other) == _prefix(route):
                     address = route.host + (route.path if shared else "")
                     raise Refused(f"{address} is held by service {other.service}", reason=Reason.CLAIM_HELD)
@@ -184,6 +184,11 @@ class RouteTable:
         """The connector that holds this raw TCP port."""
         route = self._ports.get(port)
         return None if route is None else route.connector
+
+
+def sharing(kind: str) -> str:
+    """Where TLS ends for this kind of route; routes of one host that agree on it share it by path. "": never shared."""
+    return {"http": "edge", "h2c": "edge", "home": "home"}.get(kind, "")
 
 
 def target_path(route: Route, path: bytes) -> bytes:
