@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tests.system import planted
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -55,6 +57,7 @@ class Process:
     def __init__(self, name: str, command: list[str], folder: Path, *, env: dict[str, str] | None = None) -> None:
         self.name = name
         self.log = folder / f"{name}-{time.monotonic_ns()}.log"
+        planted.every_log.add(self.log)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TUNNELGW_")}
         environment.update(env or {})
         with self.log.open("wb") as output:
@@ -121,6 +124,7 @@ def run(
         env=environment,
     )
     assert "Traceback" not in done.stderr, done.stderr
+    assert not planted.SHAPES.search(done.stderr.encode()), "a secret on standard error"
     if check and done.returncode != 0:
         raise AssertionError(
             f"tunnelgw {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
@@ -140,6 +144,7 @@ class Connector:
         self.state = self.folder / "state"
         self.services = services
         self.process: Process | None = None
+        world.homes.append(self)
         self.write(services)
 
     def write(self, services: str) -> None:
@@ -178,6 +183,8 @@ class World:
         self.state = folder / "edge-state"
         self.children: list[Process] = []
         self.connectors: dict[str, Connector] = {}
+        self.homes: list[Connector] = []  # also those that a test made without `connector`
+        self.secrets: set[bytes] = set()  # that no log may hold; a test adds what it plants
         self.edge: Process | None = None
         self.extra = extra
         self.workers = workers
@@ -209,7 +216,10 @@ listen = "127.0.0.1:{self.metrics_port}"
         return self.edge
 
     def edge_command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run("edge", *arguments, "--config", str(self.config), check=check)
+        done = run("edge", *arguments, "--config", str(self.config), check=check)
+        if arguments[0] == "invite" and done.returncode == 0:
+            self.secrets.add(planted.secret_of_invitation(done.stdout.strip()))
+        return done
 
     def status(self) -> dict:
         return json.loads(self.edge_command("status", "--json").stdout)
@@ -312,6 +322,8 @@ listen = "127.0.0.1:{self.metrics_port}"
                 problems.append(f"{child.name} did not end on SIGTERM")
             if "Traceback" in child.text() and child.name in ("edge", "home", "other"):
                 problems.append(f"{child.name} wrote a traceback:\n{child.text()[-6000:]}")
+        secrets = self.secrets | planted.keys_below([self.state, *(home.state for home in self.homes)])
+        problems += planted.leaks([child.log for child in self.children], secrets)
         if error is None and problems:
             raise AssertionError("\n".join(problems))
 
