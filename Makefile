@@ -1,5 +1,6 @@
 # Works on a fresh Debian machine with Python 3.11+ and make: what is missing is installed.
-# `make demo` tries it, `make test` runs everything, `make lint` checks style and types, `make bench` compares.
+# `make demo` tries it, `make test` runs everything, `make lint` checks style and types, `make bench` compares,
+# `make lock` renews requirements.lock, `make audit` looks for known holes in it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,7 +10,7 @@ PYTHON ?= python3
 DEMO_PORT ?= 8443
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench lock audit clean
 
 demo: $(VENV)/.installed
 	@exec $(BIN)/tunnelgw demo --port $(DEMO_PORT)
@@ -27,6 +28,15 @@ bench: $(VENV)/.developed
 	@tools/debian-packages
 	$(BIN)/python -m loadtest.bench
 
+# Universal: markers instead of one machine's choice, hashes of every file, no address of an index.
+lock: $(VENV)/.tools
+	$(VENV)/tools/bin/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+	    --generate-hashes --no-emit-index-url --no-annotate --quiet \
+	    --custom-compile-command "make lock" --output-file requirements.lock
+
+audit: $(VENV)/.tools
+	$(VENV)/tools/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict --progress-spinner off
+
 clean:
 	rm -rf $(VENV)
 
@@ -38,8 +48,14 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-# Dependency groups need pip 25.1; Debian's is older.
-$(VENV)/.developed: pyproject.toml $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(BIN)/pip install --quiet --disable-pip-version-check --group dev
+# Exactly what the lock says, so that a test that passes here passes everywhere; nothing is fetched beside it.
+$(VENV)/.developed: requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@ $(VENV)/.installed
+
+# Apart from the environment of the tests, which holds the lock and nothing else.
+$(VENV)/.tools: | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/tools
+	$(VENV)/tools/bin/pip install --quiet --disable-pip-version-check "uv>=0.5" "pip-audit>=2.7"
 	@touch $@

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 # In every secret that a test makes up (a password, a cookie, a token), so that one search finds them all.
 MARK = "plant3d"
