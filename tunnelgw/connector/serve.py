@@ -2,17 +2,18 @@
 
 Strategy: the edge names a service, never an address; `Served` looks it up in our own configuration, dials the target in
 one task per stream, and a splice joins the two. Early data waits in the splice, uncredited, so it is bounded by the
-stream's window. A reload swaps the table; streams in progress keep the target they have.
+stream's window. A service with `tls = "home"` gets its streams by way of `ending`, which ends TLS and asks for a stream
+of the inside with `join`. A reload swaps the table; streams in progress keep the target they have.
 
-Invariant: a stream for a service that is not declared, or of another kind than its target, is reset and nothing is
-dialled; every opened stream is counted out exactly once.
+Invariant: a stream for a service that is not declared, or of another kind than it must be, is reset and nothing is
+dialled; a service with `tls = "home"` is never reached without TLS; every opened stream is counted out exactly once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.connector.origins import Origin
 from tunnelgw.connector.sparing import Sparing
@@ -23,7 +24,10 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import Offer, Open, Services
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tunnelgw.config.model import ConnectorConfig, ServiceConfig
+    from tunnelgw.wire.events import StreamEnd
     from tunnelgw.wire.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -31,16 +35,27 @@ log = logging.getLogger(__name__)
 NAME_SHOWN = 80  # characters of a service name that the edge sent
 
 
-class Served:
-    """The services of one connector, shared by its tunnels. Inputs: `replace`, `open`; state for `status`."""
+class TlsEnd(Protocol):
+    """Where TLS of services with `tls = "home"` ends."""
 
-    __slots__ = ("_idle", "_origins", "_sparing", "active", "offers", "revision", "total")
+    def take(self, stream: Stream, request: Open, ended: Callable[[], None]) -> None:
+        """A visitor's TLS connection, from its first byte on; `ended` is called once when the stream is over."""
+
+
+class Served:
+    """The services of one connector, shared by its tunnels. Inputs: `replace`, `open`; state for `status`.
+
+    `ending` must be set before a service with `tls = "home"` is served.
+    """
+
+    __slots__ = ("_idle", "_origins", "_sparing", "active", "ending", "offers", "revision", "total")
 
     def __init__(self) -> None:
         self._origins: dict[str, Origin] = {}
         self._sparing = Sparing(log)
         self._idle = asyncio.Event()
         self._idle.set()
+        self.ending: TlsEnd | None = None
         self.offers: list[Offer] = []
         self.revision = 0
         self.active = 0  # streams open now
@@ -75,14 +90,26 @@ class Served:
             self._warn("unknown", request, "the edge asked for service %r, which is not declared here")
             stream.reset(Reason.SERVICE_UNKNOWN)
             return
-        if origin.service.target.kind != request.kind:
+        at_home = origin.service.tls == "home"
+        if request.kind != ("tls" if at_home else origin.service.target.kind):
             self._warn("kind", request, "the edge asked for service %r as another kind than its target's")
             stream.reset(Reason.SERVICE_UNKNOWN)
             return
-        self.active += 1
-        self.total += 1
-        self._idle.clear()
+        self._count()
+        if at_home:
+            assert self.ending is not None
+            self.ending.take(stream, request, self.ended)
+        else:
+            _Serving(self, origin, stream, request)
+
+    def join(self, stream: StreamEnd, request: Open) -> bool:
+        """From the inside of a TLS connection that ended here to the target; False where that is not declared."""
+        origin = self._origins.get(request.service)
+        if origin is None or origin.service.tls != "home" or origin.service.target.kind != request.kind:
+            return False
+        self._count()
         _Serving(self, origin, stream, request)
+        return True
 
     def failed(self, origin: Origin, error: OriginError, now: float) -> None:
         """A target could not be dialled."""
@@ -104,6 +131,11 @@ class Served:
         for origin in self._origins.values():
             await origin.close()
 
+    def _count(self) -> None:
+        self.active += 1
+        self.total += 1
+        self._idle.clear()
+
     def _warn(self, kind: str, request: Open, text: str) -> None:
         now = asyncio.get_running_loop().time()
         self._sparing.warning(f"{kind} {request.service}", now, text, request.service[:NAME_SHOWN])
@@ -114,7 +146,7 @@ class _Serving:
 
     __slots__ = ("_dial", "_origin", "_request", "_served", "_splice", "_stream")
 
-    def __init__(self, served: Served, origin: Origin, stream: Stream, request: Open) -> None:
+    def __init__(self, served: Served, origin: Origin, stream: StreamEnd, request: Open) -> None:
         self._served: Served | None = served  # None once counted out
         self._origin = origin
         self._stream = stream

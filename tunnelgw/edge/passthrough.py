@@ -21,13 +21,12 @@ from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
     from tunnelgw.gateway.opener import StreamOpener, Visitor
     from tunnelgw.net.ledger import CountedSocket
     from tunnelgw.routing.table import Route
-    from tunnelgw.wire.stream import Stream
+    from tunnelgw.wire.events import StreamEnd
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class _Passage:
         self._live = live
         self._route = route
         self._visitor = visitor
-        self._stream: Stream | None = None
+        self._stream: StreamEnd | None = None
         self._splice: Splice | None = None
         self._counted_in = 0
         self._counted_out = 0
@@ -114,7 +113,7 @@ class _Passage:
         if stream is not None:
             self.stream_ready(stream)
 
-    def _join(self, stream: Stream) -> Splice:
+    def _join(self, stream: StreamEnd) -> Splice:
         self._stream = stream
         splice = self._splice = Splice(stream, on_end=self._ended)
         stream.sink = splice
@@ -138,7 +137,7 @@ class _Passage:
 
     # StreamWaiter; the stream's own events go to the splice from `_join` on, and none can come before it.
 
-    def stream_ready(self, stream: Stream) -> None:
+    def stream_ready(self, stream: StreamEnd) -> None:
         """The stream is there."""
         raise NotImplementedError
 
@@ -188,14 +187,14 @@ class RawPassage(_Passage):
         """Ask for the stream."""
         self._ask()
 
-    def stream_ready(self, stream: Stream) -> None:
+    def stream_ready(self, stream: StreamEnd) -> None:
         splice = self._join(stream)
         spawn(self._connect(splice, stream), name="passage")
 
     def stream_refused(self, reason: Reason, since: float) -> None:  # noqa: ARG002 - the waiter's interface
         self._refused(self._sock, reason)
 
-    async def _connect(self, splice: Splice, stream: Stream) -> None:
+    async def _connect(self, splice: Splice, stream: StreamEnd) -> None:
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(lambda: splice, self._sock)
@@ -234,7 +233,7 @@ class TlsPassage(_Passage, asyncio.Protocol):
         self._transport = None
         self._opener.cancel(self)
 
-    def stream_ready(self, stream: Stream) -> None:
+    def stream_ready(self, stream: StreamEnd) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
             stream.reset(Reason.CANCELLED)
@@ -249,28 +248,3 @@ class TlsPassage(_Passage, asyncio.Protocol):
         self._refused(reason)
         if self._transport is not None:
             self._transport.close()
-
-
-async def shake_hands(
-    sock: CountedSocket, protocol: asyncio.Protocol, context: ssl.SSLContext, *, failed: Callable[[Reason], None]
-) -> asyncio.Transport | None:
-    """TLS as server on an accepted socket; None (and `failed` called) when the peer did not get through it.
-
-    The loop owns the socket from here on, also after a failure: it has closed, or is about to close, the descriptor.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol,
-            sock,
-            ssl=context,
-            ssl_handshake_timeout=tls.HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=tls.SHUTDOWN_SECONDS,
-        )
-    except OSError as error:  # ssl.SSLError, a reset, ConnectionAbortedError at the timeout: the peer's doing
-        log.debug("TLS handshake with %s failed: %s", sock.peer[0], error)
-        failed(Reason.HANDSHAKE_FAILED)
-        return None
-    finally:
-        sock.settle()
-    return transport

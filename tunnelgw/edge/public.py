@@ -17,17 +17,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.addresses import address_key
-from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage, shake_hands
+from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage
 from tunnelgw.gateway.opener import Visitor
 from tunnelgw.net import tls
 from tunnelgw.net.accept import KEPT_DESCRIPTORS, Acceptor, Reserve, defer_accept, dress, most_descriptors
 from tunnelgw.net.farewell import Farewell
+from tunnelgw.net.handshake import shake_hands
 from tunnelgw.net.ledger import CountedSocket, Ledger, counted
 from tunnelgw.net.peek import Peek, hello_needs
 from tunnelgw.net.proxyproto import ProxyHeader, parse_proxy_header
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.routing.clienthello import ClientHello, alert_record, parse_client_hello
+from tunnelgw.routing.clienthello import Alert, ClientHello, alert_record, parse_client_hello
 from tunnelgw.routing.hostname import normalise
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS = 10.0  # absolute, from accept to a whole ClientHello
-# TLS alerts, RFC 8446 section 6.
-ILLEGAL_PARAMETER, INTERNAL_ERROR, UNRECOGNIZED_NAME, NO_APPLICATION_PROTOCOL = 47, 80, 112, 120
 _TLS_RECORD = b"\x16\x03"  # a handshake record: whoever sends it understands an alert
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE ", b"PRI ")
 _PLAIN_TEXT = b"This port speaks TLS: use https://\n"
@@ -239,7 +238,7 @@ class FrontDoor:
             self._counters.refuse(reason)
             Farewell(self._loop, self._wheel, peek.sock, _PLAIN_ANSWER)
         elif reason is Reason.HELLO_INVALID and seen.startswith(_TLS_RECORD):
-            self._alert(peek.sock, ILLEGAL_PARAMETER, reason)
+            self._alert(peek.sock, Alert.ILLEGAL_PARAMETER, reason)
         else:
             self._drop(peek.sock, reason)
 
@@ -260,13 +259,13 @@ class FrontDoor:
         if self.ledger.full:
             self._drop(sock, Reason.DESCRIPTORS)
         elif entry is None:
-            self._alert(sock, UNRECOGNIZED_NAME, Reason.NAME_UNKNOWN)
+            self._alert(sock, Alert.UNRECOGNIZED_NAME, Reason.NAME_UNKNOWN)
         elif entry.kind in ("tls", "home"):
             self._pass_through(sock, hello, name, entry)
         elif tls.ACME_ALPN.encode() in hello.alpn:
             self._answer_acme(sock, name)
         elif entry.kind == "http" and not tls.negotiated(hello.alpn):
-            self._alert(sock, NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
+            self._alert(sock, Alert.NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
         elif not self._may_enter(sock, entry):
             self._drop(sock, Reason.ADDRESS_REFUSED)
         else:
@@ -299,13 +298,13 @@ class FrontDoor:
         RawPassage(self._opener, self._live, entry.route, visitor, sock=sock, refused=self._no_stream).start()
 
     def _no_stream(self, sock: CountedSocket, reason: Reason) -> None:
-        self._alert(sock, INTERNAL_ERROR, reason)
+        self._alert(sock, Alert.INTERNAL_ERROR, reason)
 
     def _answer_acme(self, sock: CountedSocket, name: str) -> None:
         """tls-alpn-01 (RFC 8737) for a name whose TLS ends here: the handshake itself is the answer."""
         context = self._certificates.challenge(name)
         if context is None:
-            self._alert(sock, NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
+            self._alert(sock, Alert.NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
         else:
             spawn(self._prove(sock, context), name="acme")
 
@@ -319,7 +318,7 @@ class FrontDoor:
         is_tcp = entry.kind == "tcp" and entry.route is not None
         context = await self._certificates.context(entry.host, name, http=not is_tcp)
         if context is None:
-            self._alert(sock, INTERNAL_ERROR, Reason.NAME_UNKNOWN)
+            self._alert(sock, Alert.INTERNAL_ERROR, Reason.NAME_UNKNOWN)
             return
         if is_tcp:
             assert entry.route is not None
@@ -343,7 +342,7 @@ class FrontDoor:
 
     # Refusing.
 
-    def _alert(self, sock: CountedSocket, code: int, reason: Reason) -> None:
+    def _alert(self, sock: CountedSocket, code: Alert, reason: Reason) -> None:
         self._counters.refuse(reason)
         Farewell(self._loop, self._wheel, sock, alert_record(code))
 

@@ -13,7 +13,7 @@ from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from tunnelgw.gateway.service import Gateway
-    from tunnelgw.wire.stream import Stream
+    from tunnelgw.wire.events import StreamEnd
 
 _GRACE_SECONDS = 4.0
 
@@ -23,7 +23,7 @@ class Farewell:
 
     __slots__ = ("_stream", "armed_until", "deadline")
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: StreamEnd) -> None:
         self._stream = stream
         self.deadline = math.inf
         self.armed_until = math.inf
@@ -53,7 +53,7 @@ class Farewell:
             self._stream.reset(Reason.CANCELLED)
 
 
-def say_farewell(stream: Stream, gateway: Gateway) -> None:
+def say_farewell(stream: StreamEnd, gateway: Gateway) -> None:
     """End our half of `stream` and see that the rest ends soon."""
     stream.finish()
     if not stream.closed:

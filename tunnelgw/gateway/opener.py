@@ -16,7 +16,7 @@ from tunnelgw.wire.events import StreamSink
 if TYPE_CHECKING:
     from tunnelgw.obs.reasons import Reason
     from tunnelgw.routing.table import Route
-    from tunnelgw.wire.stream import Stream
+    from tunnelgw.wire.events import StreamEnd
 
 
 class Visitor:
@@ -47,7 +47,7 @@ class Visitor:
 class StreamWaiter(StreamSink, Protocol):
     """The sink of a stream that may come later."""
 
-    def stream_ready(self, stream: Stream) -> None:
+    def stream_ready(self, stream: StreamEnd) -> None:
         """The stream that was waited for; its sink is this object already."""
 
     def stream_refused(self, reason: Reason, since: float) -> None:
@@ -66,7 +66,7 @@ class NoStream(Exception):  # noqa: N818 - an answer, not a failure of the opene
 class StreamOpener(Protocol):
     """Makes streams towards services."""
 
-    def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> Stream | None:
+    def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> StreamEnd | None:
         """A stream at once, with `waiter` as its sink; or None: parked, and `waiter` hears of it later.
 
         Raises `NoStream` (and nothing else) when the answer is known to be no.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tunnelgw.http.body import BodyReader
     from tunnelgw.http.head import Fields, ResponseHead
     from tunnelgw.routing.table import Route
-    from tunnelgw.wire.stream import Stream
+    from tunnelgw.wire.events import StreamEnd
 
 # Phases of a stream, from the response's point of view.
 _IDLE, _HEAD, _BODY, _BYTES, _DONE = range(5)
@@ -43,7 +43,7 @@ class Upstream1:
     def __init__(self, pool: Pool, route: Route) -> None:
         self._pool = pool
         self.route = route
-        self.stream: Stream | None = None
+        self.stream: StreamEnd | None = None
         self.exchange: Exchange | None = None
         self.ready = False
         self.reused = False
@@ -152,7 +152,7 @@ class Upstream1:
 
     # What the opener calls.
 
-    def stream_ready(self, stream: Stream) -> None:
+    def stream_ready(self, stream: StreamEnd) -> None:
         """The stream that was waited for."""
         exchange = self.exchange
         if exchange is None:
@@ -241,7 +241,7 @@ class Upstream1:
 
     # Inside.
 
-    def _send_head(self, stream: Stream, exchange: Exchange) -> None:
+    def _send_head(self, stream: StreamEnd, exchange: Exchange) -> None:
         head = exchange.head
         assert head is not None
         self.ready = True

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tunnelgw.gateway.pool import Pool
     from tunnelgw.http.h2 import Event
     from tunnelgw.routing.table import Route
-    from tunnelgw.wire.stream import Stream
+    from tunnelgw.wire.events import StreamEnd
 
 _StreamEvent = DataReceived | ResponseReceived | TrailersReceived | InformationalResponseReceived | StreamClosed
 _OF_STREAMS = (DataReceived, ResponseReceived, TrailersReceived, InformationalResponseReceived, StreamClosed)
@@ -52,7 +52,7 @@ class Trunk:
     def __init__(self, pool: Pool, route: Route) -> None:
         self.pool = pool
         self.route = route
-        self.stream: Stream | None = None
+        self.stream: StreamEnd | None = None
         self.engine = Http2(serving=False)
         self.branches: dict[int, Branch] = {}
         self.open = True  # takes further exchanges
@@ -139,7 +139,7 @@ class Trunk:
 
     # What the opener calls.
 
-    def stream_ready(self, stream: Stream) -> None:
+    def stream_ready(self, stream: StreamEnd) -> None:
         """The stream that was waited for."""
         self.stream = stream
         waiting, self._waiting = self._waiting, []

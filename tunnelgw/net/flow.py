@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-    from tunnelgw.wire.stream import Stream
+    from tunnelgw.wire.events import StreamEnd
 
 # What a transport may hold before it pauses us: one TLS-record batch; more only hides memory from the windows.
 WRITE_HIGH = 64 * 1024
@@ -26,7 +26,7 @@ class Outlet:
 
     __slots__ = ("owed", "paused", "stream", "transport")
 
-    def __init__(self, stream: Stream | None = None, transport: asyncio.WriteTransport | None = None) -> None:
+    def __init__(self, stream: StreamEnd | None = None, transport: asyncio.WriteTransport | None = None) -> None:
         self.stream = stream
         self.transport = transport
         self.owed = 0

@@ -18,7 +18,7 @@ from tunnelgw.obs.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnelgw.wire.stream import Stream
+    from tunnelgw.wire.events import StreamEnd
 
 
 class Splice(asyncio.Protocol):
@@ -35,7 +35,7 @@ class Splice(asyncio.Protocol):
 
     def __init__(
         self,
-        stream: Stream,
+        stream: StreamEnd,
         *,
         first: bytes = b"",
         lost: Reason = Reason.CANCELLED,

@@ -8,6 +8,7 @@ is refused, so that no later step reads another name than this one did (RFC 8446
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,7 +23,14 @@ _HANDSHAKE, _CLIENT_HELLO = 22, 1
 _SERVER_NAME, _ALPN, _SUPPORTED_VERSIONS = 0, 16, 43
 _MAX_RECORD = 16 * 1024  # RFC 8446 section 5.1, for plaintext
 
-UNRECOGNIZED_NAME, NO_APPLICATION_PROTOCOL = 112, 120  # RFC 6066, RFC 7301
+
+class Alert(enum.IntEnum):
+    """What a peer is told instead of a handshake: RFC 8446 section 6, RFC 6066, RFC 7301."""
+
+    ILLEGAL_PARAMETER = 47
+    INTERNAL_ERROR = 80
+    UNRECOGNIZED_NAME = 112
+    NO_APPLICATION_PROTOCOL = 120
 
 
 @dataclass(frozen=True, slots=True)

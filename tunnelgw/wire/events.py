@@ -1,6 +1,7 @@
 """What a session tells its owner, as calls: no event object per frame.
 
-`StreamSink` is the owner of one stream's near end (a splice, an HTTP upstream); `SessionHandler` is the owner of
+`StreamSink` is the owner of one stream's near end (a splice, an HTTP upstream), and `StreamEnd` what it owns: a
+tunnel's `Stream`, or one of two ends that meet in this process (`net.pair`). `SessionHandler` is the owner of
 the session (edge or connector). Every call comes from `Session.feed`, `tick`, `attach`, `pull` or `close`, never
 from another thread, and may call back into the session at once (write, finish, reset, open).
 """
@@ -32,6 +33,37 @@ class StreamSink(Protocol):
 
     def resume_sending(self) -> None:
         """The queue drained: go on. Idempotent."""
+
+
+class StreamEnd(Protocol):
+    """What the owner of a stream's near end may do with it; the contract is `wire.stream.Stream`'s."""
+
+    sink: StreamSink
+    queued: int  # bytes written and not yet passed on
+
+    @property
+    def closed(self) -> bool:
+        """Both halves are done, or the stream was reset."""
+
+    @property
+    def linked(self) -> bool:
+        """False while nothing can move, through nobody's fault at either end."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the other side takes no further streams."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Queue bytes that will not change."""
+
+    def finish(self) -> None:
+        """End our half after what is queued. Idempotent."""
+
+    def reset(self, reason: Reason) -> None:
+        """Give up both halves; the sink gets no further call. Idempotent."""
+
+    def consumed(self, count: int) -> None:
+        """`count` of the bytes given to the sink were passed on."""
 
 
 class SessionHandler(Protocol):
