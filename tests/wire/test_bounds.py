@@ -12,6 +12,8 @@ from tunnelgw.wire.control import ClaimResult, Claims, Notice
 from tunnelgw.wire.control import encode as encode_json
 from tunnelgw.wire.flow import INITIAL_WINDOW, KIB, MIB, PRESSED_WINDOW, Budget, SessionLimits, fitting_window
 from tunnelgw.wire.frames import HEADER, MAX_PAYLOAD, MORE, OPEN_WINDOWS, U32, U64, encode
+from tunnelgw.wire.hello import GreetingReader
+from tunnelgw.wire.stream import MARK_COST
 
 
 def open_frame(number: int, granted: int = INITIAL_WINDOW, assumed: int = INITIAL_WINDOW) -> bytes:
@@ -80,6 +82,20 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("kind", [frames.OPEN, frames.CONTROL, frames.HELLO])
+def test_what_a_peer_sent_is_not_repeated_at_length(kind: int) -> None:
+    """An error's text goes into logs and answers."""
+    junk = b'{"type":"' + b"x" * 16000 + b'","kind":7,"service":"' + b"y" * 200 + b'"}'
+    with pytest.raises(RemoteError) as caught:
+        if kind == frames.HELLO:
+            GreetingReader().feed(encode(kind, 0, junk))
+        elif kind == frames.OPEN:
+            home().session.feed(encode(kind, 1, OPEN_WINDOWS.pack(INITIAL_WINDOW, INITIAL_WINDOW) + junk), 0.0)
+        else:
+            home().session.feed(encode(kind, 0, junk), 0.0)
+    assert len(caught.value.text) < 300
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_peer_that_breaks_a_rule_is_a_remote_error(name: str) -> None:
     with pytest.raises(RemoteError):
@@ -97,7 +113,8 @@ def test_a_window_is_filled_to_the_byte_and_credited_when_half_was_consumed() ->
     end = home(held=True)
     end.session.feed(open_frame(1) + data_frames(1, INITIAL_WINDOW), 0.0)
     stream = end.session.streams[1]
-    assert end.session.buffered == end.budget.used == stream.unread == INITIAL_WINDOW
+    assert stream.unread == INITIAL_WINDOW
+    assert end.session.buffered == end.budget.used == stream.held == INITIAL_WINDOW + MARK_COST
     end.pull_all()
     stream.consumed(INITIAL_WINDOW // 2 - 1)
     assert end.pull_all() == b""
@@ -151,26 +168,111 @@ def resets(data: bytes) -> list[tuple[int, int]]:
 
 
 def test_streams_beyond_the_cap_are_refused_and_their_data_ignored() -> None:
-    end = home(limits=SessionLimits(accepted=4))
+    end = home(limits=SessionLimits(accepted=5))
     end.session.feed(b"".join(open_frame(n) + data_frames(n, 10) for n in range(1, 21, 2)), 0.0)
-    assert end.session.stream_count == 4
-    assert resets(end.pull_all()) == [(n, Reason.STREAM_LIMIT.code) for n in range(9, 21, 2)]
+    assert end.session.stream_count == 5
+    assert resets(end.pull_all()) == [(n, Reason.STREAM_LIMIT.code) for n in range(11, 21, 2)]
 
 
 def test_open_and_reset_at_full_speed_meets_the_rate() -> None:
     end = home(limits=SessionLimits(accepted=10, opens_per_second=5.0))
-    flood = b"".join(open_frame(n) + encode(frames.RESET, n, b"\x01") for n in range(1, 201, 2))
-    end.session.feed(flood, 0.0)
+    flood = [open_frame(n) + encode(frames.RESET, n, b"\x01") for n in range(1, 201, 2)]
+    end.session.feed(b"".join(flood[:20]), 0.0)
     assert len(end.handler.sinks) == 10
-    assert len(resets(end.pull_all())) == 90
+    assert len(resets(end.pull_all())) == 10
     end.session.feed(open_frame(1001) + open_frame(1003), 0.2)
     assert len(end.handler.sinks) == 11
+    with pytest.raises(RemoteError):  # it does not heed its refusals
+        end.session.feed(b"".join(open_frame(n) for n in range(2001, 2101, 2)), 0.2)
+
+
+def test_refusals_for_other_causes_are_not_held_against_the_peer() -> None:
+    end = home(limits=SessionLimits(accepted=4, opens_per_second=5.0))
+    end.session.go_away(Reason.CONNECTOR_STOPPING)
+    end.session.feed(b"".join(open_frame(n) for n in range(1, 201, 2)), 0.0)
+    assert len(resets(end.pull_all())) == 100
 
 
 def test_a_peer_that_does_not_read_its_refusals_is_cut() -> None:
-    end = home(limits=SessionLimits(accepted=0, answers=50))
+    end = home(limits=SessionLimits(accepted=0, answers=50 * 73))
     with pytest.raises(RemoteError):
         end.session.feed(b"".join(open_frame(n) for n in range(1, 201, 2)), 0.0)
+    assert end.session.out.waiting <= 51 * 73
+
+
+def test_a_peer_that_does_not_read_the_resets_of_what_it_opened_is_cut() -> None:
+    """Streams that the owner resets (a service that is not declared) are answers like any other."""
+    end = home(limits=SessionLimits(answers=50 * 73))
+    end.handler.stream_opened = lambda stream, request: stream.reset(Reason.SERVICE_UNKNOWN)  # type: ignore[method-assign]
+    with pytest.raises(RemoteError):
+        end.session.feed(b"".join(open_frame(n) for n in range(1, 2001, 2)), 0.0)
+    assert end.session.out.waiting <= 51 * 73
+
+
+def test_a_peer_that_does_not_read_the_answers_to_its_messages_is_cut() -> None:
+    pair = Pair(SessionLimits(answers=20 * KIB))
+    text = encode(frames.CONTROL, 0, encode_json(Notice(reason="x", message="y")))
+    pair.edge.handler.control_received = lambda message: pair.edge.session.send_control(  # type: ignore[method-assign]
+        Notice(reason="x", message="m" * 1000)
+    )
+    with pytest.raises(RemoteError):
+        pair.edge.session.feed(text * 100, 0.0)
+    assert pair.edge.session.out.waiting < 22 * KIB
+
+
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_many_small_frames_that_a_sink_holds_are_charged_with_what_their_objects_cost(size: int) -> None:
+    end = home(held=True)
+    end.session.feed(open_frame(1) + encode(frames.DATA, 1, b"x" * size) * 1600, 0.0)
+    stream = end.session.streams[1]
+    assert stream.unread == 1600 * size
+    assert stream.held == end.session.buffered == end.budget.used == 1600 * size + 100 * MARK_COST
+    stream.consumed(800 * size)
+    assert end.session.buffered == 800 * size + 50 * MARK_COST
+    stream.consumed(800 * size)
+    assert stream.held == end.session.buffered == end.budget.used == 0
+    end.session.feed(encode(frames.DATA, 1, b"x" * size) * 1600, 0.0)
+    stream.reset(Reason.CANCELLED)
+    assert end.session.buffered == end.budget.used == 0
+
+
+def test_frames_that_are_passed_on_at_once_are_not_charged() -> None:
+    end = home()
+    end.session.feed(open_frame(1) + encode(frames.DATA, 1, b"x") * 10_000, 0.0)
+    assert end.session.buffered == 0
+    assert len(end.handler.sinks[1].data) == 10_000
+
+
+def test_a_flood_of_small_frames_meets_the_cap_long_before_its_windows() -> None:
+    """Sixteen streams may hold 4 MiB by their windows; in frames of one byte that were 400 MB of objects."""
+    limits = SessionLimits(buffered=1 * MIB)
+    end = home(held=True, limits=limits)
+    for number in range(1, 33, 2):
+        if number not in end.session.streams:
+            end.session.feed(open_frame(number, assumed=end.session.windows.initial), float(number))
+        end.session.feed(encode(frames.DATA, number, b"x") * 4000, float(number))
+        assert end.session.buffered <= limits.buffered
+        end.pull_all(float(number))
+    assert sum(sink.reason is Reason.BUFFER_LIMIT for sink in end.handler.sinks.values()) > 4
+
+
+def test_small_pieces_that_wait_for_the_window_are_joined() -> None:
+    """A visitor who sends byte by byte into a stalled stream makes us keep bytes, not objects."""
+    pair = Pair()
+    stream, _ = pair.edge.open()
+    pair.run()
+    stream.credit = 5
+    text = bytes(range(256)) * 40
+    for index in range(len(text)):
+        stream.write(text[index : index + 1] if index % 2 else memoryview(text)[index : index + 1])
+        if index == 3:
+            pair.run()
+    assert len(stream.queue) < 40
+    pair.home.session.feed(pair.edge.pull_all(), 0.0)
+    stream.credit = 100_000
+    pair.edge.session.scheduler.unblock(stream)
+    pair.run()
+    assert bytes(pair.home.handler.sinks[1].data) == text
 
 
 def test_opening_beyond_the_cap_is_refused_here() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.wire.wirepair import End, Pair
 from tunnelgw.wire import frames
-from tunnelgw.wire.frames import U64, encode
+from tunnelgw.wire.frames import CONTROL, HEADER, PONG, U64, encode
+from tunnelgw.wire.liveness import FRAME_SECONDS
 
 
 def die(end: End, now: float) -> float:
@@ -158,3 +159,36 @@ def test_stall_timers_stand_still_without_a_link() -> None:
     pair.now = 100.0
     pair.attach()
     assert home.oldest_stalled(101.0) == pytest.approx(6.0)
+
+
+def test_a_frame_that_never_ends_is_no_sign_of_life() -> None:
+    """A byte every few seconds answers no ping, and keeps a link only as long as one frame may take."""
+    pair = Pair()
+    pair.run()
+    session = pair.edge.session
+    session.feed(HEADER.pack(CONTROL << 24 | 1000, 0), 0.0)
+    now, drip = 0.0, 2.0
+    while not session.link_dead:
+        now = min(session.deadline, drip)
+        assert now < 40.0
+        if now == drip:
+            session.feed(b"x", now)
+            drip += 2.0
+        session.tick(now)
+        session.pull(65536, now)
+    assert now == FRAME_SECONDS
+
+
+def test_whole_frames_in_small_pieces_keep_a_link() -> None:
+    pair = Pair()
+    pair.run()
+    session = pair.edge.session
+    now = 0.0
+    text = encode(PONG, 0, bytes(8))
+    for index in range(200):
+        now += 1.5
+        session.feed(text[index % 16 : index % 16 + 1], now)
+        while session.deadline <= now:
+            session.tick(now)
+            session.pull(65536, now)
+        assert not session.link_dead

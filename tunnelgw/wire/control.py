@@ -172,3 +172,10 @@ encode = msgspec.json.Encoder().encode
 decode_open = msgspec.json.Decoder(Open).decode
 decode_control = msgspec.json.Decoder(Control).decode
 decode_greeting = msgspec.json.Decoder(Greeting).decode
+
+_SHOWN = 200  # characters; a decoder repeats what it did not expect, which may be all that the peer sent
+
+
+def shown(error: Exception) -> str:
+    """What a decoder found wrong, short enough for a log and an answer."""
+    return str(error)[:_SHOWN]

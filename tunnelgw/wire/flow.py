@@ -4,8 +4,8 @@ A window is charged when DATA arrives and credited when the next transport accep
 what was consumed in one minimum round trip (dynamic right-sizing): a fast reader far away gets its bandwidth-delay
 product, a slow reader keeps 256 KiB however fast its bytes arrive.
 
-Invariant: bytes received and not consumed never exceed the window that was granted, per stream; their sum is held
-under a cap per session and, through `Budget`, per process.
+Invariant: bytes received and not consumed never exceed the window that was granted, per stream; their sum, with what
+their many or few objects cost, is held under a cap per session and, through `Budget`, per process.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ class SessionLimits:
 
     streams: int = 16384  # opened here: 10,000 idle visitors and room
     accepted: int = 20480  # opened by the peer: its own limit, plus those whose end has not reached us yet
-    opens_per_second: float = 20000.0  # more than one core can serve; the burst is `accepted`
-    buffered: int = 64 * MIB  # received, not consumed; one feed may exceed it until its end
+    # More than one core can serve; the burst is `accepted`. As many again are refused; a peer that goes on is cut.
+    opens_per_second: float = 20000.0
+    buffered: int = 64 * MIB  # received, not consumed, overhead included; one feed may exceed it until its end
     retained: int = 32 * MIB  # sent, not acknowledged; sending stops there
     control: int = 1 * MIB  # one reassembled CONTROL message: 4,096 offers are about 800 KiB
-    answers: int = 65536  # queued frames beyond which a peer's OPENs are no longer answered but end the session
+    answers: int = 4 * MIB  # queued answers (memory) beyond which a peer that asks for more is cut: 57,000 resets
     datagrams: int = 1 * MIB  # queued datagrams; the oldest are dropped
     lingering: int = 4096  # streams reset here whose late bytes are still checked against their window
     max_window: int = MAX_WINDOW
@@ -151,7 +152,7 @@ def reset_stalest(streams: Iterable[Stream], excess: int) -> None:
     for stream in sorted((s for s in streams if s.unread), key=lambda s: s.progress_at):
         if excess <= 0:
             return
-        excess -= stream.unread
+        excess -= stream.held
         sink = stream.sink
         stream.reset(Reason.BUFFER_LIMIT)
         sink.stream_reset(Reason.BUFFER_LIMIT)

@@ -13,7 +13,7 @@ import msgspec
 
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import Greeting, decode_greeting
+from tunnelgw.wire.control import Greeting, decode_greeting, shown
 from tunnelgw.wire.control import encode as encode_json
 from tunnelgw.wire.frames import HEADER, HEADER_SIZE, HELLO
 
@@ -75,7 +75,7 @@ class GreetingReader:
         try:
             message: Greeting = decode_greeting(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise RemoteError(f"greeting not understood: {error}") from None
+            raise RemoteError(f"greeting not understood: {shown(error)}") from None
         return message
 
     @property

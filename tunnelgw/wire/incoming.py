@@ -15,7 +15,7 @@ import msgspec
 
 from tunnelgw.errors import RemoteError
 from tunnelgw.obs.reasons import Reason, from_code
-from tunnelgw.wire.control import decode_control, decode_open
+from tunnelgw.wire.control import decode_control, decode_open, shown
 from tunnelgw.wire.flow import INITIAL_WINDOWS, MAX_CREDIT
 from tunnelgw.wire.frames import (
     ACK,
@@ -51,6 +51,7 @@ _MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
 
 def on_open(session: Session, number: int, payload: bytes, _more: bool) -> None:
     """The peer opens a stream; beyond a limit it is refused, never queued."""
+    session.out.check_read()
     session.table.accept(number)
     granted, assumed = OPEN_WINDOWS.unpack_from(payload)
     if granted > MAX_CREDIT or assumed not in INITIAL_WINDOWS:
@@ -58,13 +59,13 @@ def on_open(session: Session, number: int, payload: bytes, _more: bool) -> None:
     refusal = session.refusal()
     if refusal is not None:
         session.table.linger(number, assumed)
-        session.out.refuse(number, refusal)
+        session.out.reset(number, refusal)
         session.notify()
         return
     try:
         request: Open = decode_open(payload[OPEN_WINDOWS.size :])
     except _MALFORMED as error:
-        raise RemoteError(f"OPEN not understood: {error}") from None
+        raise RemoteError(f"OPEN not understood: {shown(error)}") from None
     stream = Stream(session, number, request, NULL_SINK)
     stream.sent_anything = True
     stream.credit = granted
@@ -130,10 +131,11 @@ def on_control(session: Session, _number: int, payload: bytes, more: bool) -> No
     whole = session.control_parts.add(0, payload, more=more)
     if whole is None:
         return
+    session.out.check_read()
     try:
         message: Control = decode_control(whole)
     except _MALFORMED as error:
-        raise RemoteError(f"CONTROL not understood: {error}") from None
+        raise RemoteError(f"CONTROL not understood: {shown(error)}") from None
     session.handler.control_received(message)
 
 
@@ -218,6 +220,8 @@ def walk(session: Session, data: bytes | memoryview, offset: int) -> int:
                 session.buffered += word
                 budget.used += word
                 stream.sink.stream_data(bytes(data[start:stop]) if view else data[start:stop])  # type: ignore[arg-type]
+                if stream.unread:
+                    stream.hold()
                 continue
             kind, more = check_header(word, number)
             stop = start + (word & 0xFFFFFF)

@@ -2,9 +2,10 @@
 
 Silence alone proves nothing on an idle link, so a ping goes out every 5 s, below the idle time of common CGNATs.
 What decides is an unanswered question: a ping, or counted bytes, which a living peer acknowledges within 100 ms.
+A frame that was begun must end within FRAME_SECONDS, or a peer that drips a byte now and then would live for ever.
 
-Invariant: any received byte proves life; nothing but the passed deadline of a question declares death, and a
-deadline that we ourselves slept through (the process was stopped) is asked once more first.
+Invariant: any received byte proves life, until a frame takes too long; nothing but the passed deadline of a question or
+a frame declares death, and a deadline that we ourselves slept through (the process was stopped) is asked once more.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ PING_BUSY = 1.0  # while counted bytes wait for their acknowledgement
 SILENCE_BUSY = 3.0  # of nothing at all, while counted bytes wait
 SILENCE_ROUNDS = 8.0  # but never fewer than so many round trips: a slow link that loses packets is not dead
 SILENCE_MOST = 10.0
+FRAME_SECONDS = 30.0  # from a frame's first byte to its last: a full one takes as long at 4.4 kbit/s
 LATE = 1.0  # a tick this late means that we slept, not the peer
 MAX_ASKED = 16  # pings whose time of sending is remembered
 
 
 class Liveness:
-    """Inputs: `start`, `hear`, `ask`, `pinged`, `answered`, `forgive`. Outputs: `ask_at`, `dead_at`."""
+    """Inputs: `start`, `hear`, `ask`, `pinged`, `answered`, `forgive`, `begun`. Outputs: `ask_at`, `dead_at`."""
 
-    __slots__ = ("_asked", "_number", "_sent", "_unanswered", "forgiven", "heard", "min_rtt", "outstanding", "rtt")
+    __slots__ = (
+        "_asked", "_number", "_sent", "_unanswered", "begun", "forgiven", "heard", "min_rtt", "outstanding", "rtt",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.rtt = 0.0
         self.min_rtt = 0.0
         self.heard = 0.0
         self.outstanding = math.inf  # since when counted bytes wait for their acknowledgement
+        self.begun = math.inf  # when the frame that is half received began
         self.forgiven = False
         self._asked = 0.0
         self._unanswered = math.inf  # the first ping since anything was heard
@@ -42,6 +47,7 @@ class Liveness:
         self.heard = self._asked = now
         self.min_rtt = 0.0
         self.outstanding = now if outstanding else math.inf
+        self.begun = math.inf
         self.forgiven = False
         self._unanswered = math.inf
         self._sent.clear()
@@ -90,11 +96,13 @@ class Liveness:
         if self.outstanding != math.inf:
             silence = min(max(SILENCE_BUSY, SILENCE_ROUNDS * self.rtt), SILENCE_MOST)
             when = min(when, max(self.heard, self.outstanding) + silence)
-        return when
+        return min(when, self.begun + FRAME_SECONDS)
 
     def forgive(self, now: float) -> None:
         """We slept past the deadline: start the waiting anew, once."""
         self.forgiven = True
         self.heard = now
         self._unanswered = math.inf
+        if self.begun != math.inf:
+            self.begun = now
         self.ask(now)

@@ -3,8 +3,8 @@
 Uncounted frames (PONG, PING, ACK, GOAWAY, then datagrams) go first and form the prefix of what is pulled; counted
 ones (WINDOW, RESET, CONTROL) come before streams.
 
-Invariant: what a peer can make us queue is bounded: one PONG, one ACK, a WINDOW per stream, `limits.answers`
-RESETs.
+Invariant: what a peer can make us queue is bounded: one PONG, one ACK, a WINDOW per stream, and about
+`limits.answers` bytes of RESET and CONTROL, beyond which whoever asks for more without reading is cut.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tunnelgw.wire.stream import Stream
 
 
+QUEUED_COST = 64  # what a queued frame's object costs beside its bytes
+
+
 class Outgoing:
     """Frames of the session itself. Inputs: the methods up to `detach`; outputs: `fill_uncounted`, `fill_counted`."""
 
@@ -30,6 +33,7 @@ class Outgoing:
         "datagrams",
         "leaving",
         "urgent",
+        "waiting",
         "_ack",
         "_answers",
         "_control",
@@ -42,6 +46,7 @@ class Outgoing:
     def __init__(self, limits: SessionLimits) -> None:
         self.urgent = False  # something uncounted waits
         self.leaving: Reason | None = None
+        self.waiting = 0  # memory of the queued RESET and CONTROL frames
         self.datagrams = DatagramQueue(limits.datagrams)
         self._answers = limits.answers
         self._control: deque[bytes] = deque()
@@ -79,21 +84,25 @@ class Outgoing:
 
     def control(self, payload: bytes) -> None:
         """Queue a typed message."""
-        self._control.extend(split(CONTROL, 0, payload))
+        for frame in split(CONTROL, 0, payload):
+            self._queue(frame)
 
     def reset(self, number: int, reason: Reason) -> None:
         """Give up a stream that the peer knows."""
-        self._control.append(encode(RESET, number, bytes((reason.code,))))
+        self._queue(encode(RESET, number, bytes((reason.code,))))
 
-    def refuse(self, number: int, reason: Reason) -> None:
-        """Refuse an OPEN. A peer that makes us answer without end and does not read is cut."""
-        if len(self._control) >= self._answers:
-            raise RemoteError("too many refused streams and unread answers")
-        self.reset(number, reason)
+    def check_read(self) -> None:
+        """Before anything is done that may need an answer: `RemoteError` for a peer that does not read its answers."""
+        if self.waiting > self._answers:
+            raise RemoteError("asks for more and does not read its answers")
+
+    def _queue(self, frame: bytes) -> None:
+        self.waiting += len(frame) + QUEUED_COST
+        self._control.append(frame)
 
     def initial_window(self, window: int) -> None:
         """Announce what new streams may assume."""
-        self._control.append(encode(WINDOW, 0, U32.pack(window)))
+        self._queue(encode(WINDOW, 0, U32.pack(window)))
 
     def owe(self, stream: Stream) -> None:
         """A stream's consumed bytes are to be credited."""
@@ -111,6 +120,7 @@ class Outgoing:
         self.detach()
         self._owing.clear()
         self._control.clear()
+        self.waiting = 0
 
     def fill_uncounted(self, parts: Parts, limit: int, *, received: int, ping_number: int) -> tuple[bool, bool]:
         """Append what is urgent; whether an ACK and whether a PING was among it."""
@@ -142,6 +152,7 @@ class Outgoing:
                 used += len(frame)
         while control and room - used >= LEAST:
             frame = control.popleft()
+            self.waiting -= len(frame) + QUEUED_COST
             parts.append(frame)
             used += len(frame)
         return used

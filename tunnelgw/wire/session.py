@@ -25,7 +25,7 @@ from tunnelgw.wire.frames import (
     encode,
 )
 from tunnelgw.wire.incoming import complete, keep_partial, walk
-from tunnelgw.wire.liveness import LATE, Liveness
+from tunnelgw.wire.liveness import FRAME_SECONDS, LATE, Liveness
 from tunnelgw.wire.outgoing import Outgoing
 from tunnelgw.wire.retain import Retained
 from tunnelgw.wire.schedule import LEAST, Parts, Scheduler
@@ -173,9 +173,12 @@ class Session:
         self.now = now
         self.liveness.hear(now)
         offset = complete(self, data) if self.partial else 0
+        if not self.partial:
+            self.liveness.begun = math.inf
         offset = walk(self, data, offset)
         if offset < len(data) and self.attached:
             keep_partial(self, data[offset:])
+            self._begin_frame(now)
         limits, budget = self.limits, self.budget
         if self.buffered > limits.buffered:
             reset_stalest(self.streams.values(), self.buffered - relieved(limits.buffered))
@@ -363,6 +366,12 @@ class Session:
         if pinged:
             self.liveness.pinged(now)
         return sum(map(len, parts))
+
+    def _begin_frame(self, now: float) -> None:
+        """Half a frame is here: its end is waited for, but not for ever."""
+        if self.liveness.begun == math.inf:
+            self.liveness.begun = now
+            self.deadline = min(self.deadline, now + FRAME_SECONDS)
 
     def _owe_ack(self, now: float) -> None:
         if self.received - self._ack_sent >= ACK_BYTES:

@@ -26,7 +26,7 @@ class StreamTable:
 
     __slots__ = (
         "live", "accepted",
-        "_limits", "_opens", "_parity", "_last_opened", "_last_sent", "_last_accepted", "_lingering",
+        "_limits", "_opens", "_refusals", "_parity", "_last_opened", "_last_sent", "_last_accepted", "_lingering",
     )  # fmt: skip
 
     def __init__(self, *, opens_odd: bool, limits: SessionLimits, now: float) -> None:
@@ -34,6 +34,7 @@ class StreamTable:
         self.accepted = 0  # live streams that the peer opened
         self._limits = limits
         self._opens = TokenBucket(rate=limits.opens_per_second, burst=limits.accepted, now=now)
+        self._refusals = TokenBucket(rate=limits.opens_per_second, burst=limits.accepted, now=now)
         self._parity = 1 if opens_odd else 0
         self._last_opened = -1 if opens_odd else 0
         self._last_sent = 0  # of ours, the newest whose OPEN left
@@ -59,8 +60,15 @@ class StreamTable:
         self._last_accepted = number
 
     def crowded(self, now: float) -> bool:
-        """Whether the peer opens too many streams, at once or per second (open and reset at full speed counts too)."""
-        return self.accepted >= self._limits.accepted or not self._opens.take(now)
+        """Whether the peer opens too many streams, at once or per second (open and reset at full speed counts too).
+
+        `RemoteError` for one that does not heed as many refusals: each costs us more than it costs the peer.
+        """
+        if self._opens.take(now):
+            return self.accepted >= self._limits.accepted
+        if not self._refusals.take(now):
+            raise RemoteError("streams are opened faster than they are refused")
+        return True
 
     def add(self, stream: Stream) -> None:
         """A stream begins."""
