@@ -45,6 +45,8 @@ IMPURE_CALLS = {"os.urandom", "open", "datetime.now", "datetime.utcnow"}
 IMPORTERS = {
     "cryptography": (("identity",), "its 10 MB are carried only by who issues or reads certificates"),
     "acme": (("identity",), "it is imported in a short-lived child only"),
+    "josepy": (("identity/acme",), "it belongs to acme, and is imported in the same short-lived child only"),
+    "dns": (("identity/acme",), "dnspython is imported in a short-lived child only"),
     "prometheus_client": (("obs/collector.py",), "hot paths count in plain integers; 3 MB only once somebody scrapes"),
     "aiohttp": (("admin/metrics.py", "connector/files.py"), "12 MB and 0.3 s of import, only when an endpoint is used"),
     "tomlkit": (("config/edit.py",), "reading needs tomllib only; writing with comments kept is for commands"),

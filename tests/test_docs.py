@@ -166,6 +166,7 @@ def keys() -> dict[str, set[str]]:
         "service": model.ServiceConfig,
         "tls": model.TlsConfig,
         "acme": model.AcmeConfig,
+        "acme.dns": model.AcmeDnsConfig,
         "limits": model.LimitsConfig,
         "metrics": model.MetricsConfig,
         "admin": model.AdminConfig,
@@ -182,7 +183,7 @@ def test_every_key_is_described() -> None:
     documented = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
     for section, names in keys().items():
         for name in names:
-            if section in ("acme", "admin"):
+            if section in ("acme", "acme.dns", "admin"):
                 assert f"{section}.{name}" in documented, f"{section}.{name}"
             elif section == "certificates":
                 assert f"`{name}`" in text

@@ -102,7 +102,9 @@ def test_edge(tmp_path: Path) -> None:
     assert config.state_dir == tmp_path / "state"
     assert config.workers == min(64, len(os.sched_getaffinity(0)))
     assert config.trusted_proxies == ("10.0.0.0/8", "192.0.2.1/32")
-    assert config.tls.issuer == "self-signed"
+    assert config.tls.issuer == "acme"  # there is a table [acme]
+    assert config.acme.dns is not None
+    assert config.acme.dns.hook == ("/bin/secret-hook",)
     assert config.limits.connections_per_address == 10
     assert config.limits.idle_seconds == 75.0
     assert config.metrics.listen == Endpoint("127.0.0.1", 9150)
@@ -119,6 +121,7 @@ def test_edge_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [str(item) for item in config.listen] == ["0.0.0.0:443", "[::]:443"]
     assert [str(item) for item in config.listen_http] == ["0.0.0.0:80", "[::]:80"]
     assert config.state_dir == Path("/var/lib/tunnelgw/edge")
+    assert config.tls.issuer == "self-signed"
     assert (config.workers, config.resume_seconds, config.park_seconds, config.port_bind) == (1, 120, 20, "::")
 
 
@@ -339,7 +342,21 @@ def test_single_problems(tmp_path: Path, text: str, line: int, field: str, why: 
         ('domain="x"\nresume_seconds="2m"', "resume_seconds", "without unit"),
         ('domain="x"\nresume_seconds=nan', "resume_seconds", "out of bounds"),
         ('domain="x"\nproxy_protocol=true', "proxy_protocol", "trusted_proxies"),
-        ('domain="x"\n[tls]\nissuer="acme"', "tls.issuer", "not available in this version"),
+        ('domain="x"\n[tls]\nissuer="acme"\ncertificates=[{cert="a",key="b"}]', "tls.certificates", "only used with"),
+        ('domain="x"\n[acme]\nwildcard=true', "acme.wildcard", "needs dns-01"),
+        ('domain="x"\n[acme]\nchallenge="dns-01"', "acme.challenge", "needs dns"),
+        ('domain="x"\n[acme]\nchallenge="dns"', "acme.challenge", "not possible"),
+        ('domain="x"\nlisten_http=[]\n[acme]\nchallenge="http-01"', "acme.challenge", "listen_http is empty"),
+        ('domain="x"\n[acme]\nwildcard=true\nchallenge="http-01"\ndns={hook="sh"}', "acme.challenge", "wildcard"),
+        ('domain="x"\n[acme]\ndns={}', "acme.dns", "needs one of hook"),
+        ('domain="x"\n[acme]\ndns={hook=[]}', "acme.dns.hook", "name a program"),
+        ('domain="x"\n[acme]\ndns={hook="sh",server="a.b"}', "acme.dns", "needs one of hook"),
+        ('domain="x"\n[acme]\ndns={server="a.b",key="aGk="}', "acme.dns", "needs key_name"),
+        ('domain="x"\n[acme]\ndns={server="a.b",key_name="k"}', "acme.dns", "needs key_name"),
+        ('domain="x"\n[acme]\ndns={server="a.b",key_name="k",key="not base64"}', "acme.dns.key", "base64"),
+        ('domain="x"\n[acme]\ndns={server="a.b",check="c.d"}', "acme.dns.wait_seconds", "how long"),
+        ('domain="x"\n[acme]\neab_kid="k"', "acme", "both are needed"),
+        ('domain="x"\n[acme]\ndirectory="http://x"', "acme.directory", "https://"),
         ('domain="x"\n[tls]\nissuer="files"', "tls.issuer", "needs certificates"),
         ('domain="x"\n[tls]\ncertificates=[{cert="a"}]', "tls.certificates[0]", "has no key"),
         ('domain="x"\n[limit]', "limit", 'did you mean "limits"'),

@@ -174,7 +174,9 @@ class Connector:
 class World:
     """One edge, any number of connectors and local services, in one folder."""
 
-    def __init__(self, folder: Path, *, extra: str = "", workers: int = 1, tables: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, extra: str = "", workers: int = 1, tables: str = "", issuer: str = "self-signed"
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.http_port = free_port()
@@ -189,6 +191,7 @@ class World:
         self.extra = extra
         self.workers = workers
         self.tables = tables
+        self.issuer = issuer
         run("edge", "init", "--domain", DOMAIN, "--address", f"127.0.0.1:{self.port}", "--self-signed",
             "--config", str(self.config), "--state-dir", str(self.state))  # fmt: skip
         self.write_config()
@@ -203,7 +206,7 @@ state_dir = "{self.state}"
 workers = {self.workers}
 {self.extra}
 [tls]
-issuer = "self-signed"
+issuer = "{self.issuer}"
 [metrics]
 listen = "127.0.0.1:{self.metrics_port}"
 {self.tables}

@@ -9,10 +9,10 @@ import os
 from typing import TYPE_CHECKING
 
 from tunnelgw.config import values
+from tunnelgw.config.acme import check_acme, read_acme
 from tunnelgw.config.model import (
     DEFAULT_LISTEN,
     DEFAULT_LISTEN_HTTP,
-    AcmeConfig,
     AdminConfig,
     CertificateFiles,
     EdgeConfig,
@@ -23,7 +23,7 @@ from tunnelgw.config.model import (
 )
 from tunnelgw.config.names import Bad, endpoint, host_name, is_address, network, printable
 from tunnelgw.config.paths import EDGE, default_state_dir
-from tunnelgw.config.problems import UNAVAILABLE, WARNING, Section, kind_of
+from tunnelgw.config.problems import WARNING, Section, kind_of
 from tunnelgw.config.secret import exposure
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def read_edge(path: Path, data: dict[str, object], report: Report) -> EdgeConfig
         resume_seconds=top.get("resume_seconds", values.seconds(0, 86400), 120.0),
         park_seconds=top.get("park_seconds", values.seconds(0, 3600), 20.0),
         access_log=top.get("access_log", values.choice("off", "text", "json"), "off"),
-        tls=_tls(top.table("tls"), folder),
-        acme=_acme(top.table("acme"), folder),
+        tls=_tls(top.table("tls"), folder, acme=top.has("acme")),
+        acme=read_acme(top.table("acme"), folder),
         limits=_limits(top.table("limits")),
         metrics=MetricsConfig(_only_listen(top.table("metrics"))),
         admin=AdminConfig(_only_listen(top.table("admin"))),
@@ -105,7 +105,7 @@ def _address(top: Section, domain: str, listen: tuple[Endpoint, ...]) -> Endpoin
     return top.get("address", lambda value: endpoint(values.text(value), default_port=port), default)
 
 
-def _tls(section: Section, folder: Path) -> TlsConfig:
+def _tls(section: Section, folder: Path, *, acme: bool) -> TlsConfig:
     """`[tls]`. Missing certificate files are a warning here: other names must still be served."""
     read_path = values.path_beside(folder)
     section.known.add("certificates")
@@ -131,13 +131,12 @@ def _tls(section: Section, folder: Path) -> TlsConfig:
             certificates.append(CertificateFiles(files["cert"], files["key"]))
     issuer = section.get("issuer", values.choice("acme", "files", "self-signed"), "")
     section.finish()
-    if issuer == "acme":
-        section.bad("issuer", f'"acme" is {UNAVAILABLE}; write "files" or "self-signed"')
-    elif issuer == "files" and not given:
+    if issuer == "files" and not given:
         section.bad("issuer", '"files" needs certificates = [{ cert = "a.pem", key = "a.key" }]')
-    elif issuer == "self-signed" and given:
+    elif issuer in ("self-signed", "acme") and given:
         section.bad("certificates", 'are only used with issuer = "files"; change the issuer or remove them')
-    return TlsConfig(issuer or ("files" if given else "self-signed"), tuple(certificates))
+    default = "files" if given else "acme" if acme else "self-signed"
+    return TlsConfig(issuer or default, tuple(certificates))
 
 
 def _look_at(section: Section, name: str, path: Path) -> None:
@@ -149,42 +148,6 @@ def _look_at(section: Section, name: str, path: Path) -> None:
         text = f"{path} cannot be read ({error.strerror}); names that need it fail until it is there"
     if text:
         section.bad(name, text, severity=WARNING)
-
-
-def _acme(section: Section, folder: Path) -> AcmeConfig:
-    """`[acme]`: checked as far as its own rules go."""
-    default = AcmeConfig()
-    dns = section.table("dns")
-    for name in dns.data:
-        dns.get(name, _acme_dns, None)
-    found = AcmeConfig(
-        directory=section.get("directory", _https_url, default.directory),
-        email=section.get("email", _email, ""),
-        ca_file=section.get("ca_file", values.path_beside(folder), None),
-        dns=tuple(dns.data.items()),
-    )
-    section.finish()
-    return found
-
-
-def _acme_dns(value: object) -> None:
-    if not isinstance(value, str | int | list):
-        raise Bad(f"must be a text, a number or a list, not {kind_of(value)}")
-
-
-def _https_url(value: object) -> str:
-    text = values.short_text(value)
-    if not text.startswith("https://") or " " in text or "@" in text:
-        raise Bad(f'"{printable(text)}" must be a URL that begins with https://')
-    return text
-
-
-def _email(value: object) -> str:
-    text = values.short_text(value)
-    name, _, host = text.rpartition("@")
-    if not name or "." not in host or " " in text:
-        raise Bad(f'"{printable(text)}" is not a mail address')
-    return text
 
 
 def _limits(section: Section) -> LimitsConfig:
@@ -215,6 +178,8 @@ def _between(top: Section, config: EdgeConfig) -> None:
         top.bad("listen", "is empty; without it neither visitors nor tunnels can come in")
     if config.proxy_protocol and not config.trusted_proxies:
         top.bad("proxy_protocol", "needs trusted_proxies: the networks whose PROXY headers are believed")
+    if config.tls.issuer == "acme":
+        check_acme(top, config)
     for index, text in enumerate(config.trusted_proxies):
         if text.endswith("/0"):
             warning = f"{text} is everybody: any visitor can then claim any address"

@@ -187,17 +187,63 @@ class TlsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AcmeDnsConfig:
+    """`dns` in `[acme]`: how dns-01 is answered, by a program (hook) or by updates (server).
+
+    hook: the program and its first arguments; `present|cleanup NAME VALUE` follow. hook_seconds: its time limit.
+    server: where updates (RFC 2136) go. zone: "" asks the server. key_name: of the TSIG key, "" for none; key: base64;
+    key_file: the same in a file; algorithm: of the key.
+    wait_seconds: after a record was added; with `check`, at most, until each of these servers knows it.
+    """
+
+    hook: tuple[str, ...] = field(default=(), repr=False)  # an operator may put a token into its arguments
+    hook_seconds: float = 120.0
+    server: Endpoint | None = None
+    zone: str = ""
+    key_name: str = ""
+    key: Secret | None = None
+    key_file: Path | None = None
+    algorithm: str = "hmac-sha256"
+    wait_seconds: float = 0.0
+    check: tuple[Endpoint, ...] = ()
+
+    def as_job(self) -> dict[str, object]:
+        """For the process that orders certificates; the only place where the key is revealed."""
+        return {
+            "hook": list(self.hook),
+            "hook_seconds": self.hook_seconds,
+            "server": (self.server.host, self.server.port) if self.server is not None else None,
+            "zone": self.zone,
+            "key_name": self.key_name,
+            "key": self.key.reveal() if self.key is not None else "",
+            "key_file": str(self.key_file) if self.key_file is not None else "",
+            "algorithm": self.algorithm,
+            "wait_seconds": self.wait_seconds,
+            "check": [(server.host, server.port) for server in self.check],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class AcmeConfig:
-    """`[acme]`: the account that orders certificates.
+    """`[acme]`: the account that orders certificates, and how.
 
     directory: URL of the ACME server. email: for expiry notices. ca_file: to trust a private server.
-    dns: how dns-01 is answered, as given (may hold a secret: never shown).
+    challenge: "auto", or the one kind to use. dns: how dns-01 is answered; None: it is not.
+    wildcard: one certificate for the domain and `*.<domain>`, instead of one for each host below it.
+    eab_kid, eab_hmac_file: for servers that want an account made beforehand (external account binding).
+    profile: of the server's, for example "shortlived". preferred_chain: common name of the root to lead to.
     """
 
     directory: str = "https://acme-v02.api.letsencrypt.org/directory"
     email: str = ""
     ca_file: Path | None = None
-    dns: tuple[tuple[str, object], ...] = field(default=(), repr=False)
+    challenge: str = "auto"
+    dns: AcmeDnsConfig | None = None
+    wildcard: bool = False
+    eab_kid: str = ""
+    eab_hmac_file: Path | None = None
+    profile: str = ""
+    preferred_chain: str = ""
 
 
 @dataclass(frozen=True, slots=True)

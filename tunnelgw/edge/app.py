@@ -125,6 +125,7 @@ class Edge:
             settings=gateway_settings(config),
             trusted=Networks(config.trusted_proxies).__contains__,
             allowed=allowed_from,
+            proof=lambda token: self.certificates.proof(token),
             log_request=log_request,
         )
 
@@ -184,6 +185,7 @@ class Edge:
         self.store.serve()
         self.door.serve(https)  # last: everything a visitor can reach is there
         self.door.serve_plain(http)
+        self.certificates.open()  # issuers that look at us from outside find an open door
         self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
 
     async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
@@ -204,7 +206,7 @@ class Edge:
         self.door.close()
         self.tunnels.close()
         self.connectors.cut_all(Reason.EDGE_STOPPING)  # after visitors: their streams ended in order if they could
-        self.certificates.close()
+        await self.certificates.stop()
         self.wheel.close()
 
     def reload(self, config: EdgeConfig) -> None:

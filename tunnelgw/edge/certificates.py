@@ -1,7 +1,7 @@
 """Which certificate a visitor is shown: one SSLContext per certificate and policy, chosen after peeking.
 
 Certificates are pairs of PEM files that an `Issuer` knows or makes: the operator's own ("files"), the edge's own
-authority ("self-signed"), or an ACME server. They are read again when the files change.
+authority ("self-signed"), or from an ACME server. They are read again when the files change.
 
 Invariants: a pair that cannot be used is said loudly, and costs only its own names; a pair that worked stays in use
 until a better one was proven by a handshake in memory. Nothing is ever made for a name without a route.
@@ -16,8 +16,9 @@ import time
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import LocalError
+from tunnelgw.identity.acme.keeper import AT_ONCE, Postponed
 from tunnelgw.net import tls
-from tunnelgw.net.tasks import spawn
+from tunnelgw.net.tasks import cancel, spawn
 from tunnelgw.net.timers import INF
 from tunnelgw.routing.hostname import wildcard_of
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 10.0  # how soon a changed file is noticed
 RETRY_SECONDS = (60.0, 3600.0)  # an issuer that failed for a host is left alone this long, doubled each time
+POSTPONED_SECONDS = 60.0  # an issuer that does not want to work now is asked again after this
+TOLD_SECONDS = 60.0  # between two lines about visitors of one host who were turned away
 VISITOR_SECONDS = 10.0  # a visitor waits this long for a certificate that is being made
 _STAMP = tuple[int, int, int, int, int, int]
 _NEVER = (0.0, RETRY_SECONDS[0] / 2)
@@ -71,6 +74,11 @@ class Certificates:
         self._asked: dict[str, asyncio.Future[None]] = {}  # hosts that an issuer is working on
         self._failed: dict[str, tuple[float, float]] = {}  # host → (until when the issuer is left alone, for how long)
         self._wanted: frozenset[str] = frozenset()
+        self._open = False  # visitors can reach the front door
+        self._few = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._look: asyncio.Task[None] | None = None
+        self._told: dict[str, float] = {}  # host → when somebody was turned away and the log said so
         self.deadline = INF
         self.armed_until = INF
 
@@ -79,9 +87,20 @@ class Certificates:
         self.refresh()
         self._wheel.arm(self, self._loop.time() + CHECK_SECONDS)
 
+    def open(self) -> None:
+        """The front door is open: an issuer that looks at it from outside may begin."""
+        self._open = True
+        self.want(self._wanted)
+
     def close(self) -> None:
         """Stop looking."""
         self.deadline = INF
+
+    async def stop(self) -> None:
+        """Stop looking, and end what issuers are doing, their child processes included."""
+        self.close()
+        for task in tuple(self._tasks):
+            await cancel(task)
 
     def replace(self, issuer: Issuer) -> None:
         """Another configuration: names that it does not cover are gone at the next handshake."""
@@ -108,8 +127,8 @@ class Certificates:
                 fresh.append(host)
             if pending is not None:
                 waiting.append(pending)
-        if fresh:
-            spawn(self._obtain(fresh), name="issuer")
+        for group in [fresh] if self._issuer.local else [[host] for host in fresh]:
+            self._keep(spawn(self._obtain(group), name="issuer"))
         for pending in waiting:
             await asyncio.shield(pending)
 
@@ -120,15 +139,26 @@ class Certificates:
             try:
                 await asyncio.wait_for(self.ensure([host]), VISITOR_SECONDS)
             except TimeoutError:
+                self._tell(host, f"none within {VISITOR_SECONDS:g} seconds")
                 return None
             loaded = self._find(name)
             if loaded is None:
+                self._tell(host, "none could be made")
                 return None
         return loaded.context(http=http)
 
     def challenge(self, name: str) -> ssl.SSLContext | None:
         """As `Issuer.challenge`."""
         return self._issuer.challenge(name)
+
+    def proof(self, token: str) -> bytes | None:
+        """As `Issuer.proof`."""
+        return self._issuer.proof(token)
+
+    def troubles(self) -> dict[str, tuple[int, str]]:
+        """Wanted hosts whose last order failed: how often in a row, and why."""
+        found = {host: self._issuer.trouble(host) for host in self._wanted}
+        return {host: trouble for host, trouble in found.items() if any(trouble)}
 
     def expiries(self) -> dict[str, float]:
         """Wanted hosts with the end of their certificate, in Unix seconds; 0.0 where there is none."""
@@ -142,6 +172,9 @@ class Certificates:
         """Time to look at the files."""
         self.refresh()
         self.want(self._wanted)
+        if not self._issuer.local and (self._look is None or self._look.done()):
+            self._look = spawn(self._issuer.look(self._wanted), name="renewal windows")
+            self._keep(self._look)
         self._wheel.arm(self, now + CHECK_SECONDS)
 
     def refresh(self) -> None:
@@ -205,27 +238,58 @@ class Certificates:
         """True for a host without a certificate, or with one that ends soon, whose issuer did not just fail."""
         if host in self._asked or self._failed.get(host, _NEVER)[0] > self._loop.time():
             return False
-        return self._needs_now(host)
+        issuer = self._issuer
+        if not (issuer.local or self._open) or not self._needs_now(host):
+            return False
+        return not issuer.rests(host, time.time())
 
     def _needs_now(self, host: str) -> bool:
         loaded = self._find(host)
-        return loaded is None or self._issuer.due(loaded.described, time.time())
+        return loaded is None or self._issuer.due(host, loaded.described, time.time())
 
     async def _obtain(self, hosts: list[str]) -> None:
+        before, postponed = dict(self._failed), False
         try:
-            await self._issuer.obtain(hosts)
+            if self._issuer.local:
+                await self._issuer.obtain(hosts)
+            else:
+                await self._order(hosts)
+        except Postponed as error:
+            postponed = True
+            log.info("%s", error.text)
         except (LocalError, OSError) as error:
             log.error("no certificate for %s: %s", ", ".join(hosts), error)
-        before = dict(self._failed)
-        self.refresh()
+        finally:
+            self.refresh()
+            now = self._loop.time()
+            for host in hosts:
+                if self._needs_now(host):
+                    last = before.get(host, _NEVER)[1]
+                    wait = POSTPONED_SECONDS if postponed else min(last * 2, RETRY_SECONDS[1])
+                    self._failed[host] = (now + wait, last if postponed else wait)
+                future = self._asked.pop(host)
+                if not future.done():
+                    future.set_result(None)
+
+    async def _order(self, hosts: list[str]) -> None:
+        """From outside: few at a time, and only what is still wanted when its turn comes."""
+        async with self._few:
+            self.refresh()  # another worker may have been faster
+            for host in hosts:
+                if host in self._wanted and self._needs_now(host):
+                    await self._issuer.obtain([host])
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell(self, host: str, what: str) -> None:
+        """Say why visitors of a host are turned away, once in a while."""
         now = self._loop.time()
-        for host in hosts:
-            if self._needs_now(host):
-                wait = min(before.get(host, _NEVER)[1] * 2, RETRY_SECONDS[1])
-                self._failed[host] = (now + wait, wait)
-            future = self._asked.pop(host)
-            if not future.done():
-                future.set_result(None)
+        if self._told.get(host, -INF) + TOLD_SECONDS <= now:
+            self._told[host] = now
+            why = self._issuer.trouble(host)[1]
+            log.warning("visitors of %s are turned away, it has no certificate: %s", host, why or what)
 
 
 def _stamp(pair: Pair) -> _STAMP:

@@ -1,7 +1,7 @@
 """Where visitors' certificates come from: the operator's files, or the edge's own authority.
 
 Every issuer is a folder or list of PEM pairs plus a way to get more; `Certificates` reads the pairs and never cares
-which it is. An ACME issuer fits the same protocol: `obtain` orders, `challenge` answers tls-alpn-01.
+which it is. The third one, an ACME server, is in acme.py.
 
 Invariant: an issuer is asked only for hosts that a granted route holds.
 """
@@ -9,27 +9,21 @@ Invariant: an issuer is asked only for hosts that a granted route holds.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import logging
-import os
 import time
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.config.files import make_private_folder
 from tunnelgw.errors import LocalError
+from tunnelgw.identity.locks import locked
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from tunnelgw.net.tls import Described
 
-log = logging.getLogger(__name__)
-
-LOCK_LOOK_SECONDS = 0.05
 MAKE_SECONDS = 60.0  # a child that makes certificates takes 0.3 s; a machine that swaps may take longer
 
 
@@ -42,13 +36,28 @@ class Pair:
 
 
 class Issuer(Protocol):
-    """Where certificates come from."""
+    """Where certificates come from.
+
+    local: pairs are made on this machine, for many hosts in one go, before visitors are let in. Otherwise somebody
+    outside looks at what visitors would see: one host at a time, with the front door open.
+    """
+
+    local: bool
 
     def pairs(self) -> Iterable[Pair]:
         """Every pair there is now; looked at again every few seconds."""
 
-    def due(self, described: Described, now: float) -> bool:
-        """Should this certificate be replaced by now (Unix seconds)?"""
+    def due(self, host: str, described: Described, now: float) -> bool:
+        """Should this certificate, which covers the host, be replaced by now (Unix seconds)?"""
+
+    def rests(self, host: str, now: float) -> bool:
+        """Is this host to be left alone until later, whatever it needs?"""
+
+    def trouble(self, host: str) -> tuple[int, str]:
+        """Tries that failed since the last success, and why there is no (newer) certificate; (0, "") if all is well."""
+
+    async def look(self, hosts: Iterable[str]) -> None:
+        """These hosts are wanted: learn what there is to learn about their certificates. Called every few seconds."""
 
     async def obtain(self, hosts: Sequence[str]) -> None:
         """Make or order pairs for these hosts (names or wildcards); return when `pairs` has them.
@@ -59,9 +68,42 @@ class Issuer(Protocol):
     def challenge(self, name: str) -> ssl.SSLContext | None:
         """The answer to a running tls-alpn-01 challenge for this name."""
 
+    def proof(self, token: str) -> bytes | None:
+        """The answer to a running http-01 challenge with this token."""
 
-class FilesIssuer:
-    """The operator's own certificates."""
+
+class Quiet:
+    """What an issuer that asks nobody outside has to say to most questions: nothing."""
+
+    __slots__ = ()
+    local = True
+
+    def due(self, host: str, described: Described, now: float) -> bool:  # noqa: ARG002 - the issuer's interface
+        """Never."""
+        return False
+
+    def rests(self, host: str, now: float) -> bool:  # noqa: ARG002 - the issuer's interface
+        """Never."""
+        return False
+
+    def trouble(self, host: str) -> tuple[int, str]:  # noqa: ARG002 - the issuer's interface
+        """What fails is said by `obtain`."""
+        return 0, ""
+
+    async def look(self, hosts: Iterable[str]) -> None:
+        """Nobody to ask."""
+
+    def challenge(self, name: str) -> ssl.SSLContext | None:  # noqa: ARG002 - the issuer's interface
+        """None runs."""
+        return None
+
+    def proof(self, token: str) -> bytes | None:  # noqa: ARG002 - the issuer's interface
+        """None runs."""
+        return None
+
+
+class FilesIssuer(Quiet):
+    """The operator's own certificates, which the operator renews."""
 
     __slots__ = ("_pairs",)
 
@@ -71,17 +113,11 @@ class FilesIssuer:
     def pairs(self) -> Iterable[Pair]:
         return self._pairs
 
-    def due(self, described: Described, now: float) -> bool:  # noqa: ARG002 - the operator renews
-        return False
-
     async def obtain(self, hosts: Sequence[str]) -> None:
         raise LocalError(f"no file covers {', '.join(hosts)}: add a pair to [tls] certificates")
 
-    def challenge(self, name: str) -> ssl.SSLContext | None:  # noqa: ARG002 - the issuer's interface
-        return None
 
-
-class SelfSignedIssuer:
+class SelfSignedIssuer(Quiet):
     """Certificates of the edge's own authority, one per host, made in a short-lived child and kept in `folder`.
 
     `command` is run with the hosts appended and writes `pair_of(folder, host)` for each. A child, because importing
@@ -100,14 +136,14 @@ class SelfSignedIssuer:
         found = sorted(self._folder.glob("*.crt"))
         return tuple(Pair(path, path.with_suffix(".key")) for path in found)
 
-    def due(self, described: Described, now: float) -> bool:
+    def due(self, host: str, described: Described, now: float) -> bool:  # noqa: ARG002 - the same for every host
         """In the last third of its life."""
         return now > described.not_after - (described.not_after - described.not_before) / 3
 
     async def obtain(self, hosts: Sequence[str]) -> None:
         asked = time.time()
         make_private_folder(self._folder)
-        async with _locked(self._folder / ".lock"):  # workers ask for the same host at the same moment
+        async with locked(self._folder / ".lock"):  # workers ask for the same host at the same moment
             missing = [host for host in hosts if not _written_since(pair_of(self._folder, host), asked)]
             if missing:
                 await self._make(missing)
@@ -125,25 +161,6 @@ class SelfSignedIssuer:
         if child.returncode:
             last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
             raise LocalError(f"certificates could not be made: {last}")
-
-    def challenge(self, name: str) -> ssl.SSLContext | None:  # noqa: ARG002 - the issuer's interface
-        return None
-
-
-@asynccontextmanager
-async def _locked(path: Path) -> AsyncIterator[None]:
-    """One process of this edge at a time; the lock goes with the process, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                await asyncio.sleep(LOCK_LOOK_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _written_since(pair: Pair, moment: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from tunnelgw.edge.acme import AcmeIssuer
 from tunnelgw.edge.issuers import FilesIssuer, Issuer, Pair, SelfSignedIssuer
 from tunnelgw.store.sqlite import FILE_NAME
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def issuer_of(config: EdgeConfig) -> Issuer:
-    """The operator's files, or the edge's own authority (certificates kept under `state_dir`/hosts)."""
+    """The operator's files, an ACME server, or the edge's own authority (certificates under `state_dir`/hosts)."""
+    if config.tls.issuer == "acme":
+        return AcmeIssuer(config)
     if config.tls.issuer == "files":
         return FilesIssuer(Pair(files.cert, files.key) for files in config.tls.certificates)
     folder = config.state_dir / "hosts"

@@ -32,6 +32,7 @@ IDEMPOTENT = SAFE | {b"PUT", b"DELETE"}
 _RETRY_AFTER = frozenset({Reason.TARGET_RESET, Reason.CONNECTOR_AWAY, Reason.CONNECTOR_STOPPING})
 # An upload that moves fewer bytes than this in `stall_seconds` counts as stalled: a drip is no progress.
 _PROGRESS_BYTES = 1024
+_PROOF_PATH = b"/.well-known/acme-challenge/"
 _DATE = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 section 5.6.7; nobody here sets a locale
 
 
@@ -121,6 +122,8 @@ class Exchange:
         gateway = self.pool.gateway
         if not head.request_id:
             head.request_id = gateway.new_id()
+        if head.path.startswith(_PROOF_PATH) and self._prove(head):
+            return
         try:
             self.route = route = self.pool.find_route(head)
         except TunnelgwError as error:
@@ -147,6 +150,16 @@ class Exchange:
         assert self.head is not None
         status = 301 if self.head.method in (b"GET", b"HEAD") else 308
         self._answer(status, [(b"location", location)], b"")
+
+    def _prove(self, head: RequestHead) -> bool:
+        """Answer an ACME http-01 challenge (RFC 8555, 8.3) on plain HTTP, if it is a running one."""
+        if self.pool.visitor.secure or head.method not in (b"GET", b"HEAD"):
+            return False
+        proof = self.pool.gateway.proof(head.path[len(_PROOF_PATH) :].decode("latin-1"))
+        if proof is None:
+            return False
+        self._answer(200, [(b"content-type", b"application/octet-stream")], proof)
+        return True
 
     def upstream_failed(self, reason: Reason, *, heard: bool, reused: bool, since: float = 0.0) -> None:
         """The upstream is gone. `heard`: some byte of a response had arrived; `reused`: on a kept stream."""

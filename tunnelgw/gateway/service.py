@@ -52,6 +52,11 @@ def covers_same_host(visitor: Visitor, host: str) -> bool:
     return not visitor.secure or visitor.server_name == host
 
 
+def no_proof(token: str) -> bytes | None:  # noqa: ARG001 - the signature of the lookup
+    """No challenge runs."""
+    return None
+
+
 def trusted_nobody(address: str) -> bool:  # noqa: ARG001 - the signature of the decision
     """Nobody's forwarding fields are believed."""
     return False
@@ -63,6 +68,7 @@ class Gateway:
     `trusted(address)`: whether a peer's forwarding fields are believed. `allowed(allow_from, address)`: whether a route
     that names networks is open to an address.
     `covers(visitor, host)`: whether the connection's certificate and server name stand for `host` (else 421).
+    `proof(token)`: the answer to a running ACME http-01 challenge, None where there is none of that token.
     `log_request`: takes one finished exchange as a tuple in the order of `obs.accesslog.Entry`; None for no log.
     """
 
@@ -78,6 +84,7 @@ class Gateway:
         covers: Callable[[Visitor, str], bool] = covers_same_host,
         trusted: Callable[[str], bool] = trusted_nobody,
         allowed: Callable[[tuple[str, ...], str], bool] = allowed_from,
+        proof: Callable[[str], bytes | None] = no_proof,
         log_request: LogRequest | None = None,
     ) -> None:
         self.table = table
@@ -88,6 +95,7 @@ class Gateway:
         self.covers = covers
         self.trusted = trusted
         self.allowed = allowed
+        self.proof = proof
         self.log_request = log_request
         self.time = loop.time
         self.draining = False
