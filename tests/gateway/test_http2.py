@@ -462,6 +462,38 @@ class TestDeadlines:
         browser.feed(browser.transport.take())
         assert browser.goaway is not None
 
+    @pytest.mark.parametrize("part", [b"b", b"\x00\x00\x00\x09\x00\x00\x00\x00\x03", b""])
+    def test_a_head_that_does_not_end_beside_another_stream(self, world: World, part: bytes) -> None:
+        """One byte after the other, CONTINUATION after CONTINUATION, or silence: a download beside it is no excuse."""
+        browser = Browser2(world)
+        browser.get()
+        browser.go()
+        world.opener.last.deliver(b"HTTP/1.1 200 OK\r\n\r\n")
+        world.loop.advance(30)
+        block = b"\x82\x87\x84\x41\x0da.example.com\x00\x01a\x40"  # a value of 64 octets begins
+        length = (len(block) if part != b"b" else 100).to_bytes(3, "big")
+        browser.protocol.data_received(length + b"\x01\x01\x00\x00\x00\x03" + block)
+        before = world.loop.now
+        while not browser.transport.closed:
+            world.opener.last.deliver(b"more of the download")
+            if part and world.loop.now - before < 7:
+                browser.protocol.data_received(part)
+            world.loop.advance(1)
+            assert world.loop.now - before <= 12
+        browser.feed(browser.transport.take())
+        assert browser.goaway is not None
+        assert browser.goaway.error_code == 11
+        assert not world.opener.open_streams
+
+    def test_odd_frames_and_then_silence_beside_a_download(self, world: World) -> None:
+        browser = Browser2(world)
+        browser.get()
+        browser.go()
+        world.opener.last.deliver(b"HTTP/1.1 200 OK\r\n\r\n")
+        browser.protocol.data_received(b"\x00\x00\x05\x02\x00\x00\x00\x00\x03\x00\x00\x00\x00\xff")  # PRIORITY
+        world.loop.advance(300)
+        assert not browser.transport.closed
+
     def test_a_head_in_two_parts(self, world: World) -> None:
         browser = Browser2(world)
         browser.go()

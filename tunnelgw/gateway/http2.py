@@ -22,6 +22,7 @@ from tunnelgw.http.h2 import (
     ConnectionClosed,
     DataReceived,
     ErrorCode,
+    FrameError,
     Http2,
     RequestReceived,
     StreamClosed,
@@ -48,8 +49,8 @@ class Http2Visitor(asyncio.Protocol):
     """One connection. The loop calls the protocol's methods, exchanges call `settle_soon`, the wheel `on_deadline`."""
 
     __slots__ = (
-        "_over", "_since", "_transport", "_whole", "armed_until", "closing", "deadline", "engine", "exchanges",
-        "gateway", "pool", "scheduled", "unsettled", "write_paused",
+        "_inside_since", "_over", "_since", "_transport", "_whole", "armed_until", "closing", "deadline", "engine",
+        "exchanges", "gateway", "guard", "pool", "scheduled", "unsettled", "write_paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
@@ -59,7 +60,11 @@ class Http2Visitor(asyncio.Protocol):
         self.exchanges: dict[int, Http2Exchange] = {}
         self.unsettled: dict[int, Http2Exchange] = {}  # with bytes on their way to the visitor
         self._transport: asyncio.Transport | None = None
-        self._whole = False  # what the visitor sent so far means something; else its time for a head runs
+        guard = self.engine.guard
+        assert guard is not None  # an engine that serves has one
+        self.guard = guard
+        self._whole = False  # the visitor said something whole; until then its time for a head runs
+        self._inside_since = math.inf  # when it began a head, or another frame but DATA, that is not whole yet
         self._since = 0.0  # when the connection became idle
         self.closing = False  # takes no further requests
         self._over = False  # the engine is at its end
@@ -83,15 +88,19 @@ class Http2Visitor(asyncio.Protocol):
         if self.closing and not self.exchanges:
             return
         try:
-            events = self.engine.receive(data)
-        except RemoteError as error:
-            self._fail(error.reason)
+            now = self.gateway.time()
+            events = self.engine.receive(data, now)
+        except FrameError as error:
+            self._fail(error)
             return
-        if events:
+        if self.guard.inside:
+            if self._inside_since == math.inf:
+                self._head_begins(now)
+        else:
+            self._inside_since = math.inf
             self._whole = True
+        if events:
             self._handle(events)
-        elif self._whole and not self.exchanges:
-            self._head_begins()
         if not self.scheduled:
             self.settle_soon()
 
@@ -119,6 +128,11 @@ class Http2Visitor(asyncio.Protocol):
         gateway = self.gateway
         if self._transport is None:
             return
+        settings = gateway.settings
+        late = self._inside_since + settings.request_head_seconds
+        if now >= late:
+            self._fail(FrameError("a head that is too slow", ErrorCode.ENHANCE_YOUR_CALM, reason=Reason.HEAD_TIMEOUT))
+            return
         if self.exchanges:
             self.pool.sweep(now)
             for exchange in list(self.exchanges.values()):
@@ -126,12 +140,11 @@ class Http2Visitor(asyncio.Protocol):
             gateway.wheel.arm(self, now + _TICK)
             return
         left = self.pool.rest(now)
-        settings = gateway.settings
         due = self._since + (settings.idle_seconds if self._whole else settings.request_head_seconds)
         if now >= due:
             self._end()
         else:
-            gateway.wheel.arm(self, min(due, now + _TICK) if left else due)
+            gateway.wheel.arm(self, min(due, late, now + _TICK) if left else min(due, late))
 
     # What exchanges and the gateway call.
 
@@ -213,12 +226,12 @@ class Http2Visitor(asyncio.Protocol):
                 if exchange is not None:
                     exchange.visitor_reset()
 
-    def _head_begins(self) -> None:
-        """Bytes that mean nothing yet, on an idle connection: part of a head, which must be whole in time."""
-        gateway = self.gateway
-        self._whole = False
-        self._since = gateway.time()
-        gateway.wheel.arm(self, self._since + gateway.settings.request_head_seconds)
+    def _head_begins(self, now: float) -> None:
+        """Part of a head, which must be whole in time, whatever else is under way."""
+        self._inside_since = now
+        due = now + self.gateway.settings.request_head_seconds
+        if due < self.deadline:
+            self.gateway.wheel.arm(self, due)
 
     def _request(self, event: RequestReceived) -> None:
         gateway = self.gateway
@@ -255,17 +268,16 @@ class Http2Visitor(asyncio.Protocol):
         if pseudo.head_size(event.headers) > self.gateway.settings.request_head_bytes:
             raise RemoteError("the head is too large", reason=Reason.HEAD_TOO_LARGE)
 
-    def _fail(self, reason: Reason) -> None:
+    def _fail(self, error: FrameError) -> None:
         """The visitor broke the protocol: say so if the engine still can, and close."""
-        self.gateway.refused(reason)
+        self.gateway.refused(error.reason)
         self.closing = True
         transport = self._transport
         if transport is None or transport.is_closing():
             return
         data = b""
         if not self.write_paused:
-            code = ErrorCode.ENHANCE_YOUR_CALM if reason is Reason.RATE_LIMIT else ErrorCode.PROTOCOL_ERROR
-            data = self.engine.last_words(code)
+            data = self.engine.last_words(error.code)
         if data:
             transport.write(data)
         self._close()

@@ -30,14 +30,16 @@ from ngh2 import (
 )
 
 from tunnelgw.errors import RemoteError
+from tunnelgw.http.guard import FrameError, FrameGuard
 from tunnelgw.http.strict import REQUEST_HEAD_BYTES
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
+    from tunnelgw.http.guard import Increment
     from tunnelgw.http.head import Fields
 
 __all__ = [
-    "ConnectionClosed", "DataReceived", "ErrorCode", "Event", "GoAwayReceived", "Http2",
+    "ConnectionClosed", "DataReceived", "ErrorCode", "Event", "FrameError", "GoAwayReceived", "Http2",
     "InformationalResponseReceived", "RequestReceived", "ResponseReceived", "StreamClosed", "StreamReset",
     "TrailersReceived",
 ]  # fmt: skip
@@ -51,6 +53,8 @@ CONNECTION_WINDOW = 16 * 1024 * 1024
 # Streams of one visitor connection at a time. Browsers use up to about 100.
 STREAM_LIMIT = 128
 HEAD_FIELDS = 200
+_MOST_WINDOW = (1 << 31) - 1  # RFC 9113 section 6.9.1
+_INCREMENT_BYTES = 13  # of a WINDOW_UPDATE frame
 
 
 @functools.lru_cache(maxsize=4)
@@ -99,7 +103,7 @@ class Http2:
     `head_bytes`: the largest head that is served; the caller refuses those that are somewhat larger.
     """
 
-    __slots__ = ("_core", "_debts", "events", "queued")
+    __slots__ = ("_core", "_debts", "events", "guard", "queued")
 
     def __init__(self, *, serving: bool, head_bytes: int = REQUEST_HEAD_BYTES) -> None:
         configuration, settings = _serving(head_bytes) if serving else (_ASKING, _ASKING_SETTINGS)
@@ -107,26 +111,68 @@ class Http2:
         core.initiate_connection(settings)
         core.set_local_window_size(CONNECTION_WINDOW)
         self._core = core
+        self.guard = FrameGuard() if serving else None
         self._debts: dict[int, int] = {}
         self.events = core.events
         self.queued = core.queued_body_size
 
-    def receive(self, data: bytes) -> list[ngh2.Event]:
-        """What `data` means. `RemoteError` if the peer broke the protocol or a limit: pull once more, then close."""
+    def receive(self, data: bytes, now: float = 0.0) -> list[ngh2.Event]:
+        """What `data` means. `FrameError` if the peer broke the protocol or a limit: say `last_words`, then close."""
+        guard = self.guard
+        large = None
         try:
+            if guard is not None:
+                large = guard.feed(data, now)
+        except FrameError as error:
+            self._receive_before(data, error)
+            raise
+        try:
+            if large:
+                data = self._receive_increments(data, large)
             self._core.receive_data(data)
         except ngh2.DenialOfServiceError as error:
-            raise RemoteError(str(error), reason=Reason.RATE_LIMIT) from None
+            raise FrameError(str(error), ErrorCode.ENHANCE_YOUR_CALM, reason=Reason.RATE_LIMIT) from None
         except (ngh2.NGH2Error, ValueError) as error:
-            raise RemoteError(str(error), reason=Reason.PROTOCOL_ERROR) from None
+            raise FrameError(str(error), ErrorCode.PROTOCOL_ERROR) from None
         return self._core.events()
+
+    def _receive_before(self, data: bytes, error: FrameError) -> None:
+        """What came before the frame that is refused: where that is wrong too, the engine's word comes first."""
+        try:
+            self._core.receive_data(data[: error.offset])
+        except ngh2.DenialOfServiceError:
+            error.code, error.reason = ErrorCode.ENHANCE_YOUR_CALM, Reason.RATE_LIMIT
+        except (ngh2.NGH2Error, ValueError):
+            error.code = ErrorCode.PROTOCOL_ERROR
+
+    def _receive_increments(self, data: bytes, large: list[Increment]) -> bytes:
+        """Receive `data` up to the last of these; what follows.
+
+        The engine ends the connection where a stream's window overflows; RFC 9113 section 6.9.1 ends the stream.
+        """
+        done = 0
+        for offset, stream, increment in large:
+            self._core.receive_data(data[done:offset])
+            done = offset
+            try:
+                overflows = self._core.stream_remote_window_size(stream) + increment > _MOST_WINDOW
+            except ngh2.NGH2Error:
+                continue  # it is gone: the engine knows what to do
+            if overflows:
+                self.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
+                done += _INCREMENT_BYTES
+        return data[done:]
 
     def pull(self, limit: int) -> bytes:
         """About `limit` bytes of output at most; b"" if there is none that the peer's windows allow."""
         try:
-            return self._core.data_to_send(limit)
+            data = self._core.data_to_send(limit)
         except ngh2.NGH2Error as error:
             raise RemoteError(str(error), reason=Reason.PROTOCOL_ERROR) from None
+        guard = self.guard
+        if guard is not None and guard.noise:
+            guard.forgive(len(data))
+        return data
 
     def widen(self, stream: int) -> None:
         """Give an upload that moves a larger window."""
