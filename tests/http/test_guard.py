@@ -132,10 +132,8 @@ def test_a_head_that_is_not_whole_is_known() -> None:
     assert not guard.inside, "the rest of a body has other deadlines"
 
 
-FRAMES = st.lists(
-    st.tuples(st.sampled_from([0, 0, 1, 1, 2, 3, 4, 6, 8, 9, 32]), st.integers(0, 5), st.integers(0, 9), st.binary(max_size=20)),
-    max_size=12,
-)  # fmt: skip
+KINDS = st.sampled_from([0, 0, 1, 1, 2, 3, 4, 6, 8, 9, 32])
+FRAMES = st.lists(st.tuples(KINDS, st.integers(0, 5), st.integers(0, 9), st.binary(max_size=20)), max_size=12)
 
 
 @given(FRAMES, st.lists(st.integers(1, 40), min_size=1, max_size=5))
