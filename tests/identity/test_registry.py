@@ -310,9 +310,10 @@ def test_home_identity_over_tls(registry: Registry, store: SqliteStore, tmp_path
 
 def test_edge_certificate_is_renewed_in_its_last_third(store: SqliteStore) -> None:
     authorities = Authorities(store)
-    assert authorities.edge_due()
+    assert authorities.due_at() == 0.0
     first = authorities.edge()
-    assert not authorities.edge_due()
+    assert authorities.due_at() == first.renew_at
+    assert authorities.due_at(now=first.renew_at + 1) == 0.0
     assert authorities.edge(now=first.not_before + 200 * 86400) == first
     second = authorities.edge(now=first.not_after - 100 * 86400)
     assert second.serial != first.serial

@@ -212,8 +212,8 @@ listen = "127.0.0.1:{self.metrics_port}"
 {self.tables}
 """)
 
-    def start_edge(self) -> Process:
-        self.edge = Process("edge", [*TUNNELGW, "edge", "run", "--config", str(self.config)], self.folder)
+    def start_edge(self, *, env: dict[str, str] | None = None) -> Process:
+        self.edge = Process("edge", [*TUNNELGW, "edge", "run", "--config", str(self.config)], self.folder, env=env)
         self.children.append(self.edge)
         self.edge.wait_for("ready")
         return self.edge

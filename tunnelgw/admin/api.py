@@ -5,7 +5,7 @@ reaches tunnels at once; without an edge the same desk works on the store alone,
 
 Requests: {"command": "invite", "name", "role", "ttl": seconds, "allow": {"hosts", "ports", "services", "networks",
 "exits": lists of text as typed}}; {"command": "grant", "name", "allow"}; {"command": "revoke", "name"};
-{"command": "status"}; {"command": "reload"}.
+{"command": "rotate-ca", "overlap": seconds}; {"command": "status"}; {"command": "reload"}.
 
 Invariant: what an operator typed is checked here, before anything is stored; secrets leave only as the invitation.
 """
@@ -19,6 +19,7 @@ from tunnelgw.access.grants import ANY_HOST, Grant, port_text
 from tunnelgw.config.names import Bad, host_name, network, port_range, service_name
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.records import CONNECTOR
+from tunnelgw.identity.rotation import SHORTEST_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,8 @@ T = TypeVar("T")
 _MAX_ITEMS = 256
 # Longer than any sensible delivery of a secret: a year.
 _MAX_TTL = 366 * 86400.0
+# Both steps of a change of the authority end well before the new one does.
+_MAX_OVERLAP = 730 * 86400.0
 
 
 class Live(Protocol):
@@ -52,6 +55,9 @@ class Live(Protocol):
 
     async def revoked(self, name: str) -> None:
         """Cut its live tunnel."""
+
+    async def rotate(self, seconds: int) -> None:
+        """As `Registry.rotate_authority`; in a child where an edge would keep the library for it."""
 
     async def reload(self) -> list[str]:
         """Read the configuration again; what changed. ConfigError if the file is not usable."""
@@ -91,6 +97,10 @@ class Offline:
     async def revoked(self, name: str) -> None:
         """Nobody to tell."""
 
+    async def rotate(self, seconds: int) -> None:
+        """In this process, which ends soon."""
+        self._registry.rotate_authority(seconds)
+
     async def reload(self) -> list[str]:
         """Nothing to reload."""
         return []
@@ -107,6 +117,7 @@ class EdgeDesk:
             "invite": self._invite,
             "grant": self._grant,
             "revoke": self._revoke,
+            "rotate-ca": self._rotate,
             "status": self._status,
             "reload": self._reload,
         }
@@ -149,6 +160,15 @@ class EdgeDesk:
         cut = "its tunnel is cut, and " if self._live.running else ""
         return {"messages": [f"{name} is revoked: {cut}it needs a new invitation to come back"]}
 
+    async def _rotate(self, request: dict[str, Any]) -> dict[str, Any]:
+        overlap = request.get("overlap")
+        if not isinstance(overlap, int | float) or not SHORTEST_SECONDS <= overlap <= _MAX_OVERLAP:
+            raise LocalError("--overlap must be between a minute and two years", exit_code=2)
+        await self._live.rotate(int(overlap))
+        made = f"a new authority for tunnels was made: {self._registry.authority_state()['text']}"
+        rest = f"a connector that stays away until then needs a new invitation; after {_span(overlap)} more the old "
+        return {"messages": [made, rest + "authority is trusted no more"]}
+
     async def _reload(self, _request: dict[str, Any]) -> dict[str, Any]:
         return {"messages": await self._live.reload()}
 
@@ -159,6 +179,7 @@ class EdgeDesk:
             "version": __version__,
             "domain": config.domain,
             "address": str(config.address),
+            "authority": self._registry.authority_state(),
             "addresses": self._live.addresses(),
             "connectors": [self._connector(known) for known in self._registry.connectors()],
             "invitations": [

@@ -24,6 +24,7 @@ from tunnelgw.config.files import make_private_folder
 from tunnelgw.config.load import load_edge
 from tunnelgw.config.problems import ConfigError
 from tunnelgw.edge.app import Edge
+from tunnelgw.edge.office import call_child
 from tunnelgw.edge.supervisor import Supervisor
 from tunnelgw.edge.workers import Alone, Worker
 from tunnelgw.errors import LocalError
@@ -144,6 +145,11 @@ class _Operator:
     async def revoked(self, name: str) -> None:
         """As `grant_changed`."""
         await self.grant_changed(name)
+
+    async def rotate(self, seconds: int) -> None:
+        """As `Live.rotate`; then as `grant_changed`."""
+        await call_child(self._crew.config.state_dir, {"call": "rotate", "seconds": seconds})
+        await self._look()
 
     async def reload(self) -> list[str]:
         """As `EdgeDesk`'s command."""

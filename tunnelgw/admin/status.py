@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tunnelgw.identity.rotation import AuthorityState
+
 
 class PublicAddress(TypedDict):
     """One public address of the edge.
@@ -58,6 +60,7 @@ class EdgeStatus(TypedDict):
     version: str
     domain: str
     address: str
+    authority: AuthorityState
     addresses: list[PublicAddress]
     connectors: list[ConnectorState]
     invitations: list[Invitation]
@@ -111,7 +114,10 @@ class ConnectorStatus(TypedDict):
 def edge_text(status: EdgeStatus) -> str:
     """The lines of `tunnelgw edge status`."""
     running = "running" if status["running"] else "not running; start it with: tunnelgw edge run"
-    lines = [f"edge {status['address']} for {status['domain']}: {running}", ""]
+    lines = [f"edge {status['address']} for {status['domain']}: {running}"]
+    if status["authority"]["text"]:
+        lines.append(f"the authority for tunnels is being replaced: {status['authority']['text']}")
+    lines.append("")
     lines += _table(
         ("ADDRESS", "SERVICE", "CONNECTOR", "STATE", "SINCE", "CERTIFICATE UNTIL"),
         [

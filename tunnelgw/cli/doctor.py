@@ -137,7 +137,7 @@ def _edge(path: Path) -> Iterator[Check]:
         yield doctor.Check("state", False, error.text)
         return
     try:
-        authority = Authorities(store).tunnels().certificate
+        authority = Authorities(store).trusted()
     finally:
         store.close()
     yield from doctor.listening((*config.listen, *config.listen_http))

@@ -1,4 +1,4 @@
-"""Commands on the VPS: edge init, run, invite, grant, revoke, status."""
+"""Commands on the VPS: edge init, run, invite, grant, revoke, rotate-ca, status."""
 
 from __future__ import annotations
 
@@ -117,6 +117,14 @@ def revoke(arguments: Namespace) -> int:
     """Cut off and refuse."""
     config = edge_config(arguments.config)
     answer = _ask(config, {"command": "revoke", "name": arguments.name})
+    say(*answer["messages"], _wrote(config))
+    return 0
+
+
+def rotate_ca(arguments: Namespace) -> int:
+    """Begin to replace the authority of tunnels."""
+    config = edge_config(arguments.config)
+    answer = _ask(config, {"command": "rotate-ca", "overlap": arguments.overlap})
     say(*answer["messages"], _wrote(config))
     return 0
 

@@ -44,7 +44,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tunnelgw {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
-    edge = commands.add_parser("edge", help="on the VPS: init, run, invite, grant, revoke, status")
+    edge = commands.add_parser("edge", help="on the VPS: init, run, invite, grant, revoke, rotate-ca, status")
     _add_edge(edge.add_subparsers(title="commands", metavar="COMMAND", required=True))
     _add_home(commands)
     check = _command(
@@ -93,6 +93,13 @@ def _add_edge(commands: Subparsers) -> None:
     revoke = _command(commands, "revoke", "tunnelgw.cli.edge:revoke", "cut a connector off and refuse it from now on")
     revoke.add_argument("name", metavar="NAME")
     _config(revoke)
+    rotate = _command(
+        commands, "rotate-ca", "tunnelgw.cli.edge:rotate_ca", "replace the authority of tunnels, without a break"
+    )
+    rotate.add_argument(
+        "--overlap", type=duration, default=90 * 86400.0, metavar="90d", help="how long connectors have to learn it"
+    )
+    _config(rotate)
     _status(commands, "tunnelgw.cli.edge:status", "public addresses, connectors and invitations")
 
 

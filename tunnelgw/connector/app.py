@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 TURN = 1.0  # seconds between two looks at the clock
 SLEPT = 8.0  # a turn that comes so late means: stopped or suspended, and links are dead or about to be
-RENEWAL_TURNS = 60
 CLAIM_SECONDS = 5.0  # `ready` waits so long for the edge's answer once a tunnel is up
 IMPATIENT = 20.0  # systemd is told READY by then even without an edge: dialling on is what we are for
 GRACE = 10.0  # streams in progress may end within this at a stop
@@ -65,7 +64,6 @@ class Connector:
         self._reloading = asyncio.Lock()
         self._watch: FileWatch | None = None
         self._turn_handle: asyncio.TimerHandle | None = None
-        self._turns = 0
         self._last_turn = 0.0
         self._announcing: asyncio.Task[None] | None = None
 
@@ -194,7 +192,7 @@ class Connector:
             log.error("not reloaded: %s", error.text)
 
     def _turn(self) -> None:
-        """Once a second: notice that we slept; now and then look at certificates."""
+        """Once a second: notice that we slept, and whether a certificate is to be renewed."""
         self._turn_handle = asyncio.get_running_loop().call_later(TURN, self._turn)
         now = _clock()
         if now - self._last_turn > SLEPT:
@@ -203,10 +201,8 @@ class Connector:
                 for supervisor in edge.supervisors():
                     supervisor.woke()
         self._last_turn = now
-        self._turns += 1
-        if self._turns % RENEWAL_TURNS == 0:
-            for edge in self.edges:
-                edge.renew_if_due()
+        for edge in self.edges:
+            edge.renew_if_due()
 
     # Readiness and answers
 

@@ -91,7 +91,13 @@ def explain(error: BaseException, edge: Endpoint) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"{edge} shows a certificate that is not of the edge this machine joined ({error.verify_message}); "
-            "somebody may be in between: not connecting. If the edge was made anew, join it again"
+            "somebody may be in between: not connecting. If the edge was made anew, or changed its authority while "
+            "this machine was away, join it again: on the edge, run tunnelgw edge invite NAME"
+        )
+    if isinstance(error, ssl.SSLError) and error.reason == "TLSV1_ALERT_UNKNOWN_CA":
+        return (
+            f"{edge} does not know who signed this machine's certificate: it changed its authority while this machine "
+            "was away. Join it again: on the edge, run tunnelgw edge invite NAME"
         )
     if isinstance(error, ssl.SSLError):
         return f"TLS with {edge} failed: {error.reason or error}"

@@ -3,7 +3,7 @@
 Strategy: the first supervisor dials without naming a worker; the Welcome says which of how many it reached, and the
 others get a supervisor each. What the edge claims for our services is kept for `status` and `expose`; a change of it
 is logged, a refusal loudly, with the command that would allow it. The certificate is renewed over a tunnel at two
-thirds of its life.
+thirds of its life, and when another authority of the edge signs.
 
 Invariant: the slots equal the workers of the last Welcome; one edge's trouble never touches another one's tunnels.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tunnelgw.connector.dial import DIAL_SECONDS, Conversation
 from tunnelgw.connector.supervise import Supervisor
 from tunnelgw.errors import TunnelgwError
+from tunnelgw.identity.material import digest
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.tls import tunnel_client_context
 from tunnelgw.obs.reasons import Reason
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from tunnelgw.config.model import Endpoint
     from tunnelgw.connector.tunnel import Instance, Tunnel
     from tunnelgw.identity.home import HomeIdentity
-    from tunnelgw.wire.control import ClaimResult, Claims, Welcome
+    from tunnelgw.wire.control import ClaimResult, Claims, Trust, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ class JoinedEdge:
     """See the module's text. Implements `EdgeSide` and `TunnelOwner`."""
 
     __slots__ = (
-        "_changed", "_instance", "_renewal", "_renewal_at", "claims", "claims_revision", "domain", "endpoint",
-        "identity", "main", "slots",
+        "_changed", "_installing", "_instance", "_renewal", "_renewal_at", "claims", "claims_revision", "domain",
+        "endpoint", "identity", "main", "slots",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +58,7 @@ class JoinedEdge:
         self.claims_revision = 0
         self._changed = changed
         self._instance = instance
+        self._installing = asyncio.Lock()  # the identity is replaced by one message at a time
         self._renewal: asyncio.Task[None] | None = None
         self._renewal_at = 0.0  # wall clock: no renewal is begun before
         self.main = Supervisor(self, owner=self, instance=instance)
@@ -164,6 +166,15 @@ class JoinedEdge:
         """The edge signed a new certificate: the next dial uses it."""
         self._renewal = spawn(self._install(message), name="install certificate")
 
+    @property
+    def trust(self) -> str:
+        """Digest of the authorities that this connector trusts."""
+        return digest(self.identity.authority)
+
+    def trusted(self, message: Trust) -> None:
+        """The edge named the authorities to trust from now on."""
+        spawn(self._learn(message), name="learn authorities")
+
     # Renewal
 
     def renew_if_due(self) -> None:
@@ -198,13 +209,27 @@ class JoinedEdge:
     async def _install(self, message: Renewed) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(None, self.identity.install, message.certificate, message.ca)
+            async with self._installing:
+                await loop.run_in_executor(None, self.identity.install, message.certificate, message.ca)
         except TunnelgwError as error:
             log.error("the renewed certificate from edge %s was not installed: %s", self.endpoint, error.text)
             return
         self._renewal_at = 0.0
         log.info("the certificate for edge %s was renewed", self.endpoint)
         self._changed()
+
+    async def _learn(self, message: Trust) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with self._installing:
+                if digest(message.ca) == self.trust:  # each worker of the edge says it
+                    return
+                await loop.run_in_executor(None, self.identity.learn, message.ca)
+        except TunnelgwError as error:
+            log.error("the authorities that edge %s named are not trusted: %s", self.endpoint, error.text)
+            return
+        log.info("edge %s changes its authority: what it named is trusted from now on", self.endpoint)
+        self.renew_if_due()
 
     def status(self) -> dict[str, Any]:
         """For `tunnelgw status`."""

@@ -21,7 +21,7 @@ from tunnelgw import __version__
 from tunnelgw.connector.dial import DIAL_SECONDS, DialRefused, open_link, server_name
 from tunnelgw.errors import RemoteError
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import Claims, Hello, Notice, RefusedMessage, Renewed, Welcome
+from tunnelgw.wire.control import Claims, Hello, Notice, RefusedMessage, Renewed, Trust, Welcome
 from tunnelgw.wire.hello import VERSIONS
 from tunnelgw.wire.session import Session
 
@@ -58,13 +58,22 @@ class Instance:
 
 
 class TunnelOwner(Protocol):
-    """Who hears what the edge says to this connector as a whole."""
+    """Who hears what the edge says to this connector as a whole.
+
+    trust: digest of the authorities that this connector trusts.
+    """
+
+    @property
+    def trust(self) -> str: ...
 
     def claims_received(self, claims: Claims) -> None:
         """The edge's answer to our services."""
 
     def renewed(self, message: Renewed) -> None:
         """A new certificate."""
+
+    def trusted(self, message: Trust) -> None:
+        """Other authorities to trust from now on."""
 
 
 class Tunnel:
@@ -201,6 +210,8 @@ class Tunnel:
             self._owner.claims_received(message)
         elif isinstance(message, Renewed):
             self._owner.renewed(message)
+        elif isinstance(message, Trust):
+            self._owner.trusted(message)
         elif isinstance(message, Notice):
             log.warning("the edge %s says: %s (%s)", self.edge, message.message, message.reason)
 
@@ -223,6 +234,7 @@ class Tunnel:
             dial=self._instance.next_dial(),
             session=self.session_id if session is not None else "",
             received=session.received if session is not None else 0,
+            trust=self._owner.trust,
         )
 
     def _welcomed(self, link: Link, message: Welcome) -> None:

@@ -27,6 +27,7 @@ from tunnelgw.edge.visitors import issuer_of
 from tunnelgw.errors import LocalError, Refused, RemoteError, TunnelgwError
 from tunnelgw.gateway.service import Gateway
 from tunnelgw.gateway.settings import GatewaySettings
+from tunnelgw.identity.ca import PREFIX as IDENTITY
 from tunnelgw.identity.claims import CLAIMS
 from tunnelgw.identity.registry import CONNECTORS, Registry
 from tunnelgw.net.tasks import spawn
@@ -53,7 +54,6 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5  # how soon a grant or a revocation made by another process is in force
 RETRY_LOOKS = 20  # looks between two tries to do what the store did not let us do: ten seconds
-REFRESH_LOOKS = 7200  # looks between two checks of the edge's own certificate: an hour
 LAST_WORDS_SECONDS = 0.02  # a few turns of the loop: what was just said goes to the kernel
 GRACE_SECONDS = 10.0  # what is in progress may end within this at a stop
 
@@ -73,8 +73,7 @@ class Edge:
     ) -> None:
         loop = self.loop = asyncio.get_running_loop()
         self.config = config
-        self.store = store
-        self.peers = peers
+        self.store, self.peers = store, peers
         self.counters = ProcessCounters()
         self.wheel = Wheel(loop)
         self.registry = Registry(store)
@@ -95,6 +94,7 @@ class Edge:
             state_dir=config.state_dir,
             domain=config.domain,
             address=str(config.address),
+            teach=self.connectors.teach,
         )
         self.tunnels = TunnelPort(
             loop=loop, wheel=self.wheel, counters=self.counters, connectors=self.connectors, office=self.office
@@ -226,8 +226,8 @@ class Edge:
         self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
         self._looks += 1
         spawn(self.look(), name="look at the store")
-        if self._looks % REFRESH_LOOKS == 0:
-            spawn(self.office.refresh(), name="edge certificate")
+        if time.time() >= self.office.due:
+            spawn(self.office.keep_fresh(), name="edge certificate")
 
     async def look(self) -> None:
         """Put in force what changed in the store: revocations, grants, replaced keys, names that came free."""
@@ -237,7 +237,7 @@ class Edge:
                 return
             changes, self._revision = self.store.watch(self._revision)
         except Compacted:
-            changes, self._revision = [], self.store.revision()
+            keys, self._revision = [IDENTITY], self.store.revision()
             names = [record.name for record in self.registry.connectors()]
         except LocalError as error:
             log.error("the store cannot be read; what was in force stays: %s", error.text)
@@ -249,6 +249,8 @@ class Edge:
                 names = [name for name in names if name not in self.claims.waiting] + sorted(self.claims.waiting)
         for name in names:
             await self._apply(name)
+        if any(key.startswith(IDENTITY) for key in keys):
+            await self.office.keep_fresh()
 
     async def _retry(self) -> None:
         if self._looks % RETRY_LOOKS == 0:

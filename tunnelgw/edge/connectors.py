@@ -23,7 +23,7 @@ from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import Claims, Control, Hello, Notice, Open, Renewed, RenewRequest, Services, Welcome
+from tunnelgw.wire.control import Claims, Control, Hello, Notice, Open, Renewed, RenewRequest, Services, Trust, Welcome
 from tunnelgw.wire.flow import Budget
 from tunnelgw.wire.session import Session
 
@@ -47,7 +47,7 @@ class Connector:
 
     __slots__ = (
         "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "lane", "link", "name",
-        "reconnects", "resumes", "serial", "session", "session_id", "since", "software",
+        "reconnects", "resumes", "serial", "session", "session_id", "since", "software", "trust",
     )  # fmt: skip
 
     def __init__(self, name: str, connectors: Connectors, *, away_until: float) -> None:
@@ -59,6 +59,7 @@ class Connector:
         self.instance = ""
         self.software = ""
         self.serial = ""  # of the certificate that the present link showed
+        self.trust = ""  # digest of the authorities that it trusts; "" if it cannot be told others
         self.dial = 0
         self.draining = False  # it said GOAWAY: no new streams on this session
         self.since = time.time()  # of the present state
@@ -138,6 +139,8 @@ class Connector:
         if session is None:
             return  # what came with the hello broke the protocol: it is over already
         link.greet(self.all.welcome(self, version=version, resumed=resumed, received=session.received))
+        self.trust = hello.trust
+        self.learn()
         log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
         self.lane.leave(self._open_parked)
 
@@ -257,6 +260,12 @@ class Connector:
         self.all.leaving(self.name)
         log.info("connector %s is leaving: %s", self.name, reason.text)
 
+    def learn(self) -> None:
+        """Tell it which authorities to trust from now on, if it knows others and can be told."""
+        if self.session is not None and self.trust and self.trust != self.all.trust:
+            self.trust = self.all.trust
+            self.session.send_control(Trust(ca=self.all.authority))
+
     def tell(self, message: Claims | Notice | Renewed) -> None:
         """Send a control message if there is a session."""
         if self.session is not None:
@@ -287,6 +296,8 @@ class Connectors:
         self.worker = worker
         self.workers = workers
         self.domain = domain
+        self.authority = ""  # PEM of the authorities that tunnels trust
+        self.trust = ""  # its digest
         self.by_name: dict[str, Connector] = {}
         self.lot = ParkingLot(wheel, counters)
         # Set by the composition root before the first hello.
@@ -314,6 +325,12 @@ class Connectors:
         if connector is None:
             connector = self.by_name[name] = Connector(name, self, away_until=self.loop.time() + self.resume_seconds)
         return connector
+
+    def teach(self, authority: str, trust: str) -> None:
+        """Tunnels trust these authorities (PEM, and its digest) from now on: every connector learns it."""
+        self.authority, self.trust = authority, trust
+        for connector in self.by_name.values():
+            connector.learn()
 
     def remove(self, name: str, reason: Reason) -> None:
         """Cut a connector's live tunnel and forget it."""

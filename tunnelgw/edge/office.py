@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunnelgw.errors import LocalError, Refused, RemoteError
 from tunnelgw.identity.ca import Authorities
+from tunnelgw.identity.material import digest
 from tunnelgw.net import tls
 from tunnelgw.obs.reasons import BY_LABEL, Reason
 from tunnelgw.store.sqlite import FILE_NAME
@@ -25,23 +26,36 @@ from tunnelgw.wire.control import Join, Joined, Renewed, RenewRequest
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tunnelgw.identity.records import Connector
     from tunnelgw.identity.registry import Registry
+    from tunnelgw.identity.rotation import Rotation
     from tunnelgw.store.base import Store
 
 log = logging.getLogger(__name__)
 
 CHILD_SECONDS = 60.0  # a child takes 0.3 s; a machine that swaps may take longer
 CHILDREN_MAX = 2  # at once: each needs 40 MB for a moment
+RETRY_SECONDS = 60.0  # after something that was due could not be done
+SHORTEST_PAUSE = 1.0  # between two times that something is due, should the store and the clock not agree
 
 
 class Office:
     """Signs, authorises and holds the tunnels' TLS context. `await open()` before anything else."""
 
-    def __init__(self, *, store: Store, registry: Registry, state_dir: Path, domain: str, address: str) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        registry: Registry,
+        state_dir: Path,
+        domain: str,
+        address: str,
+        teach: Callable[[str, str], None],
+    ) -> None:
+        """`teach(authority, trust)` is called when tunnels trust these authorities (PEM, its digest) from now on."""
         self._store = store
         self._registry = registry
         self._authorities = Authorities(store)
@@ -49,9 +63,12 @@ class Office:
         self._domain = domain
         self._address = address
         self._children = asyncio.Semaphore(CHILDREN_MAX)
-        self.authority = ""
+        self.authority = ""  # PEM of the authorities that tunnels trust; the first one signs
+        self._trust = ""  # its digest
+        self._teach = teach
+        self.due = 0.0  # when `refresh` should be called (Unix seconds)
         self._context: ssl.SSLContext | None = None
-        self._until = 0.0  # when the edge's certificate should be made anew (Unix seconds)
+        self._step = ""
 
     @property
     def tunnel_context(self) -> ssl.SSLContext:
@@ -61,19 +78,43 @@ class Office:
 
     async def open(self) -> None:
         """Make what is missing, load the edge's certificate. LocalError."""
-        await self.refresh()
+        await self.refresh(starting=True)
 
-    async def refresh(self) -> None:
-        """See that the edge's own certificate is good for a while; called at the start and from time to time."""
-        if time.time() < self._until:
-            return
-        if self._authorities.edge_due():
-            await self._call({"call": "prepare"})
-        material = self._authorities.edge()
+    async def refresh(self, *, starting: bool = False) -> None:
+        """Take what the store says of authorities and the edge's certificate; make first what is due. LocalError."""
+        now = time.time()
+        self.due = now + RETRY_SECONDS  # unless it goes well
+        if self._authorities.due_at(now=now) <= now or (starting and self._authorities.rotation() is not None):
+            await self._call({"call": "prepare", "starting": starting})
         files = self._authorities.edge_files(self._state_dir)
-        self.authority = self._registry.authority
-        self._context = tls.tunnel_server_context(files.cert, files.key, authority=self.authority)
-        self._until = material.not_after - (material.not_after - material.not_before) / 3
+        authority = self._registry.authority
+        try:
+            self._context = tls.tunnel_server_context(files.cert, files.key, authority=authority)
+        except OSError as error:  # another worker is writing the pair
+            raise LocalError(f"{files.cert} cannot be used: {error}") from None
+        self.authority = authority
+        if digest(authority) != self._trust:
+            self._trust = digest(authority)
+            self._teach(authority, self._trust)
+        self.due = max(self._authorities.due_at(), now + SHORTEST_PAUSE)
+        self._tell(self._authorities.rotation())
+
+    async def keep_fresh(self) -> None:
+        """As `refresh`, while serving: what cannot be done is logged, and tried again."""
+        try:
+            await self.refresh()
+        except (LocalError, Refused) as error:
+            log.error("the edge's certificate for tunnels stays as it is: %s", error.text)
+
+    def _tell(self, rotation: Rotation | None) -> None:
+        """Each step of a rotation is in the log of every worker once."""
+        step = rotation.step if rotation is not None else ""
+        if step != self._step:
+            if rotation is not None:
+                log.warning("the edge's authority for tunnels is being replaced: %s", rotation.text)
+            else:
+                log.warning("the edge's old authority for tunnels is trusted no more")
+        self._step = step
 
     def authorise(self, certificate: Mapping[str, Any], *, expired: bool = False) -> Connector:
         """As `Registry.authorise`, for those who may keep a tunnel."""
@@ -101,25 +142,29 @@ class Office:
         log.info("connector %s has a new certificate", name)
         return Renewed(certificate=answer["certificate"], ca=answer["authority"])
 
-    async def _call(self, request: dict[str, str]) -> dict[str, Any]:
-        """One call of `identity.child`; secrets go over its standard input."""
+    async def _call(self, request: dict[str, Any]) -> dict[str, Any]:
         async with self._children:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tunnelgw.identity.child", "call", str(self._state_dir / FILE_NAME),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            )  # fmt: skip
-            try:
-                out, errors = await asyncio.wait_for(child.communicate(json.dumps(request).encode()), CHILD_SECONDS)
-            except TimeoutError:
-                child.kill()
-                await child.wait()
-                raise Refused("signing took too long; try again", reason=Reason.INTERNAL) from None
-        if child.returncode:
-            last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise LocalError(f"the signing process failed: {last}")
-        answer: dict[str, Any] = json.loads(out)
-        if answer["ok"]:
-            return answer
-        reason = BY_LABEL.get(answer["reason"], Reason.INTERNAL)
-        kinds = {"refused": Refused, "remote": RemoteError}
-        raise kinds.get(answer["kind"], LocalError)(answer["text"], reason=reason)
+            return await call_child(self._state_dir, request)
+
+
+async def call_child(state_dir: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """One call of `identity.child`; secrets go over its standard input. Refused, RemoteError, LocalError."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tunnelgw.identity.child", "call", str(state_dir / FILE_NAME),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        out, errors = await asyncio.wait_for(child.communicate(json.dumps(request).encode()), CHILD_SECONDS)
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+        raise Refused("signing took too long; try again", reason=Reason.INTERNAL) from None
+    if child.returncode:
+        last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise LocalError(f"the signing process failed: {last}")
+    answer: dict[str, Any] = json.loads(out)
+    if answer["ok"]:
+        return answer
+    reason = BY_LABEL.get(answer["reason"], Reason.INTERNAL)
+    kinds = {"refused": Refused, "remote": RemoteError}
+    raise kinds.get(answer["kind"], LocalError)(answer["text"], reason=reason)

@@ -41,9 +41,10 @@ LeafKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
 def make_authority(title: str, *, now: float) -> Material:
-    """A new certificate authority of 10 years; ECDSA P-256."""
+    """A new certificate authority of 10 years; ECDSA P-256. Each has a name of its own, so that no TLS library has to
+    tell two of them apart by their keys."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, title)])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{title} {_spki_pin(key.public_key())[:8]}")])
     start, end = int(now) - BACKDATED_SECONDS, int(now) + AUTHORITY_SECONDS
     usage = _usage(key_cert_sign=True)
     builder = (
@@ -55,7 +56,7 @@ def make_authority(title: str, *, now: float) -> Material:
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-    return _material(builder.sign(key, hashes.SHA256()), "", key)
+    return _material(builder.sign(key, hashes.SHA256()), key)
 
 
 def make_server(authority: Material, hosts: Sequence[str], *, now: float, seconds: int = HOST_SECONDS) -> Material:
@@ -67,16 +68,16 @@ def make_server(authority: Material, hosts: Sequence[str], *, now: float, second
     certificate = _sign(
         authority, key.public_key(), title, names, usage=ExtendedKeyUsageOID.SERVER_AUTH, now=now, seconds=seconds
     )
-    return _material(certificate, authority.certificate, key)
+    return _material(certificate, key, authority)
 
 
 def sign_connector(authority: Material, request: LeafKey, *, name: str, role: str, now: float) -> Material:
-    """A certificate of 90 days for a connector's key (`key` of the result is empty)."""
+    """A certificate of 90 days for a connector's key (`key` of the result is empty, its chain too)."""
     names = [x509.UniformResourceIdentifier(f"tgw:{role}:{name}")]
     certificate = _sign(
         authority, request, name, names, usage=ExtendedKeyUsageOID.CLIENT_AUTH, now=now, seconds=CONNECTOR_SECONDS
     )
-    return _material(certificate, "", None)
+    return _material(certificate, None)
 
 
 def read_request(pem: str) -> LeafKey:
@@ -119,22 +120,42 @@ def check_edge(authority_pem: str, *, pin: str, leaf: bytes) -> None:
     leaf: DER of what TLS showed. RemoteError (unauthenticated) with the reason; there is no way around it.
     """
     authority = check_pin(authority_pem, pin=pin)
-    try:
-        certificate = x509.load_der_x509_certificate(leaf)
-        certificate.verify_directly_issued_by(authority)
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound):
-        raise _impostor("its certificate is not signed by its authority") from None
-    if ExtendedKeyUsageOID.SERVER_AUTH not in usage:
-        raise _impostor("its certificate is one of a connector")
+    certificate = _server_leaf(leaf)
+    if not _issued_by(certificate, authority):
+        if any(_issued_by(certificate, other) for other in _load_all(authority_pem)):
+            text = "the edge has changed its authority since it made this invitation: ask for a new one"
+            raise RemoteError(text, reason=Reason.UNAUTHENTICATED)
+        raise _impostor("its certificate is not signed by its authority")
 
 
 def check_pin(authority_pem: str, *, pin: str) -> x509.Certificate:
-    """The authority, if it is the one of the invitation. RemoteError (unauthenticated)."""
-    authority = _load(authority_pem)
-    if _pin(authority) != pin:
-        raise _impostor("its authority is not the one of the invitation")
-    return authority
+    """The authority of the invitation, among those that the edge showed. RemoteError (unauthenticated)."""
+    for authority in _load_all(authority_pem):
+        if _pin(authority) == pin:
+            return authority
+    raise _impostor("its authority is not the one of the invitation")
+
+
+def check_trust(authority_pem: str, *, known: str) -> None:
+    """Authorities (PEM) that an authenticated edge tells a connector to trust from now on, instead of the `known` ones.
+
+    RemoteError unless one of them is known already: a rotation has no step without it, and a connector that no longer
+    knew its own edge would be lost.
+    """
+    before = {_pin(authority) for authority in _load_all(known)}
+    if before.isdisjoint(_pin(authority) for authority in _load_all(authority_pem)):
+        raise RemoteError("the edge named authorities of which none was trusted before")
+
+
+def _server_leaf(leaf: bytes) -> x509.Certificate:
+    try:
+        certificate = x509.load_der_x509_certificate(leaf)
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
+        raise _impostor("its certificate cannot be read") from None
+    if ExtendedKeyUsageOID.SERVER_AUTH not in usage:
+        raise _impostor("its certificate is one of a connector")
+    return certificate
 
 
 def _impostor(why: str) -> RemoteError:
@@ -155,6 +176,11 @@ def check_issued(certificate_pem: str, *, authority_pem: str, key_pem: str) -> t
         raise RemoteError("the edge sent a certificate without a name")
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return str(names[0].value), int(start.timestamp()), int(end.timestamp())
+
+
+def is_of(certificate_pem: str, authority_pem: str) -> bool:
+    """True if the first of these authorities signed this certificate. RemoteError for what is no certificate."""
+    return _issued_by(_load(certificate_pem), _load(authority_pem))
 
 
 def _issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -232,8 +258,12 @@ def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False) -> x
     )
 
 
-def _material(certificate: x509.Certificate, chain: str, key: ec.EllipticCurvePrivateKey | None) -> Material:
+def _material(
+    certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey | None, authority: Material | None = None
+) -> Material:
+    """`authority`: where its certificate is part of the chain."""
     serial = f"{certificate.serial_number:X}"
+    chain = authority.certificate if authority is not None else ""
     return Material(
         certificate=certificate.public_bytes(serialization.Encoding.PEM).decode() + chain,
         key=_key_pem(key) if key is not None else "",
@@ -242,6 +272,7 @@ def _material(certificate: x509.Certificate, chain: str, key: ec.EllipticCurvePr
         # OpenSSL prints whole bytes.
         serial=serial if len(serial) % 2 == 0 else "0" + serial,
         pin=_pin(certificate),
+        issuer=authority.pin if authority is not None else "",
     )
 
 
@@ -251,7 +282,11 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def _pin(certificate: x509.Certificate) -> str:
-    return hashlib.sha256(_spki(certificate.public_key())).hexdigest()
+    return _spki_pin(certificate.public_key())
+
+
+def _spki_pin(key: object) -> str:
+    return hashlib.sha256(_spki(key)).hexdigest()
 
 
 def _spki(key: object) -> bytes:

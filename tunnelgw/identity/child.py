@@ -3,8 +3,9 @@
 An edge that imported cryptography would keep 10 MB for the rest of its life, for something it does a few times a year.
 
     hosts STORE FOLDER HOST...   a pair of files for each host, signed by the visitors' authority
-    call STORE                   JSON on stdin: {"call": "accept", "invitation", "secret", "csr"} or
-                                 {"call": "renew", "name", "csr"} or {"call": "prepare"}; the answer on stdout:
+    call STORE                   JSON on stdin: {"call": "accept", "invitation", "secret", "csr"} ,
+                                 {"call": "renew", "name", "csr"}, {"call": "prepare", "starting"} or
+                                 {"call": "rotate", "seconds"}; the answer on stdout:
                                  {"ok": true, ...} or {"ok": false, "kind": "refused|remote|local", "reason", "text"}
 
 Secrets go over stdin, never into arguments, which every user of the machine can read.
@@ -43,8 +44,12 @@ def answer(store: SqliteStore, request: dict[str, Any]) -> dict[str, Any]:
     try:
         if request["call"] == "prepare":
             authorities = Authorities(store)
+            authorities.advance(starting=request["starting"])
             authorities.edge()
             return {"ok": True, "pin": authorities.tunnels().pin}
+        if request["call"] == "rotate":
+            registry.rotate_authority(request["seconds"])
+            return {"ok": True}
         if request["call"] == "accept":
             accepted = registry.accept(request["invitation"], request["secret"], request["csr"])
         else:

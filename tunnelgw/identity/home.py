@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.config.files import make_private_folder, write_atomic
-from tunnelgw.errors import LocalError, RemoteError
+from tunnelgw.errors import LocalError, RemoteError, TunnelgwError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 
 _TEXTS = ("edge", "name", "role", "domain", "key", "certificate", "authority")
 _NUMBERS = ("not_before", "not_after")
+_LATER = {"outdated": 0}  # numbers that older files do not have
 
 
 @dataclass(slots=True)
 class HomeIdentity:
     """One edge, seen from home. `install` changes it in place; everything else reads.
 
-    edge: host:port that was joined. domain: of the edge. authority: PEM. not_before, not_after: of the certificate.
+    edge: host:port that was joined. domain: of the edge. authority: PEM of those that are trusted; the first one
+    signs. not_before, not_after: of the certificate. outdated: 1 if another authority signed it.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class HomeIdentity:
     authority: str = field(repr=False)
     not_before: int
     not_after: int
+    outdated: int = 0
 
     @property
     def certificate_path(self) -> Path:
@@ -58,8 +61,8 @@ class HomeIdentity:
 
     @property
     def renew_at(self) -> float:
-        """When a third of its life is left."""
-        return self.not_after - (self.not_after - self.not_before) / 3
+        """When a third of its life is left; at once if its authority is being replaced."""
+        return 0.0 if self.outdated else self.not_after - (self.not_after - self.not_before) / 3
 
     def make_request(self) -> str:
         """A request (PEM) for a new certificate of the same key."""
@@ -74,16 +77,32 @@ class HomeIdentity:
         name, start, end = certs.check_issued(certificate, authority_pem=authority, key_pem=self.key)
         if name != self.name:
             raise RemoteError(f"the edge sent the certificate of {name}")
-        previous = (self.certificate, self.authority, self.not_before, self.not_after)
-        self.certificate, self.authority, self.not_before, self.not_after = certificate, authority, start, end
+        self._replace(certificate=certificate, authority=authority, not_before=start, not_after=end)
+
+    def learn(self, authority: str) -> None:
+        """Trust these authorities (PEM) from now on. RemoteError if none was trusted before; LocalError."""
+        from tunnelgw.identity import certs
+
+        certs.check_trust(authority, known=self.authority)
+        self._replace(authority=authority)
+
+    def _replace(self, **changed: Any) -> None:
+        """All of it, in memory and on disk, or nothing."""
+        from tunnelgw.identity import certs
+
+        previous = {name: getattr(self, name) for name in (*changed, "outdated")}
+        for name, value in changed.items():
+            setattr(self, name, value)
         try:
+            self.outdated = int(not certs.is_of(self.certificate, self.authority))
             self._save()
-        except LocalError:
-            self.certificate, self.authority, self.not_before, self.not_after = previous
+        except TunnelgwError:
+            for name, value in previous.items():
+                setattr(self, name, value)
             raise
 
     def _save(self) -> None:
-        found: dict[str, Any] = {name: getattr(self, name) for name in _TEXTS + _NUMBERS}
+        found: dict[str, Any] = {name: getattr(self, name) for name in (*_TEXTS, *_NUMBERS, *_LATER)}
         make_private_folder(self.folder)
         write_atomic(self.folder / "identity.json", json.dumps(found, indent=1).encode(), mode=0o600)
         self._write_pem()
@@ -121,6 +140,7 @@ def _load(folder: Path) -> HomeIdentity:
         found = json.loads(path.read_bytes())
         values: dict[str, Any] = {name: str(found[name]) for name in _TEXTS}
         values.update({name: int(found[name]) for name in _NUMBERS})
+        values.update({name: int(found.get(name, default)) for name, default in _LATER.items()})
     except OSError as error:
         raise LocalError(f"cannot read {path}: {error.strerror}; run it as the owner of state_dir") from None
     except (ValueError, KeyError, TypeError):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from tunnelgw.identity.invitations import Invitation
+    from tunnelgw.identity.rotation import AuthorityState
     from tunnelgw.store.base import Store
 
 CONNECTORS = "connectors/"
@@ -130,7 +131,7 @@ class Registry:
                 if conflict.key == used.key:
                     raise _invalid() from None
                 continue
-            return Accepted(connector, signed.certificate, authority.certificate)
+            return Accepted(connector, signed.certificate, self.authority)
 
     def check_invitation(self, invitation: str, secret: str, *, now: float | None = None) -> Pending:
         """The invitation, still unused. Refused (INVITATION_INVALID, whatever was wrong), in the same time."""
@@ -281,12 +282,26 @@ class Registry:
                 revision = self._store.put(CONNECTORS + name, new.encode(), expect=old.revision)
             except Conflict:
                 continue
-            return Accepted(replace(new, revision=revision), signed.certificate, authority.certificate)
+            return Accepted(replace(new, revision=revision), signed.certificate, self.authority)
+
+    def rotate_authority(self, seconds: int) -> None:
+        """As `Authorities.rotate`."""
+        self._authorities.rotate(seconds)
+
+    def authority_state(self) -> AuthorityState:
+        """What `edge status` says of the tunnels' authority."""
+        rotation = self._authorities.rotation()
+        return {
+            "expires": float(self._authorities.tunnels().not_after),
+            "step": rotation.step if rotation is not None else "",
+            "until": float(rotation.until) if rotation is not None else 0.0,
+            "text": rotation.text if rotation is not None else "",
+        }
 
     @property
     def authority(self) -> str:
-        """PEM of the authority that tunnels trust."""
-        return self._authorities.tunnels().certificate
+        """PEM of the authorities that tunnels trust; the first one signs."""
+        return self._authorities.trusted()
 
 
 def _common_name(certificate: Mapping[str, Any] | None) -> str:

@@ -88,6 +88,15 @@ class Renewed(Struct, frozen=True, tag="renewed"):
     ca: Pem
 
 
+class Trust(Struct, frozen=True, tag="trust"):
+    """Edge to connector: the CA certificates to trust from now on, instead of those before; the first one signs.
+
+    Only for connectors whose hello says what they trust: others do not know this message.
+    """
+
+    ca: Pem
+
+
 class Notice(Struct, frozen=True, tag="notice"):
     """A line for the other side's log: a refused claim of somebody else, a warning before expiry."""
 
@@ -95,7 +104,7 @@ class Notice(Struct, frozen=True, tag="notice"):
     message: Text
 
 
-Control = Services | Claims | RenewRequest | Renewed | Notice
+Control = Services | Claims | RenewRequest | Renewed | Trust | Notice
 
 
 class Hello(Struct, frozen=True, omit_defaults=True, tag="hello"):
@@ -107,6 +116,7 @@ class Hello(Struct, frozen=True, omit_defaults=True, tag="hello"):
     dial: Count  # counts this instance's dials: the higher one wins
     session: Annotated[str, Meta(max_length=64)] = ""  # to resume, else empty
     received: Count = 0  # counted bytes received in that session
+    trust: Annotated[str, Meta(max_length=64)] = ""  # SHA-256 (hex) of the trusted CA certificates' PEM without space
 
 
 class Welcome(Struct, frozen=True, omit_defaults=True, tag="welcome"):

@@ -1,0 +1,32 @@
+"""A wall clock for real processes that a test moves while they run (libfaketime); their monotonic clock goes on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+AVAILABLE = LIBRARY is not None and shutil.which("faketime") is not None
+
+
+class Clock:
+    """`env` for the processes that live by it; `move` to another day."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "clock"
+        self.days = 0
+        self.move(0)
+        self.env = {
+            "LD_PRELOAD": str(LIBRARY),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_CACHE_DURATION": "1",  # seconds until a move is noticed
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",
+        }
+
+    def move(self, days: int) -> None:
+        """So many days on."""
+        self.days += days
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(f"+{self.days}d\n")
+        temporary.replace(self._file)
