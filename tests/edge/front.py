@@ -8,14 +8,14 @@ import ssl
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.net.certs import Authority
-from tunnelgw.edge.certificates import Certificates
-from tunnelgw.edge.issuers import FilesIssuer, Pair
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import LocalPorts, Ports
 from tunnelgw.edge.public import DoorRules, FrontDoor
 from tunnelgw.edge.workers import Alone
 from tunnelgw.gateway.opener import NoStream, Visitor
 from tunnelgw.net.accept import listen_on
+from tunnelgw.net.certificates import Certificates
+from tunnelgw.net.issuers import FilesIssuer, Pair
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters, RouteCounters

@@ -15,7 +15,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.access.addresses import Networks, allowed_from
-from tunnelgw.edge.certificates import Certificates
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.connectors import Connectors
 from tunnelgw.edge.office import Office
@@ -30,6 +29,7 @@ from tunnelgw.gateway.settings import GatewaySettings
 from tunnelgw.identity.ca import PREFIX as IDENTITY
 from tunnelgw.identity.claims import CLAIMS
 from tunnelgw.identity.registry import CONNECTORS, Registry
+from tunnelgw.net.certificates import Certificates
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters

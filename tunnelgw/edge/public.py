@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable, Sequence
 
-    from tunnelgw.edge.certificates import Certificates
     from tunnelgw.edge.workers import Peers
     from tunnelgw.gateway.opener import StreamOpener
+    from tunnelgw.net.certificates import Certificates
     from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
     from tunnelgw.routing.table import NameEntry, RouteTable

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable
 
-    from tunnelgw.edge.issuers import Issuer, Pair
+    from tunnelgw.net.issuers import Issuer, Pair
     from tunnelgw.net.timers import Wheel
 
 log = logging.getLogger(__name__)

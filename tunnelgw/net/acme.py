@@ -1,4 +1,4 @@
-"""The edge's certificates from an ACME server: which one covers a host, and how its challenges are shown.
+"""Certificates from an ACME server: which one covers a host, and how its challenges are shown.
 
 Challenges are files below `state_dir`/acme/challenges, since the connection that asks for one may reach any worker.
 `Keeper` does the rest. Invariant: names come from `Certificates`, which asks only for hosts of granted routes; a name
@@ -11,11 +11,10 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from tunnelgw.config.acme import challenges
 from tunnelgw.config.files import make_private_folder, write_atomic
-from tunnelgw.edge.issuers import Pair
 from tunnelgw.identity.acme.keeper import Keeper
 from tunnelgw.net import tls
+from tunnelgw.net.issuers import Pair
 from tunnelgw.routing.hostname import matches
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from tunnelgw.config.model import EdgeConfig
+    from tunnelgw.config.model import AcmeConfig
     from tunnelgw.identity.acme.job import Challenge
     from tunnelgw.net.tls import Described
 
@@ -32,15 +31,17 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,256}")  # it becomes a file's name
 
 
 class AcmeIssuer:
-    """One account at one server, for the hosts of this edge."""
+    """One account at one server, kept in a folder, for the hosts of an edge or a connector.
+
+    `challenges`: the kinds that can be answered. `domain`: whose names share one wildcard; "" where none does.
+    """
 
     local = False
 
-    def __init__(self, config: EdgeConfig) -> None:
-        folder = config.state_dir / "acme"
-        self._domain = config.domain if config.acme.wildcard else ""
+    def __init__(self, folder: Path, config: AcmeConfig, *, challenges: Sequence[str], domain: str = "") -> None:
+        self._domain = domain
         self._shown = Shown(folder / "challenges")
-        self.keeper = Keeper(folder, config.acme, self._shown, challenges=challenges(config))
+        self.keeper = Keeper(folder, config, self._shown, challenges=challenges)
 
     def names(self, host: str) -> tuple[str, ...]:
         """The names of the certificate for a host, the one that it is kept under first."""

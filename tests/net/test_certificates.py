@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from tests.edge.front import Front, run, until
 from tests.net.certs import DAY, NOW, Authority, shake
-from tunnelgw.edge import certificates as module
-from tunnelgw.edge.certificates import Certificates
-from tunnelgw.edge.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
+from tunnelgw.net import certificates as module
+from tunnelgw.net.certificates import Certificates
+from tunnelgw.net.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
 from tunnelgw.net.timers import Wheel
 
 if TYPE_CHECKING:
