@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunnelgw.config.acme import home_challenges
 from tunnelgw.config.diff import diff_connector, diff_edge, restart_warning
 from tunnelgw.config.load import ConfigError, check, load_connector, load_edge
 from tunnelgw.config.model import Endpoint, PortRange, Target
@@ -282,6 +283,9 @@ port = 5
     assert lines[0].startswith(f"{tmp_path}/connector.toml:1: edge: ")
 
 
+_HOME = '[services.a]\ntarget=1\ntls="home"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "line", "field", "why"),
     [
@@ -294,7 +298,26 @@ port = 5
         ('networks = ["192.168.1.1/24"]', 1, "networks[0]", '"192.168.1.0/24"'),
         ('[services.a]\ntarget="udp://a:53"\nport=53', 2, "services.a.target", "not available in this version"),
         ("[services.a]\ntarget=1\nprivate=true", 3, "services.a.private", "not available in this version"),
-        ('[services.a]\ntarget=1\ntls="home"', 3, "services.a.tls", "not available in this version"),
+        ('[services.a]\ntarget="tcp://h:1"\nport=1\ntls="home"', 4, "services.a.tls", "only for HTTP targets"),
+        ('[services.a]\ntarget="tls://h:1"\ntls="home"', 3, "services.a.tls", "it ends TLS itself"),
+        ('[services.a]\ntarget=1\ntls="home"\nplain_http=true', 4, "services.a.plain_http", "keep one of the two"),
+        ('[services.a]\ntarget=1\ntls="home"\nhost="*.x.org"', 4, "services.a.host", "set dns in [acme]"),
+        (
+            '[services.a]\ntarget=1\ntls="home"\nhost="h.org"\n[services.b]\ntarget=2\nhost="h.org"\npath="/b"',
+            7,
+            "services.b.host",
+            'ends at home for "a" (line 1) and at the edge here',
+        ),
+        (
+            '[services.a]\ntarget=1\nhost="h.org"\n[services.b]\ntarget=2\nhost="h.org"\npath="/b"\ntls="home"',
+            8,
+            "services.b.tls",
+            'ends at the edge for "a" (line 1) and at home here',
+        ),
+        (_HOME + '[acme]\nchallenge="http-01"', 5, "acme.challenge", "answered at the edge"),
+        (_HOME + '[acme]\nchallenge="dns-01"', 5, "acme.challenge", "needs dns"),
+        (_HOME + "[acme]\nwildcard=true", 5, "acme.wildcard", "is for edge.toml"),
+        (_HOME + '[tls]\nissuer="self-signed"', 5, "tls.issuer", '"acme" or "files"'),
         ('[services.a]\ntarget="tcp://a:1"\nport=1\nprotocol="mysql"', 4, "services.a.protocol", "not available"),
         ("[services.a]\ntarget=1\ntransparent=true", 3, "services.a.transparent", "not available in this version"),
         ('[services.a]\ntarget=1\nbasic_auth_file="x"', 3, "services.a.basic_auth_file", "not available"),
@@ -369,6 +392,23 @@ def test_problems_of_an_edge(tmp_path: Path, text: str, field: str, why: str) ->
     assert any(field == item[1] and why in item[2] for item in found), found
     with pytest.raises(ConfigError):
         load_edge(tmp_path / "edge.toml")
+
+
+def test_certificates_of_services_whose_tls_ends_at_home(tmp_path: Path) -> None:
+    plain = load_connector(write(tmp_path, _HOME))
+    assert plain.ends_tls
+    assert plain.tls.issuer == "acme"
+    assert plain.acme.directory.startswith("https://acme-v02")
+    assert home_challenges(plain.acme) == ("tls-alpn-01",)
+    text = _HOME + 'host = "*.x.org"\n[acme]\nemail = "me@example.com"\ndns = { hook = "/bin/true" }'
+    wildcard = load_connector(write(tmp_path, text))
+    assert wildcard.acme.email == "me@example.com"
+    assert home_challenges(wildcard.acme) == ("dns-01",)
+    files = load_connector(write(tmp_path, _HOME + '[tls]\ncertificates = [{ cert = "a.pem", key = "a.key" }]'))
+    assert files.tls.issuer == "files"
+    assert diff_connector(plain, files).keys == ("tls",)
+    unused = check(write(tmp_path, '[services.a]\ntarget=1\n[acme]\nemail = "me@example.com"'))
+    assert [(found.severity, found.field) for found in unused] == [("warning", "acme")]
 
 
 def test_missing_certificates_are_a_warning(tmp_path: Path) -> None:

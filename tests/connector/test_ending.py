@@ -401,7 +401,7 @@ def test_idle_connections_end_when_the_connector_stops(tmp_path: Path) -> None:
             browser = it.visit()
             await until(lambda: browser.ready)
             await it.get(browser)
-            it.ending.drain()
+            it.ending.gateway.drain()
             await until(lambda: browser.over)
             browser.end.finish()
             await it.served.idle()

@@ -136,6 +136,16 @@ def certificate(expires: float, *, name: str = "certificate", renew: str = "") -
     return Check(name, True, f"valid for {left / 86400:.0f} more days")
 
 
+def home_certificate(service: Mapping[str, object]) -> Check:
+    """Has a service whose TLS ends at home its own certificate?"""
+    name = f"certificate of {service['name']}"
+    expires, error = float(str(service["certificate_expires"])), str(service["certificate_error"])
+    advice = "see the connector's log; the name must resolve to the edge, and port 443 must be open there"
+    if not expires:
+        return Check(name, False, error or "there is none yet", advice)
+    return certificate(expires, name=name, renew=error or advice)
+
+
 def private(path: Path) -> Check:
     """Is the folder of keys there, and closed to others?"""
     try:

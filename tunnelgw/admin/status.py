@@ -91,7 +91,10 @@ class JoinedEdgeState(TypedDict):
 
 
 class ServiceState(TypedDict):
-    """One declared service; state is "accepted", "refused" or "waiting" (no answer yet)."""
+    """One declared service; state is "accepted", "refused" or "waiting" (no answer yet).
+
+    tls "home": TLS ends in the connector; certificate_expires: Unix seconds, 0.0 while there is none.
+    """
 
     name: str
     target: str
@@ -100,15 +103,22 @@ class ServiceState(TypedDict):
     reason: NotRequired[str]
     message: NotRequired[str]
     hint: NotRequired[str]
+    tls: NotRequired[str]
+    certificate_expires: NotRequired[float]
+    certificate_error: NotRequired[str]
 
 
 class ConnectorStatus(TypedDict):
-    """`tunnelgw status --json`; the running connector adds more keys."""
+    """`tunnelgw status --json`; the running connector adds more keys.
+
+    acme_account: URL of the account that orders certificates of services with `tls = "home"`; "" where none does.
+    """
 
     running: bool
     version: str
     edges: list[JoinedEdgeState]
     services: list[ServiceState]
+    acme_account: NotRequired[str]
 
 
 def edge_text(status: EdgeStatus) -> str:
@@ -185,6 +195,19 @@ def connector_text(status: ConnectorStatus) -> str:
         ],
         empty="no service; publish one with: tunnelgw expose NAME TARGET",
     )
+    at_home = [entry for entry in status["services"] if entry.get("tls") == "home"]
+    if at_home:
+        lines += _table(
+            ("KEYS ONLY AT HOME", "CERTIFICATE UNTIL", "PROBLEM"),
+            [
+                (entry["name"], when(entry.get("certificate_expires", 0.0)), entry.get("certificate_error", ""))
+                for entry in at_home
+            ],
+            empty="",
+        )
+        account = status.get("acme_account", "")
+        if account:
+            lines += [f"ACME account, for a CAA record with accounturi: {account}", ""]
     return "\n".join(lines).rstrip()
 
 

@@ -73,6 +73,9 @@ def _home(path: Path) -> Iterator[Check]:
         yield doctor.Check("tunnel", False, error.text)
     else:
         yield from doctor.tunnel(status["edges"], start="tunnelgw connect")
+        for entry in status["services"]:
+            if entry.get("tls") == "home" and entry["state"] == "accepted":
+                yield doctor.home_certificate(entry)
     for service in config.services:
         yield doctor.target(service)
 

@@ -19,7 +19,7 @@ from tunnelgw.config.secret import Secret, exposure
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tunnelgw.config.model import EdgeConfig, Endpoint
+    from tunnelgw.config.model import ConnectorConfig, EdgeConfig, Endpoint
 
 HTTP, ALPN, DNS = "http-01", "tls-alpn-01", "dns-01"
 # RFC 8945, 6: what every server speaks; MD5 and SHA-1 are not offered.
@@ -74,6 +74,28 @@ def check_acme(top: Section, config: EdgeConfig) -> None:
     elif port not in {item.port for item in listening}:
         text = f"the issuer asks on port {port}, where the edge does not listen: something must pass it on to here"
         section.bad("challenge", text, severity=WARNING)
+
+
+def check_home(top: Section, config: ConnectorConfig) -> None:
+    """As `check_acme`, for connector.toml: port 80 is the edge's, and a wildcard is the host of a service."""
+    acme = config.acme
+    section = Section(top.report, {}, ("acme",))
+    if acme.challenge == HTTP:
+        section.bad("challenge", f'"{HTTP}" is answered at the edge; at home it is "{ALPN}", or "{DNS}" with dns')
+    elif acme.challenge == DNS and acme.dns is None:
+        section.bad("challenge", f'"{DNS}" needs dns: a hook, or a server for updates')
+    if acme.wildcard:
+        section.bad("wildcard", 'is for edge.toml; here a service may have host = "*.example.com", with dns in [acme]')
+    for service in config.services:
+        for host in service.host if service.tls == "home" and acme.dns is None else ():
+            if host.startswith("*."):
+                text = f"a certificate for {host} needs {DNS}: set dns in [acme], or files in [tls]"
+                top.report.add(("services", service.name, "host"), text)
+
+
+def home_challenges(acme: AcmeConfig) -> tuple[str, ...]:
+    """The kinds of challenge that a connector can answer."""
+    return (DNS,) if acme.challenge == DNS or (acme.dns is not None and acme.challenge == "auto") else (ALPN,)
 
 
 def challenges(config: EdgeConfig) -> tuple[str, ...]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnelgw.config import values
+from tunnelgw.config.acme import check_home, read_acme
 from tunnelgw.config.model import ConnectorConfig
 from tunnelgw.config.names import endpoint, network
 from tunnelgw.config.paths import CONNECTOR, default_state_dir
-from tunnelgw.config.problems import UNAVAILABLE, Section, dotted, kind_of
+from tunnelgw.config.problems import UNAVAILABLE, WARNING, Section, dotted, kind_of
 from tunnelgw.config.secret import Secret
 from tunnelgw.config.service import read_service
+from tunnelgw.config.tls import read_tls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 EDGE_KEYS = (
     *("domain", "address", "listen", "listen_http", "port_bind", "workers", "trusted_proxies", "proxy_protocol"),
-    *("resume_seconds", "park_seconds", "access_log", "tls", "acme", "limits", "metrics", "admin"),
+    *("resume_seconds", "park_seconds", "access_log", "limits", "metrics", "admin"),
 )
 # control.Services carries at most so many.
 _MAX_SERVICES = 4096
@@ -43,6 +45,8 @@ def read_connector(path: Path, data: dict[str, object], report: Report) -> Conne
         services=_services(top, path.parent),
         invitation=top.get("invitation", _secret, None),
         invitation_file=top.get("invitation_file", beside, None),
+        tls=read_tls(top.table("tls"), path.parent, otherwise="acme", issuers=("acme", "files")),
+        acme=read_acme(top.table("acme"), path.parent),
     )
     top.finish(elsewhere=EDGE_KEYS, where="edge.toml")
     if config.networks:
@@ -52,6 +56,7 @@ def read_connector(path: Path, data: dict[str, object], report: Report) -> Conne
     if config.invitation is not None and config.invitation_file is not None:
         top.bad("invitation", "and invitation_file are both given; keep one")
     _collisions(config.services, report)
+    _certificates(top, config)
     return config if report.usable else None
 
 
@@ -93,6 +98,12 @@ def _collisions(services: tuple[ServiceConfig, ...], report: Report) -> None:
             if other is not service:
                 what = host if service.path == "/" else host + service.path
                 report.add((*key, "host"), f'{what} is a host of "{other.name}" ({_at(other, report)}) too')
+            elif service.target.is_http and host in hosts and _mixed(service, hosts[host]):
+                other = hosts[host]
+                text = f'TLS of {host} ends {_where(other)} for "{other.name}" ({_at(other, report)}) and '
+                report.add(
+                    (*key, "tls" if service.tls else "host"), f"{text}{_where(service)} here; let both say the same"
+                )
             elif host in whole or (not service.target.is_http and host in hosts):
                 other = whole.get(host) or hosts[host]
                 text = f'{host} is a host of "{other.name}" ({_at(other, report)}) too, and '
@@ -107,6 +118,25 @@ def _collisions(services: tuple[ServiceConfig, ...], report: Report) -> None:
                     report.add((*key, "port"), text)
                     break
             ports.append((mine, service))
+
+
+def _mixed(one: ServiceConfig, other: ServiceConfig) -> bool:
+    """Two HTTP services whose TLS ends in different places: who ends it must do so for the host as a whole."""
+    return other.target.is_http and one.tls != other.tls
+
+
+def _where(service: ServiceConfig) -> str:
+    return "at home" if service.tls == "home" else "at the edge"
+
+
+def _certificates(top: Section, config: ConnectorConfig) -> None:
+    """Where TLS ends at home there must be a way to a certificate."""
+    if not config.ends_tls:
+        for name in ("tls", "acme"):
+            if top.has(name):
+                top.bad(name, 'has no effect: no service here says tls = "home"', severity=WARNING)
+    elif config.tls.issuer == "acme":
+        check_home(top, config)
 
 
 def _at(service: ServiceConfig, report: Report) -> str:

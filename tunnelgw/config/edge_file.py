@@ -14,17 +14,15 @@ from tunnelgw.config.model import (
     DEFAULT_LISTEN,
     DEFAULT_LISTEN_HTTP,
     AdminConfig,
-    CertificateFiles,
     EdgeConfig,
     Endpoint,
     LimitsConfig,
     MetricsConfig,
-    TlsConfig,
 )
 from tunnelgw.config.names import Bad, endpoint, host_name, is_address, network, printable
 from tunnelgw.config.paths import EDGE, default_state_dir
-from tunnelgw.config.problems import WARNING, Section, kind_of
-from tunnelgw.config.secret import exposure
+from tunnelgw.config.problems import WARNING, Section
+from tunnelgw.config.tls import read_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +60,7 @@ def read_edge(path: Path, data: dict[str, object], report: Report) -> EdgeConfig
         resume_seconds=top.get("resume_seconds", values.seconds(0, 86400), 120.0),
         park_seconds=top.get("park_seconds", values.seconds(0, 3600), 20.0),
         access_log=top.get("access_log", values.choice("off", "text", "json"), "off"),
-        tls=_tls(top.table("tls"), folder, acme=top.has("acme")),
+        tls=read_tls(top.table("tls"), folder, otherwise="acme" if top.has("acme") else "self-signed"),
         acme=read_acme(top.table("acme"), folder),
         limits=_limits(top.table("limits")),
         metrics=MetricsConfig(_only_listen(top.table("metrics"))),
@@ -103,51 +101,6 @@ def _address(top: Section, domain: str, listen: tuple[Endpoint, ...]) -> Endpoin
     port = (listen[0].port if listen else 0) or 443
     default = Endpoint(f"edge.{domain}", port)
     return top.get("address", lambda value: endpoint(values.text(value), default_port=port), default)
-
-
-def _tls(section: Section, folder: Path, *, acme: bool) -> TlsConfig:
-    """`[tls]`. Missing certificate files are a warning here: other names must still be served."""
-    read_path = values.path_beside(folder)
-    section.known.add("certificates")
-    given = section.data.get("certificates", [])
-    certificates: list[CertificateFiles] = []
-    if not isinstance(given, list):
-        section.bad("certificates", 'must be a list, as in [{ cert = "a.pem", key = "a.key" }]')
-        given = []
-    for index, item in enumerate(given):
-        key = (*section.key, "certificates", index)
-        if not isinstance(item, dict):
-            section.report.add(key, f'must be {{ cert = "a.pem", key = "a.key" }}, not {kind_of(item)}')
-            continue
-        pair = Section(section.report, item, key)
-        files = {name: pair.get(name, read_path, None) for name in ("cert", "key")}
-        pair.finish()
-        for name, path in files.items():
-            if not pair.has(name):
-                pair.bad("", f"has no {name}; add {name} = a PEM file")
-            elif path is not None:
-                _look_at(pair, name, path)
-        if files["cert"] and files["key"]:
-            certificates.append(CertificateFiles(files["cert"], files["key"]))
-    issuer = section.get("issuer", values.choice("acme", "files", "self-signed"), "")
-    section.finish()
-    if issuer == "files" and not given:
-        section.bad("issuer", '"files" needs certificates = [{ cert = "a.pem", key = "a.key" }]')
-    elif issuer in ("self-signed", "acme") and given:
-        section.bad("certificates", 'are only used with issuer = "files"; change the issuer or remove them')
-    default = "files" if given else "acme" if acme else "self-signed"
-    return TlsConfig(issuer or default, tuple(certificates))
-
-
-def _look_at(section: Section, name: str, path: Path) -> None:
-    """Warn of a file that is not there, or of a key that others may read."""
-    try:
-        text = exposure(path) if name == "key" else ""
-        path.stat()
-    except OSError as error:
-        text = f"{path} cannot be read ({error.strerror}); names that need it fail until it is there"
-    if text:
-        section.bad(name, text, severity=WARNING)
 
 
 def _limits(section: Section) -> LimitsConfig:

@@ -146,6 +146,7 @@ class ConnectorConfig:
     networks: what joined visitors with a grant may reach. exit: may be an exit node.
     services: in the file's order.
     invitation, invitation_file: joins where there is no identity yet (read only then; the file may vanish after).
+    tls, acme: certificates of services with `tls = "home"`, as in edge.toml; "self-signed" is not for homes.
     """
 
     path: Path
@@ -156,6 +157,13 @@ class ConnectorConfig:
     services: tuple[ServiceConfig, ...] = ()
     invitation: Secret | None = None
     invitation_file: Path | None = None
+    tls: TlsConfig = field(default_factory=lambda: TlsConfig("acme"))
+    acme: AcmeConfig = field(default_factory=lambda: AcmeConfig())
+
+    @property
+    def ends_tls(self) -> bool:
+        """Whether TLS of any service ends here."""
+        return any(service.tls == "home" for service in self.services)
 
     def service(self, name: str) -> ServiceConfig | None:
         """The service of that name."""

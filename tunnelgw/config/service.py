@@ -80,8 +80,6 @@ def _not_yet(section: Section, service: ServiceConfig) -> None:
         section.bad("target", f"udp targets are {UNAVAILABLE}")
     if service.private:
         section.bad("private", f"private services are {UNAVAILABLE}; the service would be public: remove it")
-    if service.tls == "home":
-        section.bad("tls", f'tls = "home" is {UNAVAILABLE}; a tls:// target ends TLS at the target')
     if service.protocol:
         section.bad("protocol", f"is {UNAVAILABLE}; give the service a port of its own")
     if service.transparent:
@@ -97,6 +95,11 @@ def _fits_kind(section: Section, service: ServiceConfig) -> None:
         for name in _HTTP_ONLY:
             if section.has(name):
                 section.bad(name, f"is only for HTTP targets, not for {target.scheme}; remove it")
+    if service.tls == "home" and not target.is_http:
+        hint = "it ends TLS itself" if target.kind == "tls" else "for its own TLS write tls://"
+        section.bad("tls", f'"home" is only for HTTP targets, not for {target.scheme}; {hint}')
+    if service.tls == "home" and service.plain_http:
+        section.bad("plain_http", 'would show the edge what tls = "home" keeps from it; keep one of the two')
     if service.strip_path and service.path == "/" and target.is_http:
         section.bad("strip_path", 'removes nothing without path; add path = "/..."')
     if section.has("verify") and target.scheme != "https":

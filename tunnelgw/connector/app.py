@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnelgw.config.model import ConnectorConfig, ServiceConfig
+    from tunnelgw.connector.household import Household
     from tunnelgw.wire.control import ClaimResult
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Connector:
         self.config = config
         self.served = Served()
         self.edges: list[JoinedEdge] = []
+        self.household: Household | None = None  # made when a service first needs it
         self.is_ready = False
         self._on_ready = on_ready
         self._instance = Instance(secrets.token_hex(16), Budget(), self.served)
@@ -96,6 +98,7 @@ class Connector:
         """Begin to serve; returns while the first dial is under way."""
         self.served.replace(self.config)  # before the first dial: the first Welcome is answered with it
         self.edges = [self._edge(place) for place in await edges_to_serve(self.config)]
+        self._keep_house(self.config)  # before any visitor
         for edge in self.edges:
             edge.start()
         loop = asyncio.get_running_loop()
@@ -118,12 +121,16 @@ class Connector:
             await edge.stop_dialling()
             for tunnel in edge.tunnels():
                 tunnel.say_goodbye(Reason.CONNECTOR_STOPPING)
+        if self.household is not None:
+            self.household.drain()  # after that, so that no new visitor comes in
         if any(edge.up for edge in self.edges):  # without a link no stream can end in order
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self.served.idle()
         for edge in self.edges:
             await edge.stop(Reason.CONNECTOR_STOPPING)
+        if self.household is not None:
+            await self.household.close()
         await self.served.close()  # last: folders serve streams until their tunnels are gone
         self.edges = []
 
@@ -139,6 +146,7 @@ class Connector:
             for verb, services in (("added", diff.added), ("removed", diff.removed), ("changed", diff.changed))
             for service in services
         ]
+        self._keep_house(config)
         if self.served.replace(config):
             for edge in self.edges:
                 edge.declare()
@@ -169,6 +177,17 @@ class Connector:
         for edge in new:
             edge.start()
         return [f"edge {edge.endpoint} removed" for edge in gone] + [f"edge {edge.endpoint} added" for edge in new]
+
+    def _keep_house(self, config: ConnectorConfig) -> None:
+        """See that services whose TLS ends here are served as this configuration says."""
+        if self.household is not None:
+            self.household.replace(config)
+        elif config.ends_tls:
+            from tunnelgw.connector.household import Household  # 8 MB, for who needs it
+
+            self.household = Household(config, join=self.served.join)
+            self.served.ending = self.household.ending
+            self.household.look(self.edges)
 
     def _edge(self, place: Place) -> JoinedEdge:
         return JoinedEdge(place.identity, place.endpoint, self._instance, changed=self._notice)
@@ -209,6 +228,8 @@ class Connector:
     def _notice(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        if self.household is not None:
+            self.household.look(self.edges)
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait for something that edges tell; False if it did not come in time."""
@@ -283,6 +304,7 @@ class Connector:
             "streams_total": self.served.total,
             "edges": [edge.status() for edge in self.edges],
             "services": [self._service_status(service) for service in self.served.services()],
+            "acme_account": self.household.account() if self.household is not None else "",
         }
 
     def _service_status(self, service: ServiceConfig) -> dict[str, Any]:
@@ -292,6 +314,8 @@ class Connector:
         troubles = [edge.main.trouble for edge in self.edges if not edge.up and edge.main.trouble]
         if not results and troubles:
             answer["message"] = "; ".join(troubles)
+        if service.tls == "home" and self.household is not None:
+            answer |= self.household.status(service)
         return {"name": service.name, "target": str(service.target), **answer}
 
 

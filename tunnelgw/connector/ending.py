@@ -68,7 +68,7 @@ class Contexts(Protocol):
 
 
 class Ending:
-    """Inputs: `take` for each visitor, `replace` for the services, `drain` and `close` at the end.
+    """Inputs: `take` for each visitor, `replace` for the services.
 
     `join(stream, request)`: connects a stream of the inside to a declared service; False where there is none.
     """
@@ -111,10 +111,6 @@ class Ending:
             allow_from=service.allow_from,
             label=label,
         )
-
-    def drain(self) -> None:
-        """Serve what is under way and nothing more."""
-        self.gateway.drain()
 
     # TlsEnd.
 

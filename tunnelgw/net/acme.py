@@ -7,6 +7,7 @@ that a visitor made up is never ordered.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import TYPE_CHECKING
@@ -42,6 +43,13 @@ class AcmeIssuer:
         self._domain = domain
         self._shown = Shown(folder / "challenges")
         self.keeper = Keeper(folder, config, self._shown, challenges=challenges)
+
+    def account(self) -> str:
+        """The account's URL; "" while there is none."""
+        try:
+            return str(json.loads((self.keeper.folder / "account.json").read_bytes())["uri"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def names(self, host: str) -> tuple[str, ...]:
         """The names of the certificate for a host, the one that it is kept under first."""

@@ -155,15 +155,15 @@ class Certificates:
         """As `Issuer.proof`."""
         return self._issuer.proof(token)
 
-    def troubles(self) -> dict[str, tuple[int, str]]:
-        """Wanted hosts whose last order failed: how often in a row, and why."""
-        found = {host: self._issuer.trouble(host) for host in self._wanted}
+    def troubles(self, hosts: Iterable[str] | None = None) -> dict[str, tuple[int, str]]:
+        """These hosts (None: all that are wanted) as far as their last order failed: how often in a row, and why."""
+        found = {host: self._issuer.trouble(host) for host in (self._wanted if hosts is None else hosts)}
         return {host: trouble for host, trouble in found.items() if any(trouble)}
 
-    def expiries(self) -> dict[str, float]:
-        """Wanted hosts with the end of their certificate, in Unix seconds; 0.0 where there is none."""
+    def expiries(self, hosts: Iterable[str] | None = None) -> dict[str, float]:
+        """These hosts (None: all that are wanted) with the end of their certificate in Unix seconds; 0.0: none."""
         result = {}
-        for host in self._wanted:
+        for host in self._wanted if hosts is None else hosts:
             loaded = self._find(host)
             result[host] = loaded.described.not_after if loaded is not None else 0.0
         return result
