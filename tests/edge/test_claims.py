@@ -10,7 +10,7 @@ import pytest
 
 from tests.edge.front import run
 from tunnelgw.access.grants import Grant
-from tunnelgw.edge.app import ended_hosts
+from tunnelgw.edge.names import ended_hosts
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.errors import LocalError

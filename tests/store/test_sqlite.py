@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,12 +15,15 @@ import pytest
 from tunnelgw.errors import LocalError
 from tunnelgw.store import sqlite
 from tunnelgw.store.base import Compacted, Conflict, Delete, Put
+from tunnelgw.store.copies import schema_of, snapshot
+from tunnelgw.store.failures import UnusableError
 from tunnelgw.store.schema import MIGRATIONS
 from tunnelgw.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -170,34 +173,36 @@ def test_root_keeps_the_owner_of_the_folder(tmp_path: Path) -> None:
     store.close()
 
 
-def test_backup_and_restore(store: SqliteStore, tmp_path: Path) -> None:
+def test_a_copy_replaces_everything(store: SqliteStore, tmp_path: Path) -> None:
     store.put("a", b"old")
     store.put("held", b"", lease=store.lease(100).id)
     copy = tmp_path / "copy.db"
     store.backup(copy)
     store.backup(copy)
+    assert schema_of(copy) == len(MIGRATIONS)
     store.put("a", b"new")
     store.put("b", b"new")
     at = store.revision()
-    store.restore(copy)
+    source = SqliteStore(copy)
+    store.replace_all(source.list()[0])
+    source.close()
     assert [(item.key, item.value) for item in store.list()[0]] == [("a", b"old")]
     assert store.revision() > at
     with pytest.raises(Compacted):
         store.watch(at)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.db", "state"]
     assert {path.name for path in store.path.parent.iterdir()} == {"store.db", "store.db-wal", "store.db-shm"}
 
 
-def test_restore_refuses_other_files(store: SqliteStore, tmp_path: Path) -> None:
-    store.put("a", b"kept")
+def test_a_copy_of_what_is_no_store(tmp_path: Path) -> None:
     bad = tmp_path / "bad"
-    for content in (b"", b"hello" * 1000, b"SQLite format 3\x00" + bytes(5000)):
+    for content in (b"hello" * 1000, b"SQLite format 3\x00" + bytes(5000)):
         bad.write_bytes(content)
-        with pytest.raises(LocalError, match=str(bad)):
-            store.restore(bad)
-    with pytest.raises(LocalError, match="not a file"):
-        store.restore(tmp_path)
-    assert store.get("a").value == b"kept"  # type: ignore[union-attr]
+        for read in (schema_of, lambda path: snapshot(path, tmp_path / "copy")):
+            with pytest.raises(UnusableError, match=str(bad)):
+                read(bad)
+    with pytest.raises(LocalError, match="does not exist"):
+        snapshot(tmp_path / "none", tmp_path / "copy")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
 def test_newer_schema_is_refused_and_older_is_migrated(tmp_path: Path) -> None:
@@ -286,45 +291,42 @@ def test_compare_and_set_from_several_processes(tmp_path: Path) -> None:
     store.close()
 
 
-WRITE = """
-import sys, pathlib
-from tunnelgw.store.sqlite import SqliteStore
-store = SqliteStore(pathlib.Path(sys.argv[1]))
-number = int(store.get("a").value) if store.get("a") else 0
-while True:
-    number += 1
-    value = str(number).encode()
-    from tunnelgw.store.base import Put
-    store.apply([Put("a", value), Put("b", value), Put("c/" + str(number % 50), value * 500)])
-    sys.stdout.write(str(number) + "\\n")
-    sys.stdout.flush()
-"""
-
-
-def kill_while_writing(path: Path, *, times: int) -> None:
-    """SIGKILL a writer at some moment of its writing; every acknowledged write must be there, and nothing half."""
-    for round_ in range(times):
-        writer = subprocess.Popen([sys.executable, "-c", WRITE, str(path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        for _ in range(1 + round_ % 7):
-            said = writer.stdout.readline()
-        writer.send_signal(signal.SIGKILL)
-        said = ([said, *writer.stdout.readlines()])[-1]
-        writer.stdout.close()
-        writer.wait()
-        store = SqliteStore(path)
-        a, b = store.get("a"), store.get("b")
-        assert a is not None
-        assert b is not None
-        assert a.value == b.value
-        assert a.revision == b.revision == store.revision()
-        # At most the write in progress is there without having been acknowledged.
-        assert int(said) <= int(a.value) <= int(said) + 1
-        store.close()
-
-
 def test_killed_while_writing(tmp_path: Path) -> None:
-    kill_while_writing(tmp_path / "store.db", times=int(os.environ.get("TUNNELGW_TEST_KILLS", "20")))
+    """200 times: every write that was acknowledged is there, whole, and at most the one in progress besides."""
+    command = [sys.executable, "-m", "tests.store.killed", tmp_path / "store.db", os.environ.get("KILLS", "200")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    kills, acknowledged = map(int, done.stdout.split())
+    assert kills == int(command[-1])
+    assert acknowledged > kills
+
+
+def test_trouble_is_remembered_until_a_write_succeeds(store: SqliteStore) -> None:
+    store.put("a", b"")
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(LocalError):
+        store.put("b", bytes(500_000))
+    assert "disk is full" in store.trouble
+    store.get("a")
+    assert store.trouble
+    store.probe()
+    assert not store.trouble
+    store._db.execute("PRAGMA query_only = 1")
+    with pytest.raises(LocalError):
+        store.probe()
+    assert "read-only" in store.trouble
+
+
+def test_a_lock_of_another_process_is_no_trouble(store: SqliteStore) -> None:
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store.serve()
+    with pytest.raises(LocalError):
+        store.probe()
+    assert not store.trouble
+    other.execute("ROLLBACK")
+    other.close()
 
 
 def test_who_serves_does_not_wait_for_a_lock(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Commands of the edge (see `tunnelgw.admin.api` for the exact keys):
     grant    {"name", "allow": {…}}                -> {"messages": […]}
     revoke   {"name"}                              -> {"messages": […]}
     reload   {}                                    -> {"messages": […]}
+    restore  {"staged": folder in state_dir}       -> {}                (see `tunnelgw.admin.restore`)
 Commands of the connector:
     status   {}                                    -> {"status": {…}}
     reload   {}                                    -> {"messages": […]}

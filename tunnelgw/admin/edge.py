@@ -65,7 +65,7 @@ async def _lead(config: EdgeConfig) -> None:
     loop = asyncio.get_running_loop()
     stopping = _stop_event(loop)
     async with contextlib.AsyncExitStack() as stack:
-        store = SqliteStore(config.state_dir / FILE_NAME)
+        store = _open_store(config.state_dir)
         stack.callback(store.close)
         https, http = _listeners(config)
         stack.callback(_close, [*https, *http])
@@ -92,6 +92,15 @@ async def _lead(config: EdgeConfig) -> None:
         systemd.stopping()
 
 
+def _open_store(state_dir: Path) -> SqliteStore:
+    """The store, after a restore that was killed on its way is brought to its end. LocalError."""
+    from tunnelgw.admin.restore import finish
+
+    if finish(state_dir):
+        log.warning("a restore that was interrupted is finished: the backup is in force")
+    return SqliteStore(state_dir / FILE_NAME)
+
+
 class _Operator:
     """Answers the control socket: `api.Live` made of what the workers told at the start of each command."""
 
@@ -99,14 +108,27 @@ class _Operator:
 
     def __init__(self, crew: _Single | _Supervised, store: SqliteStore) -> None:
         self._crew = crew
+        self._store = store
         self._reports: list[dict[str, Any]] = []
         self._numbers: ProcessSnapshot = empty()
         self._desk = EdgeDesk(registry=Registry(store), config=lambda: crew.config, live=self)
 
     async def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """One command."""
+        if request["command"] == "restore":
+            return await self._restore(str(request.get("staged")))
         await self._look()
         return await self._desk.answer(request)
+
+    async def _restore(self, staged: str) -> dict[str, Any]:
+        """Everything that follows the store sees that all of it changed, and reads it again."""
+        from tunnelgw.admin.restore import apply
+
+        log.warning("the state is replaced by a backup")
+        # On a thread: it writes to the disk for a while, and visitors do not wait.
+        await asyncio.to_thread(apply, self._crew.config.state_dir, staged, self._store)
+        await self._look()
+        return {}
 
     async def _look(self) -> None:
         views = [one for one in await self._crew.views() if one]

@@ -9,6 +9,7 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
+from tunnelgw.admin.restore import finish
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.ca import Authorities
 from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
@@ -39,7 +40,8 @@ def create_state(state_dir: Path) -> None:
 
 
 def open_state(state_dir: Path) -> SqliteStore:
-    """The store of an edge that exists. LocalError if there is none."""
+    """The store of an edge that exists, after a restore that was interrupted. LocalError if there is none."""
+    finish(state_dir)
     if not state_exists(state_dir):
         raise LocalError(f"{state_dir} holds no state of an edge; make one with: tunnelgw edge init --domain DOMAIN")
     return SqliteStore(state_dir / FILE_NAME)

@@ -44,7 +44,9 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"tunnelgw {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
-    edge = commands.add_parser("edge", help="on the VPS: init, run, invite, grant, revoke, rotate-ca, status")
+    edge = commands.add_parser(
+        "edge", help="on the VPS: init, run, invite, grant, revoke, rotate-ca, status, backup, ..."
+    )
     _add_edge(edge.add_subparsers(title="commands", metavar="COMMAND", required=True))
     _add_home(commands)
     check = _command(
@@ -101,6 +103,15 @@ def _add_edge(commands: Subparsers) -> None:
     )
     _config(rotate)
     _status(commands, "tunnelgw.cli.edge:status", "public addresses, connectors and invitations")
+    backup = _command(commands, "backup", "tunnelgw.cli.backup:backup", "one file with keys, connectors and grants")
+    backup.add_argument("file", metavar="FILE", help="where to write it (readable by its owner only)")
+    backup.add_argument("--force", action="store_true", help="overwrite FILE")
+    _json(backup)
+    _config(backup)
+    restore = _command(commands, "restore", "tunnelgw.cli.backup:restore", "put a backup into force, also live")
+    restore.add_argument("file", metavar="FILE", help="what edge backup wrote")
+    _json(restore)
+    _config(restore, "edge.toml; written from the backup if there is none")
 
 
 def _add_home(commands: Subparsers) -> None:
@@ -135,8 +146,12 @@ def _command(commands: Subparsers, name: str, run: str, text: str) -> Parser:
 
 def _status(commands: Subparsers, run: str, text: str) -> None:
     parser = _command(commands, "status", run, text)
-    parser.add_argument("--json", action="store_true", help="for programs")
+    _json(parser)
     _config(parser)
+
+
+def _json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _config(parser: Parser, text: str = "configuration file") -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tunnelgw.access.addresses import Networks, allowed_from
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.connectors import Connectors
+from tunnelgw.edge.names import edge_names, ended_hosts
 from tunnelgw.edge.office import Office
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import Ports
@@ -34,7 +35,6 @@ from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.routing.hostname import is_address
 from tunnelgw.routing.table import RouteTable
 from tunnelgw.store.base import Compacted
 from tunnelgw.wire.control import Notice
@@ -237,8 +237,9 @@ class Edge:
                 return
             changes, self._revision = self.store.watch(self._revision)
         except Compacted:
-            keys, self._revision = [IDENTITY], self.store.revision()
-            names = [record.name for record in self.registry.connectors()]
+            revision = self.store.revision()
+            keys, names = [IDENTITY], self._everybody()
+            self._revision = revision  # only now: what could not be read is looked for again
         except LocalError as error:
             log.error("the store cannot be read; what was in force stays: %s", error.text)
             return
@@ -251,6 +252,12 @@ class Edge:
             await self._apply(name)
         if any(key.startswith(IDENTITY) for key in keys):
             await self.office.keep_fresh()
+
+    def _everybody(self) -> list[str]:
+        """The whole store is another one (a restore): those that it knows, and those that it knows no more."""
+        self.certificates.refresh()
+        known = [record.name for record in self.registry.connectors()]
+        return sorted({*known, *(connector.name for connector in self.connectors)})
 
     async def _retry(self) -> None:
         if self._looks % RETRY_LOOKS == 0:
@@ -357,19 +364,6 @@ class Edge:
 
     def _address(self, port: int) -> str:
         return f"tcp://{self.config.address.host}:{port}" if port else ""
-
-
-def ended_hosts(table: RouteTable) -> set[str]:
-    """Names whose TLS ends here; those that are passed through have their certificate at home."""
-    return {route.host for route in table.routes() if route.host and route.kind not in ("tls", "home")}
-
-
-def edge_names(config: EdgeConfig) -> frozenset[str]:
-    """The edge's own names, which no connector may claim."""
-    names = {f"edge.{config.domain}"}
-    if not is_address(config.address.host):
-        names.add(config.address.host)
-    return frozenset(names)
 
 
 def door_rules(config: EdgeConfig) -> DoorRules:

@@ -137,6 +137,8 @@ class ClaimDesk:
         services = self._offers.get(connector.name)
         if services is not None:
             await self.decide(connector, services)
+        else:
+            await self.restore(connector)  # it came with a backup
 
     async def restore(self, connector: Connector) -> None:
         """The edge started: routes of a connector that is not back yet."""

@@ -27,7 +27,7 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.base import Conflict, Delete, Put
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from tunnelgw.identity.invitations import Invitation
     from tunnelgw.identity.rotation import AuthorityState
@@ -196,6 +196,27 @@ class Registry:
             except Conflict:
                 continue
             return True
+
+    # After a restore of an older state
+
+    def cancel_invitations(self) -> None:
+        """None of them works any more: one that was used since would work a second time."""
+        self._store.apply([Delete(INVITATIONS + item.id) for item in self.invitations()])
+
+    def catch_up(self, newer: Iterable[Connector]) -> list[str]:
+        """Keep what was decided since: who was revoked stays so (their names), replaced keys and certificates too."""
+        revoked = []
+        for now in newer:
+            old = self.get(now.name)
+            if old is None or old.revoked:
+                continue
+            if now.revoked:
+                self.revoke(now.name)
+                revoked.append(now.name)
+            else:
+                same = replace(old, issued=now.issued, joined=now.joined)
+                self._store.put(CONNECTORS + now.name, same.encode(), expect=old.revision)
+        return revoked
 
     def _known(self) -> str:
         names = [connector.name for connector in self.connectors() if not connector.revoked]

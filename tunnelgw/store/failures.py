@@ -25,12 +25,27 @@ _TEXTS = {
 }
 
 
+class StoreError(LocalError):
+    """The store failed; `passing` if only because another process was faster."""
+
+    def __init__(self, text: str, *, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
+
+
+class UnusableError(StoreError):
+    """The file will not become usable by waiting: it is damaged, or a newer version wrote it."""
+
+
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """SQLite's errors become a LocalError that names the file and what to do."""
+    """SQLite's errors become a StoreError that names the file and what to do."""
     try:
         yield
     except sqlite3.DatabaseError as error:
         # The low byte is the kind, the rest the detail. https://sqlite.org/rescode.html
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        raise LocalError(f"{path} {_TEXTS.get(code, f'failed: {error}')}") from None
+        text = f"{path} {_TEXTS.get(code, f'failed: {error}')}"
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise UnusableError(text) from None
+        raise StoreError(text, passing=code == sqlite3.SQLITE_BUSY) from None

@@ -10,7 +10,6 @@ Invariant: revisions only grow, also over a restore; no two writes share one.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import sqlite3
 import threading
@@ -18,10 +17,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunnelgw.config.files import cannot_write, make_private_folder, owner_to_keep, sync_folder
-from tunnelgw.errors import LocalError
+from tunnelgw.config.files import make_private_folder
 from tunnelgw.store.base import Change, Compacted, Conflict, Delete, KeyValue, Put
-from tunnelgw.store.failures import explained
+from tunnelgw.store.copies import create_private, snapshot
+from tunnelgw.store.failures import StoreError, UnusableError, explained
 from tunnelgw.store.schema import MIGRATIONS
 
 if TYPE_CHECKING:
@@ -55,8 +54,9 @@ class SqliteStore:
         self._migrations = migrations
         self._lock = threading.RLock()
         self._boot = _boot_id()
+        self.trouble = ""  # why the last write failed
         make_private_folder(path.parent)
-        _create_private(path)
+        create_private(path)
         with explained(path):
             self._db = _connect(path)
             try:
@@ -147,42 +147,20 @@ class SqliteStore:
 
     # The file
 
+    def probe(self) -> None:
+        """Can the state be written? LocalError if not; `trouble` remembers."""
+        with self._transaction("IMMEDIATE"):
+            self._db.execute("UPDATE meta SET value = value WHERE name = 'schema'")
+
     def backup(self, path: Path) -> None:
         """A consistent copy (0600), taken while others write. LocalError; an old file there stays until it is whole."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        try:
-            _create_private(temporary)
-            with self._lock, explained(path):
-                # Into an empty file: SQLite keeps its mode.
-                self._db.execute("VACUUM INTO ?", (str(temporary),))
-            _sync(temporary)
-            temporary.rename(path)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise cannot_write(path, error) from None
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        snapshot(self.path, path)
 
-    def restore(self, path: Path) -> None:
-        """Take over every key of a backup, in one step and while others use the store.
+    def replace_all(self, found: Sequence[KeyValue]) -> None:
+        """Hold exactly these keys, in one step and while others use the store.
 
         Keys that hang on a lease are not taken: their owners are gone. Watchers get Compacted. LocalError.
         """
-        if not path.is_file():
-            raise LocalError(f"{path} is not a file", exit_code=2)
-        copy = self.path.with_name(f".restore.{secrets.token_hex(6)}")
-        try:
-            _create_private(copy)
-            copy.write_bytes(path.read_bytes())
-            with contextlib.closing(_open_backup(copy, path, self._migrations)) as source:
-                found = source.list()[0]
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
-        finally:
-            for name in (copy, copy.with_name(copy.name + "-wal"), copy.with_name(copy.name + "-shm")):
-                with contextlib.suppress(OSError):
-                    name.unlink()
         with self._transaction("IMMEDIATE"):
             revision = self._next_revision()
             for table in ("kv", "deleted", "leases"):
@@ -201,7 +179,7 @@ class SqliteStore:
     @contextlib.contextmanager
     def _transaction(self, kind: str) -> Iterator[None]:
         """BEGIN … COMMIT, or ROLLBACK on any exception. Nothing is committed half, also when the disk is full."""
-        with self._lock, explained(self.path):
+        with self._lock, self._watched(writes=kind == "IMMEDIATE"), explained(self.path):
             self._db.execute(f"BEGIN {kind}")
             try:
                 yield
@@ -210,6 +188,18 @@ class SqliteStore:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def _watched(self, *, writes: bool) -> Iterator[None]:
+        """Keep `trouble` up to date."""
+        try:
+            yield
+        except StoreError as error:
+            if writes and not error.passing:
+                self.trouble = error.text
+            raise
+        if writes:
+            self.trouble = ""
 
     def _meta(self, name: str) -> int:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
@@ -273,7 +263,7 @@ class SqliteStore:
         """Bring an older file to our version; a copy of it is kept beside it."""
         version, ours = self._version(), len(self._migrations)
         if version > ours:
-            raise LocalError(
+            raise UnusableError(
                 f"{self.path} was written by a newer tunnelgw (its schema is {version}, ours {ours}); "
                 "use the newer version, or restore a backup of this one"
             )
@@ -344,41 +334,6 @@ def _use_write_ahead_log(database: sqlite3.Connection) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
         time.sleep(0.02)
-
-
-def _open_backup(copy: Path, named: Path, migrations: Sequence[Migration]) -> SqliteStore:
-    """A backup as a store; errors name the operator's file."""
-    try:
-        if not copy.stat().st_size:
-            raise LocalError(f"{copy} is empty")
-        return SqliteStore(copy, migrations=migrations)
-    except LocalError as error:
-        raise LocalError(error.text.replace(str(copy), str(named))) from None
-
-
-def _create_private(path: Path) -> None:
-    """An empty file, 0600 whatever the umask, for the owner of the folder; nothing if it exists."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    try:
-        owner = owner_to_keep(path.parent)
-        if owner is not None:
-            os.fchown(descriptor, *owner)
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _after(prefix: str) -> str:

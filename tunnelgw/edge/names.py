@@ -1,0 +1,24 @@
+"""Which names are the edge's own, and for which visitors' TLS ends here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnelgw.routing.hostname import is_address
+
+if TYPE_CHECKING:
+    from tunnelgw.config.model import EdgeConfig
+    from tunnelgw.routing.table import RouteTable
+
+
+def ended_hosts(table: RouteTable) -> set[str]:
+    """Names whose TLS ends here; those that are passed through have their certificate at home."""
+    return {route.host for route in table.routes() if route.host and route.kind not in ("tls", "home")}
+
+
+def edge_names(config: EdgeConfig) -> frozenset[str]:
+    """The edge's own names, which no connector may claim."""
+    names = {f"edge.{config.domain}"}
+    if not is_address(config.address.host):
+        names.add(config.address.host)
+    return frozenset(names)
