@@ -10,8 +10,8 @@ import pytest
 
 from tests.edge.front import run
 from tunnelgw.access.grants import Grant
-from tunnelgw.edge.names import ended_hosts
 from tunnelgw.edge.claims import ClaimDesk
+from tunnelgw.edge.names import ended_hosts
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.errors import LocalError
 from tunnelgw.net.tasks import spawn

@@ -31,6 +31,7 @@ FAMILIES = {
     "tunnelgw_parked_requests_total": ("counter", set()),
     "tunnelgw_buffered_bytes": ("gauge", set()),
     "tunnelgw_certificate_expiry_timestamp_seconds": ("gauge", {"host"}),
+    "tunnelgw_state_failing": ("gauge", set()),
 }
 
 

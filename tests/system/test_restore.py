@@ -214,14 +214,14 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_full_disk_harms_no_visitor(tmp_path: Path) -> None:
     """The edge serves on from its own copy, says so in log and metrics, and recovers by itself."""
-    disk = tmp_path / "disk"
+    disk = tmp_path / "edge-state"  # the state alone: logs must still be written
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
     with contextlib.ExitStack() as stack:
         stack.callback(subprocess.run, ["umount", "-l", disk], check=True)
-        world = stack.enter_context(World(disk, extra='port_bind = "127.0.0.1"'))
+        world = stack.enter_context(World(tmp_path, extra='port_bind = "127.0.0.1"'))
         edge = world.start_edge()
         home = world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
         assert world.code("https://web.example.com/") == 200

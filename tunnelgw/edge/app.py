@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tunnelgw.access.addresses import Networks, allowed_from
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.connectors import Connectors
+from tunnelgw.edge.health import StateHealth
 from tunnelgw.edge.names import edge_names, ended_hosts
 from tunnelgw.edge.office import Office
 from tunnelgw.edge.passthrough import Live
@@ -77,6 +78,7 @@ class Edge:
         self.counters = ProcessCounters()
         self.wheel = Wheel(loop)
         self.registry = Registry(store)
+        self.health = StateHealth(store)
         self.table = RouteTable(reserved=edge_names(config))
         self.connectors = Connectors(
             loop=loop,
@@ -109,7 +111,6 @@ class Edge:
         self.connectors.gone = self._gone
         self.connectors.leaving = self.gateway.let_go
         self._revision = 0
-        self._looks = 0
         self._overdue: set[str] = set()  # connectors whose change could not be put in force
         self._look_handle: asyncio.TimerHandle | None = None
         self._deciding: dict[str, asyncio.Lock] = {}
@@ -224,7 +225,7 @@ class Edge:
 
     def _look_soon(self) -> None:
         self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
-        self._looks += 1
+        self.health.look()
         spawn(self.look(), name="look at the store")
         if time.time() >= self.office.due:
             spawn(self.office.keep_fresh(), name="edge certificate")
@@ -260,7 +261,7 @@ class Edge:
         return sorted({*known, *(connector.name for connector in self.connectors)})
 
     async def _retry(self) -> None:
-        if self._looks % RETRY_LOOKS == 0:
+        if self.health.looks % RETRY_LOOKS == 0:
             for name in sorted(self._overdue):
                 await self._apply(name)
 
@@ -329,6 +330,7 @@ class Edge:
         self.live.account()
         numbers = self.counters.snapshot()
         numbers["certificates"] = self.certificates.expiries()
+        numbers["state_failing"] = int(self.health.failing)
         for connector in self.connectors:
             session = connector.session
             numbers["connectors"][connector.name] = {

@@ -128,3 +128,6 @@ def _process(snapshot: ProcessSnapshot) -> Iterator[Metric]:
     for host, timestamp in sorted(snapshot["certificates"].items()):
         expiry.add_metric([host], timestamp)
     yield expiry
+    yield GaugeMetricFamily(
+        "tunnelgw_state_failing", "1 while the state cannot be saved (a full disk).", value=snapshot["state_failing"]
+    )

@@ -112,7 +112,7 @@ class ProcessCounters:
         self.parked -= 1
 
     def snapshot(self) -> ProcessSnapshot:
-        """A copy of the numbers, routes included; the caller adds `connectors` and `certificates`."""
+        """A copy of the numbers, routes included; the caller adds `connectors` and what follows it."""
         return {
             "routes": {label: counters.snapshot() for label, counters in self.routes.items()},
             "refused": {BY_CODE[code].label: count for code, count in enumerate(self._refused) if count},
@@ -122,4 +122,5 @@ class ProcessCounters:
             "buffered_bytes": self.buffered,
             "connectors": {},
             "certificates": {},
+            "state_failing": 0,
         }

@@ -1,7 +1,8 @@
 """One process's numbers as JSON-like dicts, and how those of several workers become one.
 
 The shape is the contract between a worker, the supervisor that asks every worker, and the collector that renders.
-Counters and gauges add up; a round trip is the worst one; a certificate's expiry is the earliest one.
+Counters and gauges add up; a round trip is the worst one; a certificate's expiry is the earliest one, and
+`state_failing` is 1 if any worker cannot save the state.
 
 Invariant: `merge` is commutative and associative, and `merge([one])` equals that one.
 PURE.
@@ -50,6 +51,7 @@ class ProcessSnapshot(TypedDict):
     buffered_bytes: int
     connectors: dict[str, ConnectorSnapshot]
     certificates: dict[str, float]
+    state_failing: int
 
 
 def empty() -> ProcessSnapshot:
@@ -63,6 +65,7 @@ def empty() -> ProcessSnapshot:
         "buffered_bytes": 0,
         "connectors": {},
         "certificates": {},
+        "state_failing": 0,
     }
 
 
@@ -81,6 +84,7 @@ def merge(snapshots: Iterable[ProcessSnapshot]) -> ProcessSnapshot:
         for name, connector in snapshot["connectors"].items():
             other = total["connectors"].get(name)
             total["connectors"][name] = connector.copy() if other is None else _add_connectors(other, connector)
+        total["state_failing"] = max(total["state_failing"], snapshot["state_failing"])
         for host, expiry in snapshot["certificates"].items():
             total["certificates"][host] = min(expiry, total["certificates"].get(host, expiry))
     return total
