@@ -1,0 +1,221 @@
+"""What an attack does to everybody else: floods and slowhttptest against an edge, and a visitor who measures beside them.
+
+    python -m loadtest.attacks [NAME]... [--seconds 15] [--connections 4000]
+
+Each attack runs against one edge and connector of its own. The attacker is one or 256 addresses, the visitor beside it
+has an address of its own and asks for 13 bytes every 20 ms on a connection that it keeps, and every 100 ms on a new
+one. Prints a table: their times, what the edge refused by reason, its memory, and whether a connector lost its tunnel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.contenders import HOST, make_certificate, start_nginx
+from loadtest.processes import Group, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack: a flood of `attackers.py`, or options of slowhttptest. per_address: `connections_per_address`."""
+
+    name: str
+    flood: str = ""
+    sources: int = 1
+    width: int = 1024
+    slow: tuple[str, ...] = ()
+    path: str = "/small"
+    per_address: int = 1024
+
+
+_FAST = ("-r", "1000", "-p", "5")
+_HEADERS = ("-H", "-i", "5", "-x", "24", *_FAST)
+_BODY = ("-B", "-i", "5", "-s", "8192", "-x", "10", *_FAST)
+_READ = ("-X", "-w", "512", "-y", "1024", "-n", "5", "-z", "32", *_FAST)
+ATTACKS = [
+    Attack("nothing"),
+    Attack("slow-headers", slow=_HEADERS),
+    Attack("slow-headers-raised", slow=_HEADERS, per_address=20000),
+    Attack("slow-body", slow=_BODY),
+    Attack("slow-body-raised", slow=_BODY, per_address=20000),
+    Attack("slow-read", slow=_READ, path="/10m"),
+    Attack("slow-read-raised", slow=_READ, path="/10m", per_address=20000),
+    *(
+        Attack(f"{kind}-{sources}", flood=kind, sources=sources, width=1024 if sources == 1 else 4096)
+        for kind in ("connect", "silent", "stalled", "halfway", "handshakes", "tunnels")
+        for sources in (1, 256)
+    ),
+]
+
+
+@dataclass
+class Place:
+    """An edge, a connector and nginx at home, under attack."""
+
+    group: Group
+    port: int
+    plain: int
+    metrics: int
+
+    def numbers(self) -> dict[str, float]:
+        """All series of the edge now."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=20) as answer:
+            text = answer.read().decode()
+        return {key: float(value) for key, value in re.findall(r"^(tunnelgw_\S+?) (\S+)$", text, re.MULTILINE)}
+
+
+def start(group: Group, attack: Attack) -> Place:
+    """Invite, join, run."""
+    folder = make_certificate(group.folder)
+    service = start_nginx(group)
+    with (folder / "pages" / "10m").open("wb") as file:
+        file.truncate(10 * 1024 * 1024)
+    port, plain, metrics = free_port(), free_port(), free_port()
+    tunnelgw = [sys.executable, "-m", "tunnelgw"]
+    (folder / "edge.toml").write_text(f"""
+domain = "example.com"
+address = "127.0.0.1:{port}"
+listen = ["127.0.0.1:{port}"]
+listen_http = ["127.0.0.1:{plain}"]
+state_dir = "{folder}/edge"
+[tls]
+issuer = "files"
+certificates = [{{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}]
+[limits]
+connections_per_address = {attack.per_address}
+[metrics]
+listen = "127.0.0.1:{metrics}"
+""")
+    (folder / "connector.toml").write_text(f"""
+state_dir = "{folder}/connector"
+[services.bench]
+target = "http://127.0.0.1:{service}"
+plain_http = true
+""")
+    edge, home = ["--config", str(folder / "edge.toml")], ["--config", str(folder / "connector.toml")]
+    from tunnelgw.admin.setup import create_state
+
+    create_state(folder / "edge")
+    group.start("edge", [*tunnelgw, "edge", "run", *edge])
+    group.wait_for("edge", "ready")
+    invite = subprocess.run([*tunnelgw, "edge", "invite", "home", *edge], check=True, capture_output=True)
+    subprocess.run([*tunnelgw, "join", "-", *home], input=invite.stdout, check=True, capture_output=True)
+    group.start("connector", [*tunnelgw, "connect", *home])
+    group.wait_for("connector", "ready")
+    return Place(group, port, plain, metrics)
+
+
+def begin(attack: Attack, place: Place, *, seconds: float, connections: int) -> subprocess.Popen[bytes] | None:
+    """Start the attacker."""
+    if attack.flood:
+        command = [sys.executable, "-m", "loadtest.attackers", attack.flood, str(place.port)]
+        command += ["--sources", str(attack.sources), "--width", str(attack.width), "--seconds", str(seconds + 2)]
+    elif attack.slow:
+        # It looks its target's name up: a hosts file of its own, in a mount namespace. It sends no SNI: plain HTTP.
+        hosts = place.group.folder / "hosts"
+        hosts.write_text(f"127.0.0.1 localhost {HOST}\n")
+        url = f"http://{HOST}:{place.plain}{attack.path}"
+        words = ["slowhttptest", *attack.slow, "-c", str(connections), "-l", str(int(seconds) + 2), "-u", url]
+        script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
+        command = ["unshare", "-m", "sh", "-c", script, "sh", *words]
+    else:
+        return None
+    return place.group.start("attacker", command, cwd=ROOT)
+
+
+def measure(attack: Attack, *, seconds: float, connections: int) -> dict[str, object]:
+    """One attack against a place of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        group = Group(Path(folder))
+        try:
+            place = start(group, attack)
+            attacker = begin(attack, place, seconds=seconds, connections=connections)
+            time.sleep(2)  # into the attack: its beginning is no steady state
+            command = [sys.executable, "-m", "loadtest.attackers", "bystander", str(place.port)]
+            busy = group.cpu("edge")
+            done = subprocess.run(
+                [*command, "--seconds", str(seconds)], cwd=ROOT, capture_output=True, check=True, timeout=seconds + 60
+            )
+            row: dict[str, object] = json.loads(done.stdout)
+            row["cpu_edge"] = round((group.cpu("edge") - busy) / seconds, 2)
+            row["memory_mb"] = round(group.memory("edge") / 2**20)
+            numbers = place.numbers()
+            row["connections"] = int(sum(v for k, v in numbers.items() if k.startswith("tunnelgw_connections{")))
+            row["reconnects"] = int(numbers.get('tunnelgw_tunnel_reconnects_total{connector="home"}', -1))
+            row["resumes"] = int(numbers.get('tunnelgw_tunnel_resumes_total{connector="home"}', -1))
+            row["refused"] = {
+                key[key.index('"') + 1 : -2]: int(value)
+                for key, value in numbers.items()
+                if key.startswith("tunnelgw_refused_total{") and value
+            }
+            if attacker is not None and attack.flood:
+                attacker.wait(60)
+                row["attacker"] = json.loads((group.folder / "attacker.log").read_text().splitlines()[-1])
+            for name in ("edge", "connector"):
+                text = (group.folder / f"{name}.log").read_text(errors="replace")
+                if "Traceback" in text:
+                    raise RuntimeError(f"{name} wrote a traceback:\n{text[-3000:]}")
+            return row
+        finally:
+            group.stop()
+
+
+def line(attack: Attack, row: dict[str, object]) -> str:
+    """A row of the table."""
+    kept, fresh = row["kept"], row["fresh"]
+    assert isinstance(kept, dict)
+    assert isinstance(fresh, dict)
+    cells = [
+        attack.name,
+        *(f"{one['p50_ms']} / {one['p99_ms']} / {sum(one['failures'].values())}" for one in (kept, fresh)),
+        f"{row['cpu_edge']}", f"{row['memory_mb']} MB", f"{row['connections']}",
+        f"{row['reconnects']}+{row['resumes']}", ", ".join(f"{k} {v}" for k, v in dict(row["refused"]).items()),  # type: ignore[call-overload]
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Run the attacks that were named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(attack.name for attack in ATTACKS))
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--connections", type=int, default=4000)
+    parser.add_argument("--json", action="store_true", help="every number, one line for each attack")
+    given = parser.parse_args()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    unknown = set(given.names) - {attack.name for attack in ATTACKS}
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    can_slow = shutil.which("slowhttptest") is not None and os.geteuid() == 0
+    print("| attack | kept: p50 / p99 ms / failed | fresh: the same | CPU | memory | open | reconnects | refused |")
+    print("|---|---|---|---|---|---|---|---|")
+    for attack in ATTACKS:
+        if given.names and attack.name not in given.names:
+            continue
+        if attack.slow and not can_slow:
+            print(f"| {attack.name} | needs slowhttptest and root (its own hosts file) |")
+            continue
+        row = measure(attack, seconds=given.seconds, connections=given.connections)
+        print(line(attack, row), flush=True)
+        if given.json:
+            print(json.dumps({"attack": attack.name, **row}), file=sys.stderr, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""Who goes and who is next when there is no room for all."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnelgw.access.crowd import Crowd
+from tunnelgw.access.turns import ADDRESSES_MAX, Turns
+
+
+def test_the_heaviest_address_loses_its_oldest() -> None:
+    crowd: Crowd[str] = Crowd(4)
+    assert [crowd.add("flood", f"f{number}") for number in range(4)] == [None] * 4
+    assert crowd.add("visitor", "v0") == "f0"
+    assert crowd.add("visitor", "v1") == "f1"
+    assert crowd.add("flood", "f4") == "f2"
+    assert set(crowd) == {"f3", "f4", "v0", "v1"}
+
+
+def test_of_equals_the_oldest_goes() -> None:
+    crowd: Crowd[str] = Crowd(2)
+    assert [crowd.add(name, name) for name in "abcd"] == [None, None, "a", "b"]
+
+
+def test_members_without_an_address_are_nobodys_burden() -> None:
+    crowd: Crowd[str] = Crowd(3)
+    assert [crowd.add(None, name) for name in "xy"] == [None, None]
+    assert [crowd.add("flood", name) for name in "ab"] == [None, "a"]
+    assert set(crowd) == {"x", "y", "b"}
+
+
+def test_a_member_that_left_is_not_asked_to_go() -> None:
+    crowd: Crowd[str] = Crowd(2)
+    crowd.add("a", "a0")
+    crowd.discard("a0")
+    crowd.discard("a0")
+    assert [crowd.add("b", "b0"), crowd.add("c", "c0"), crowd.add("b", "b1")] == [None, None, "b0"]
+    assert "b0" not in crowd
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=200))
+def test_the_books_of_a_crowd_agree(steps: list[tuple[int, int]]) -> None:
+    crowd: Crowd[int] = Crowd(6)
+    model: dict[int, int] = {}
+    for number, (key, leaving) in enumerate(steps):
+        gone = crowd.add(key, number)
+        model[number] = key
+        if gone is not None:
+            sizes = [list(model.values()).count(one) for one in model.values()]
+            assert list(model.values()).count(model[gone]) == max(sizes)
+            del model[gone]
+        if leaving < 3 and model:
+            member = list(model)[leaving % len(model)]
+            crowd.discard(member)
+            del model[member]
+        assert set(crowd) == set(model)
+        assert len(crowd) == len(model) <= 6
+    for member in list(model):
+        crowd.discard(member)
+    assert (crowd._members, crowd._by_size, crowd._largest) == ({}, {}, 0)
+
+
+def test_an_address_that_asks_rarely_comes_first() -> None:
+    turns: Turns[str] = Turns(calm=2, window=10.0)
+    for number in range(5):
+        turns.join("flood", f"f{number}", 0.0)
+    turns.join("visitor", "v", 0.0)
+    taken = [turns.take() for _ in range(7)]
+    assert taken == ["f0", "v", "f1", "f2", "f3", "f4", None]
+    assert not turns
+
+
+def test_addresses_take_turns() -> None:
+    turns: Turns[str] = Turns(calm=0, window=10.0)
+    for item in ("a0", "a1", "a2", "b0", "b1", "c0"):
+        turns.join(item[0], item, 0.0)
+    assert [turns.take() for _ in range(6)] == ["a0", "b0", "c0", "a1", "b1", "a2"]
+
+
+def test_counts_end_with_their_window() -> None:
+    turns: Turns[str] = Turns(calm=1, window=10.0)
+    turns.join("a", "a0", 0.0)
+    turns.join("a", "a1", 1.0)
+    turns.join("a", "a2", 11.0)
+    turns.join("b", "b0", 11.0)
+    assert [turns.take() for _ in range(4)] == ["a0", "b0", "a2", "a1"]
+    for number in range(ADDRESSES_MAX + 5):
+        turns.join(number, "x", 12.0)
+    assert len(turns._counts) <= ADDRESSES_MAX
