@@ -1,7 +1,9 @@
 """Floods of one kind from one or many addresses, and the visitor beside them who measures what they do to others.
 
-    python -m loadtest.attackers connect|silent|stalled|handshakes|tunnels PORT [--sources 256] [--width 512] [--seconds 10]
+    python -m loadtest.attackers KIND PORT [--sources 256] [--width 512] [--seconds 10]
     python -m loadtest.attackers bystander PORT [--seconds 10]
+
+KIND is connect, silent, stalled, halfway, handshakes or tunnels: the methods of `Flood`.
 
 Sources are addresses of 127.0.0.0/8, which Linux lets anybody use. Prints one line of JSON at the end.
 """
@@ -56,7 +58,9 @@ class Flood:
 
     def __init__(self, port: int, *, sources: int, width: int, seconds: float) -> None:
         self.port = port
-        self.addresses = [f"127.{100 + number // 65536}.{number // 256 % 256}.{number % 256}" for number in range(sources)]
+        self.addresses = [
+            f"127.{100 + number // 65536}.{number // 256 % 256}.{number % 256}" for number in range(sources)
+        ]
         self.width = width
         self.until = time.monotonic() + seconds
         self.count: Counter[str] = Counter()

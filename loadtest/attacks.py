@@ -1,4 +1,4 @@
-"""What an attack does to everybody else: floods and slowhttptest against an edge, and a visitor who measures beside them.
+"""What an attack does to everybody else: floods and slowhttptest against an edge, with a visitor beside them.
 
     python -m loadtest.attacks [NAME]... [--seconds 15] [--connections 4000]
 
@@ -81,7 +81,8 @@ class Place:
 def start(group: Group, attack: Attack) -> Place:
     """Invite, join, run."""
     folder = make_certificate(group.folder)
-    service = start_nginx(group)
+    # The kernel's memory for TCP is the whole machine's, and home is on this one too: nginx may not take it all.
+    service = start_nginx(group, listen="sndbuf=64k")
     with (folder / "pages" / "10m").open("wb") as file:
         file.truncate(10 * 1024 * 1024)
     port, plain, metrics = free_port(), free_port(), free_port()

@@ -29,8 +29,11 @@ def make_certificate(folder: Path) -> Path:
     return folder
 
 
-def start_nginx(group: Group, inside: list[str] | None = None) -> int:
-    """The local service: bodies of 13 bytes to 1 GiB over plain HTTP with keep-alive. Returns its port."""
+def start_nginx(group: Group, inside: list[str] | None = None, *, listen: str = "") -> int:
+    """The local service: bodies of 13 bytes to 1 GiB over plain HTTP with keep-alive. Returns its port.
+
+    listen: further parameters of nginx's directive.
+    """
     folder, port = group.folder, free_port()
     pages = folder / "pages"
     pages.mkdir(exist_ok=True)
@@ -50,7 +53,7 @@ http {{ access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_re
   keepalive_timeout 300s;
   client_body_temp_path {folder}/tmp; proxy_temp_path {folder}/tmp; fastcgi_temp_path {folder}/tmp;
   uwsgi_temp_path {folder}/tmp; scgi_temp_path {folder}/tmp; open_file_cache max=100;
-  server {{ listen 127.0.0.1:{port} backlog=4096; root {pages}; }} }}
+  server {{ listen 127.0.0.1:{port} backlog=4096 {listen}; root {pages}; }} }}
 """)
     group.start("nginx", [*(inside or []), "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")])
     if not inside:

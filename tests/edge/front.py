@@ -255,8 +255,8 @@ class Front:
             ADDRESS, self.port, ssl=self.visitor_context(*alpn), server_hostname=name, ssl_handshake_timeout=5
         )
 
-    async def knock(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(ADDRESS, self.port)
+    async def knock(self, source: str = ADDRESS) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(ADDRESS, self.port, local_addr=(source, 0))
 
 
 def hello(name: str, *alpn: str) -> bytes:

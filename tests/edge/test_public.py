@@ -13,7 +13,7 @@ import pytest
 from tests.edge.front import ADDRESS, Front, ended, hello, in_records, padded, run, until
 from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.edge import public
-from tunnelgw.edge.public import plain_address, worker_of
+from tunnelgw.edge.addressing import plain_address, worker_of
 from tunnelgw.net import tls
 from tunnelgw.obs.reasons import Reason
 
@@ -461,7 +461,7 @@ def test_the_limit_of_an_address_refuses_the_new_one(tmp_path: Path) -> None:
 def test_when_descriptors_run_short_tunnels_still_get_in(tmp_path: Path) -> None:
     async def main() -> None:
         async with Front(tmp_path, descriptors=0) as front:  # 64 visitors
-            kept = [await front.knock() for _ in range(64)]
+            kept = [await front.knock(f"127.0.0.{2 + number // 32}") for number in range(64)]
             for _, writer in kept:
                 writer.write(hello("pass.example.com"))
             await until(lambda: len(front.opener.streams) == 64)
@@ -474,6 +474,87 @@ def test_when_descriptors_run_short_tunnels_still_get_in(tmp_path: Path) -> None
             await until(lambda: front.tunnels)
             for _, writer in (*kept, (reader, refused), (reader, tunnel)):
                 writer.transport.abort()
+
+    run(main)
+
+
+def test_a_flood_of_half_done_handshakes_locks_nobody_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            front.door.ledger.looking.most = 20
+            flood = [await front.knock(f"127.0.1.{number % 10}") for number in range(60)]
+            for _, writer in flood:
+                writer.write(hello("a.example.com")[:200])
+            await until(lambda: front.counters.refused(Reason.HANDSHAKE_LIMIT) == 40)
+            reader, writer = await front.visit("a.example.com")
+            writer.write(b"x")
+            await reader.readuntil(b"x")
+            assert front.counters.refused(Reason.HANDSHAKE_LIMIT) == 41
+            await ended(flood[0][0])  # of those with most the one that waited longest
+            for _, each in (*flood, (reader, writer)):
+                each.transport.abort()
+
+    run(main)
+
+
+def test_handshakes_that_stop_half_way_make_room_for_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            front.door.ledger.shaking.most = 4
+            flood = [await front.knock("127.0.1.1") for _ in range(4)]
+            for _, writer in flood:
+                writer.write(hello("a.example.com"))
+            for reader, _ in flood:
+                assert await reader.read(1) == b"\x16"  # a ServerHello, and we say nothing
+            reader, writer = await front.visit("a.example.com")
+            writer.write(b"x")
+            await reader.readuntil(b"x")
+            await flood[0][0].read()  # cut
+            assert front.counters.refused(Reason.HANDSHAKE_FAILED) == 1
+            await until(lambda: front.door.ledger.pending == 3)
+            for _, each in (*flood, (reader, writer)):
+                each.transport.abort()
+
+    run(main)
+
+
+def test_behind_a_proxy_the_visitors_address_is_counted(tmp_path: Path) -> None:
+    async def main() -> None:
+        rules = {"proxy_protocol": True, "trusted": lambda address: address == ADDRESS, "connections_per_address": 2}
+        async with Front(tmp_path, **rules) as front:
+            made = []
+            for host in ("192.0.2.7", "192.0.2.7", "192.0.2.8", "192.0.2.7"):
+                reader, writer = await front.knock()
+                data = hello("pass.example.com")
+                writer.write(proxy_header("v2", (host, 5000), ("198.51.100.1", 443), host="x") + data)
+                made.append(writer)
+                if len(made) < 4:
+                    assert await reader.readexactly(len(data)) == data.upper()
+                else:
+                    await ended(reader)
+            assert front.counters.refused(Reason.CONNECTION_LIMIT) == 1
+            for writer in made:
+                writer.transport.abort()
+            await until(lambda: not front.door.ledger.open)
+            assert front.door.ledger._peers == {}
+
+    run(main)
+
+
+def test_a_tunnel_from_another_worker_is_counted_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path, connections_per_address=1) as front:
+            ends = []
+            for _ in range(2):
+                sock, far = socket.socketpair()
+                far.send(hello("w0.tgw.invalid", "tgw/1"))
+                ends.append(far)
+                front.door.adopt(sock.detach(), ("192.0.2.7", 5000))
+            await until(lambda: front.tunnels)
+            assert (front.door.ledger.open, len(front.tunnels)) == (1, 1)
+            assert front.counters.refused(Reason.CONNECTION_LIMIT) == 1
+            for far in ends:
+                far.close()
 
     run(main)
 

@@ -40,18 +40,44 @@ def ledger(**limits: int) -> Ledger:
 
 
 def test_limits_refuse_the_new_and_keep_the_old() -> None:
-    book = ledger(limit=2, pending_limit=3)
+    book = ledger(limit=2)
     assert book.admit("a", listener="https", handshake=True) is None
     assert book.admit("a", listener="https", handshake=True) is None
     assert book.admit("a", listener="https", handshake=True) is Reason.CONNECTION_LIMIT
     assert book.admit(None, listener="https", handshake=True) is None
-    assert book.admit("b", listener="https", handshake=True) is Reason.HANDSHAKE_LIMIT
     assert book.admit("b", listener="http", handshake=False) is None
-    book.settled("a")
-    assert book.admit("c", listener="https", handshake=True) is None
     book.left("b", "http")
-    assert (book.open, book.pending) == (4, 3)
+    assert (book.open, book.pending) == (3, 3)
     assert "b" not in book._peers
+
+
+def test_the_last_quarter_is_for_addresses_with_few() -> None:
+    book = ledger(limit=1000, open_limit=100)
+    first = [book.admit("a", listener="http", handshake=False) for _ in range(90)]
+    assert first == [None] * 75 + [Reason.CONNECTION_LIMIT] * 15
+    others = [book.admit("b", listener="http", handshake=False) for _ in range(40)]
+    assert others == [None] * 26 + [Reason.DESCRIPTORS] * 14
+
+
+def test_newcomers_crowd_out_the_oldest_of_whoever_has_most() -> None:
+    book = ledger(limit=10, looking=3)
+    pairs = [socket.socketpair() for _ in range(4)]
+    try:
+        socks = []
+        for number, (left, _) in enumerate(pairs):
+            key = "visitor" if number == 3 else "flood"
+            assert book.admit(key, listener="https", handshake=True) is None
+            socks.append(counted(left, book, key=key, peer=("192.0.2.1", 1), listener="https", handshake=True))
+        assert [book.look(sock) for sock in socks] == [None, None, None, socks[0]]
+        socks[0].close()
+        assert book.shake(socks[3]) is None
+        assert (list(book.looking), list(book.shaking)) == (socks[1:3], [socks[3]])
+        for sock in socks:
+            sock.close()
+        assert (book.pending, book.open, len(book.looking), len(book.shaking)) == (0, 0, 0, 0)
+    finally:
+        for _, right in pairs:
+            right.close()
 
 
 def test_a_full_house_takes_no_plain_visitor_and_looks_at_tls_ones() -> None:
@@ -78,8 +104,10 @@ def test_the_limit_of_files_is_raised() -> None:
 def test_one_address_cannot_take_all_handshakes() -> None:
     book = ledger(limit=100, pending_per_key=2)
     assert [book.admit("a", listener="x", handshake=True) for _ in range(3)] == [None, None, Reason.HANDSHAKE_LIMIT]
-    book.settled("a")
-    assert book.admit("a", listener="x", handshake=True) is None
+    left, right = socket.socketpair()
+    with right, counted(left, book, key="a", peer=("192.0.2.1", 1), listener="x", handshake=True) as sock:
+        sock.settle()
+        assert book.admit("a", listener="x", handshake=True) is None
 
 
 @pytest.mark.parametrize("end", ["close", "detach", "transport", "tls-less abort", "release"])

@@ -73,5 +73,5 @@ class Crowd(Generic[T]):
                 del self._by_size[before]
         if after:
             self._by_size.setdefault(after, {})[key] = None
-        if after > self._largest or before == self._largest and before not in self._by_size:
+        if after > self._largest or (before == self._largest and before not in self._by_size):
             self._largest = after  # sizes change by one, so the next largest is this one

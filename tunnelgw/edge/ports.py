@@ -14,8 +14,8 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.addresses import address_key
+from tunnelgw.edge.addressing import plain_address, visitor_of
 from tunnelgw.edge.passthrough import Live, RawPassage
-from tunnelgw.edge.public import DoorRules, plain_address, visitor_of
 from tunnelgw.errors import Refused
 from tunnelgw.net.accept import Acceptor, Reserve, listen_on
 from tunnelgw.net.ledger import CountedSocket, Ledger, counted
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
 
+    from tunnelgw.edge.public import DoorRules
     from tunnelgw.gateway.opener import StreamOpener
     from tunnelgw.obs.counters import ProcessCounters
     from tunnelgw.routing.table import RouteTable

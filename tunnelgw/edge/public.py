@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.addresses import address_key
+from tunnelgw.edge.addressing import plain_address, visitor_of, worker_of
+from tunnelgw.edge.handshakes import Handshakes
 from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage
-from tunnelgw.gateway.opener import Visitor
 from tunnelgw.net import tls
 from tunnelgw.net.accept import KEPT_DESCRIPTORS, Acceptor, Reserve, defer_accept, dress, most_descriptors
 from tunnelgw.net.farewell import Farewell
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from tunnelgw.edge.workers import Peers
-    from tunnelgw.gateway.opener import StreamOpener
+    from tunnelgw.gateway.opener import StreamOpener, Visitor
     from tunnelgw.net.certificates import Certificates
     from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
@@ -116,8 +117,9 @@ class FrontDoor:
             counters, limit=rules.connections_per_address, open_limit=max(64, descriptors - KEPT_DESCRIPTORS)
         )
         self.reserve = Reserve()
+        self._handshakes = Handshakes(loop, self.ledger, refused=self._crowded_out)
         self._acceptors: list[Acceptor] = []
-        self._peeks: set[Peek[ClientHello] | Peek[ProxyHeader]] = set()
+        self._peeks: dict[CountedSocket, Peek[ClientHello] | Peek[ProxyHeader]] = {}
 
     def serve(self, listeners: Sequence[socket.socket]) -> None:
         """Accept TLS visitors and tunnels. The listeners stay the caller's; who made them does not matter."""
@@ -143,16 +145,16 @@ class FrontDoor:
     def close(self) -> None:
         """Stop, and drop what is not decided yet. Decided connections belong to others."""
         self.stop_accepting()
-        for peek in tuple(self._peeks):
-            peek.cancel()
-            peek.sock.close()
-        self._peeks.clear()
+        for sock in tuple(self.ledger.looking):
+            self._forget(sock)
+            sock.close()
         self.reserve.close()
 
     def adopt(self, descriptor: int, peer: tuple[str, int]) -> None:
         """A tunnel's socket that another worker accepted and peeked: its ClientHello is still in it."""
-        sock = counted(socket.socket(fileno=descriptor), None, key=None, peer=peer, listener="https", handshake=False)
-        self._look(sock, self._loop.time() + HELLO_SECONDS, self._adopted)
+        sock = self._admit(socket.socket(fileno=descriptor), peer, listener="https", handshake=True)
+        if sock is not None:
+            self._look(sock, self._loop.time() + HELLO_SECONDS, self._adopted)
 
     # Accepting.
 
@@ -178,7 +180,11 @@ class FrontDoor:
             self._counters.refuse(refusal)
             sock.close()
             return None
-        return counted(sock, self.ledger, key=key, peer=(host, address[1]), listener=listener, handshake=handshake)
+        ours = counted(sock, self.ledger, key=key, peer=(host, address[1]), listener=listener, handshake=handshake)
+        gone = self.ledger.look(ours) if handshake else None
+        if gone is not None:
+            self._crowded_out(gone)
+        return None if gone is ours else ours
 
     def _accepted(self, raw: socket.socket, address: tuple[str, int]) -> None:
         sock = self._admit(raw, address, listener="https", handshake=True)
@@ -211,31 +217,37 @@ class FrontDoor:
         peek = Peek(
             self._loop, sock, parse=parse_proxy_header, needs=_one_more, done=self._proxied, failed=self._not_proxied
         )
-        self._peeks.add(peek)
+        self._peeks[sock] = peek
         peek.start(self._wheel, until)
 
     def _look(self, sock: CountedSocket, until: float, done: Callable[[Peek[ClientHello], ClientHello], None]) -> None:
         peek = Peek(self._loop, sock, parse=parse_client_hello, needs=hello_needs, done=done, failed=self._not_tls)
-        self._peeks.add(peek)
+        self._peeks[sock] = peek
         peek.start(self._wheel, until)
 
     def _proxied(self, peek: Peek[ProxyHeader], header: ProxyHeader) -> None:
-        self._peeks.discard(peek)
         sock = peek.sock
+        del self._peeks[sock]
         sock.recv(header.length)  # was peeked, so it is all there
         if header.source is not None:
-            sock.peer = (plain_address(header.source[0]), header.source[1])
+            host = plain_address(header.source[0])
+            sock.peer = (host, header.source[1])
             sock.local = header.destination
+            refusal = None if self._rules.trusted(host) else self.ledger.known_as(sock, address_key(host))
+            if refusal is not None:
+                self._drop(sock, refusal)
+                return
         self._look(sock, peek.until, self._greeted)
 
     def _not_proxied(self, peek: Peek[ProxyHeader], reason: Reason, seen: bytes) -> None:  # noqa: ARG002 - Peek's interface
-        self._peeks.discard(peek)
+        del self._peeks[peek.sock]
         self._drop(peek.sock, reason)
 
     def _not_tls(self, peek: Peek[ClientHello], reason: Reason, seen: bytes) -> None:
-        self._peeks.discard(peek)
+        del self._peeks[peek.sock]
         if seen.startswith(_METHODS):
             self._counters.refuse(reason)
+            peek.sock.settle()
             Farewell(self._loop, self._wheel, peek.sock, _PLAIN_ANSWER)
         elif reason is Reason.HELLO_INVALID and seen.startswith(_TLS_RECORD):
             self._alert(peek.sock, Alert.ILLEGAL_PARAMETER, reason)
@@ -250,11 +262,11 @@ class FrontDoor:
         if tls.TUNNEL_ALPN.encode() in hello.alpn:
             worker = worker_of(hello.server_name)
             if worker is not None and worker != self._peers.index and self._peers.hand_over(worker, sock):
-                self._peeks.discard(peek)
+                del self._peeks[sock]
                 return
             self._adopted(peek, hello)
             return
-        self._peeks.discard(peek)
+        del self._peeks[sock]
         name, entry = self._find(hello.server_name)
         if self.ledger.full:
             self._drop(sock, Reason.DESCRIPTORS)
@@ -263,18 +275,21 @@ class FrontDoor:
         elif entry.kind in ("tls", "home"):
             self._pass_through(sock, hello, name, entry)
         elif tls.ACME_ALPN.encode() in hello.alpn:
-            self._answer_acme(sock, name)
+            self._answer_acme(sock, name, until=peek.until)
         elif entry.kind == "http" and not tls.negotiated(hello.alpn):
             self._alert(sock, Alert.NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
         elif not self._may_enter(sock, entry):
             self._drop(sock, Reason.ADDRESS_REFUSED)
         else:
-            spawn(self._terminate(sock, hello, name, entry), name="handshake")
+            self._handshakes.join(
+                sock, lambda: spawn(self._terminate(sock, hello, name, entry), name="handshake"), until=peek.until
+            )
 
     def _adopted(self, peek: Peek[ClientHello], hello: ClientHello) -> None:
         """A tunnel for this worker: the tunnel port stops counting it once it knows whose it is."""
-        self._peeks.discard(peek)
-        self._tunnel(peek.sock, hello)
+        sock = peek.sock
+        del self._peeks[sock]
+        self._handshakes.join(sock, lambda: self._tunnel(sock, hello), until=peek.until)
 
     def _find(self, server_name: str) -> tuple[str, NameEntry | None]:
         try:
@@ -300,13 +315,13 @@ class FrontDoor:
     def _no_stream(self, sock: CountedSocket, reason: Reason) -> None:
         self._alert(sock, Alert.INTERNAL_ERROR, reason)
 
-    def _answer_acme(self, sock: CountedSocket, name: str) -> None:
+    def _answer_acme(self, sock: CountedSocket, name: str, *, until: float) -> None:
         """tls-alpn-01 (RFC 8737) for a name whose TLS ends here: the handshake itself is the answer."""
         context = self._certificates.challenge(name)
         if context is None:
             self._alert(sock, Alert.NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
         else:
-            spawn(self._prove(sock, context), name="acme")
+            self._handshakes.join(sock, lambda: spawn(self._prove(sock, context), name="acme"), until=until)
 
     async def _prove(self, sock: CountedSocket, context: ssl.SSLContext) -> None:
         transport = await shake_hands(sock, asyncio.Protocol(), context, failed=self._counters.refuse)
@@ -344,43 +359,22 @@ class FrontDoor:
 
     def _alert(self, sock: CountedSocket, code: Alert, reason: Reason) -> None:
         self._counters.refuse(reason)
+        sock.settle()  # decided: nobody else may close it now
         Farewell(self._loop, self._wheel, sock, alert_record(code))
 
     def _drop(self, sock: CountedSocket, reason: Reason) -> None:
         self._counters.refuse(reason)
         sock.close()
 
+    def _crowded_out(self, sock: CountedSocket) -> None:
+        """Undecided, or waiting for its handshake, and there is no room for it."""
+        self._forget(sock)
+        self._drop(sock, Reason.HANDSHAKE_LIMIT)
 
-def plain_address(host: str) -> str:
-    """An address as text without what the socket layer added: "::ffff:" of a dual-stack listener, a zone index."""
-    if host.startswith("::ffff:") and "." in host:
-        return host[7:]
-    return host.partition("%")[0]
-
-
-def worker_of(server_name: str) -> int | None:
-    """The worker's number in `w<i>.tgw.invalid`; None for any other name."""
-    label, _, rest = server_name.partition(".")
-    if rest == "tgw.invalid" and label[:1] == "w" and label[1:].isascii() and label[1:].isdigit() and len(label) < 6:
-        return int(label[1:])
-    return None
-
-
-def visitor_of(sock: CountedSocket, *, secure: bool, server_name: str, alpn: str) -> Visitor:
-    """What the rest of the edge knows of this connection."""
-    local = sock.local
-    if local is None:
-        found = sock.getsockname()
-        local = (plain_address(found[0]), found[1])
-    return Visitor(
-        sock.peer[0],
-        sock.peer[1],
-        edge_address=local[0],
-        edge_port=local[1],
-        secure=secure,
-        server_name=server_name,
-        alpn=alpn,
-    )
+    def _forget(self, sock: CountedSocket) -> None:
+        peek = self._peeks.pop(sock, None)
+        if peek is not None:
+            peek.cancel()
 
 
 def _one_more(data: bytes) -> int:

@@ -17,7 +17,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import LocalError
-from tunnelgw.net.sockets import stream_socket
+from tunnelgw.net.sockets import TCP_NOTSENT_LOWAT, option, stream_socket
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 BACKLOG = 4096  # a burst of visitors while the loop is busy; the kernel's somaxconn may lower it
 DEFER_SECONDS = 3  # measured: holds a silent peer in the kernel for 3 s, so most ClientHellos are there at accept
 KEEPALIVE = (120, 30, 4)  # seconds of silence before the first probe, between probes, and how many: gone after 4 min
+# What the kernel keeps unsent for one visitor, who may never read it. Without a bound it is megabytes for each, and
+# thousands of slow readers fill the memory that the kernel has for all of TCP: everybody's connections stand still.
+UNSENT_MOST = 256 * 1024
 ACCEPTS_PER_WAKEUP = 32  # enough to drain a burst, few enough that established connections get their turn
 PAUSE_SECONDS = 0.5  # accepting rests this long when descriptors or memory are out
 COMPLAIN_SECONDS = 30.0  # the log hears of it this often
@@ -69,11 +72,12 @@ def listen_on(host: str, port: int, *, defer: bool, dual_stack: bool = False) ->
 
 
 def dress(listener: socket.socket) -> None:
-    """Options that accepted sockets inherit, so that they cost no call for each: no delay, and probes of silent peers.
+    """Options that accepted sockets inherit, so that they cost no call for each: no delay, probes, bounded sending.
 
     A visitor that vanished without a word (raw TCP, WebSocket: no idle timer) is noticed after `KEEPALIVE`.
     """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    option(listener, socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_MOST)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     idle, interval, count = KEEPALIVE
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)

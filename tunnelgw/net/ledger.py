@@ -1,5 +1,8 @@
 """Who has how many connections open, and a socket that keeps the count right.
 
+Old connections stay and new ones are refused, with one exception: what is not through its handshake yet (`look`,
+`shake`) makes room for newcomers, or a flood of half-done handshakes would lock everybody else out.
+
 The count follows the descriptor itself (`CountedSocket`): whoever owns the socket later, transport or our own code,
 closing it is what ends the count, so no path can forget to.
 
@@ -11,13 +14,19 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Protocol
 
+from tunnelgw.access.crowd import Crowd
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-PENDING_LIMIT = 2048  # handshakes in flight, at about 50 KB each inside OpenSSL: 100 MB at the very worst
-PENDING_PER_ADDRESS = 256  # handshakes in flight from one address: a household behind NAT stays far below
+# Accepted and not decided yet: a socket, what was peeked at for a moment, a timer; about 3 KB each, 6 MB.
+LOOKING_MAX = 2048
+# Within a TLS handshake: about 100 KB each while it lasts, so 50 MB. At 2,000 a second each may still take 250 ms.
+SHAKING_MAX = 512
+PENDING_PER_ADDRESS = 256  # not through their handshake, of one address: a household behind NAT stays far below
+# With three quarters of all places taken, an address that has so many gets no more of them: what is left is for others.
+CROWDED_QUARTERS, FEW = 3, 32
 
 
 class _Peer:
@@ -44,11 +53,12 @@ class Ledger:
     """Counts connections by address key, and how many of them are not through their handshake yet.
 
     `limit`: connections of one key. `open_limit`: of all; a TLS connection may still be looked at then (`full`), since
-    it may be a tunnel. `pending_limit`: handshakes in flight over all keys. A key of None is not limited
-    by address (a trusted proxy), but its handshakes count.
+    it may be a tunnel. A key of None is not limited by address (a trusted proxy).
     """
 
-    __slots__ = ("_counters", "_peers", "limit", "open", "open_limit", "pending", "pending_limit", "pending_per_key")
+    __slots__ = (
+        "_counters", "_peers", "limit", "looking", "open", "open_limit", "pending", "pending_per_key", "shaking",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -56,49 +66,75 @@ class Ledger:
         *,
         limit: int,
         open_limit: int,
-        pending_limit: int = PENDING_LIMIT,
+        looking: int = LOOKING_MAX,
+        shaking: int = SHAKING_MAX,
         pending_per_key: int = PENDING_PER_ADDRESS,
     ) -> None:
         self._counters = counters
         self.limit = limit
         self.open_limit = open_limit
-        self.pending_limit = pending_limit
         self.pending_per_key = pending_per_key
         self.open = 0
         self.pending = 0
+        self.looking: Crowd[CountedSocket] = Crowd(looking)  # accepted, not decided
+        self.shaking: Crowd[CountedSocket] = Crowd(shaking)  # within a handshake
         self._peers: dict[Hashable, _Peer] = {}
 
     def admit(self, key: Hashable | None, *, listener: str, handshake: bool) -> Reason | None:
-        """Count one more, or say why not. Old connections always stay: what is refused is the new one."""
-        if handshake and self.pending >= self.pending_limit:
-            return Reason.HANDSHAKE_LIMIT
+        """Count one more, or say why not."""
         if not handshake and self.full:
             return Reason.DESCRIPTORS
-        if key is not None:
-            peer = self._peers.get(key)
-            if peer is None:
-                peer = self._peers[key] = _Peer()
-            elif peer.open >= self.limit:
-                return Reason.CONNECTION_LIMIT
-            elif handshake and peer.pending >= self.pending_per_key:
-                return Reason.HANDSHAKE_LIMIT
-            peer.open += 1
-            peer.pending += handshake
-        self.open += 1
-        self.pending += handshake
-        self._counters.connection_opened(listener)
+        refusal = self._enter(key, handshake=handshake)
+        if refusal is None:
+            self.open += 1
+            self.pending += handshake
+            self._counters.connection_opened(listener)
+        return refusal
+
+    def _enter(self, key: Hashable | None, *, handshake: bool) -> Reason | None:
+        if key is None:
+            return None
+        peer = self._peers.get(key)
+        if peer is None:
+            peer = self._peers[key] = _Peer()
+        elif peer.open >= self.limit or (peer.open >= FEW and self.open * 4 >= self.open_limit * CROWDED_QUARTERS):
+            return Reason.CONNECTION_LIMIT
+        elif handshake and peer.pending >= self.pending_per_key:
+            return Reason.HANDSHAKE_LIMIT
+        peer.open += 1
+        peer.pending += handshake
         return None
+
+    def known_as(self, sock: CountedSocket, key: Hashable | None) -> Reason | None:
+        """A trusted proxy said whose connection this is: count it for that address, or say why not."""
+        if sock.key is None and key is not None:
+            refusal = self._enter(key, handshake=sock.handshaking)
+            if refusal is not None:
+                return refusal
+            sock.key = key
+        return None
+
+    def look(self, sock: CountedSocket) -> CountedSocket | None:
+        """It is undecided; who has to go for it, if anybody: it, or one that waited longer."""
+        return self.looking.add(sock.key, sock)
+
+    def shake(self, sock: CountedSocket) -> CountedSocket | None:
+        """It was decided, and its handshake begins; who has to go for it, if anybody."""
+        self.looking.discard(sock)
+        return self.shaking.add(sock.key, sock)
 
     @property
     def full(self) -> bool:
-        """No further visitor: the descriptors that are left are for others."""
+        """No further visitor: the descriptors and the memory that are left are for others."""
         return self.open > self.open_limit
 
-    def settled(self, key: Hashable | None) -> None:
-        """A handshake ended, well or badly."""
+    def settled(self, sock: CountedSocket) -> None:
+        """A handshake ended, well or badly, or will not be."""
+        self.looking.discard(sock)
+        self.shaking.discard(sock)
         self.pending -= 1
-        if key is not None:
-            self._peers[key].pending -= 1
+        if sock.key is not None:
+            self._peers[sock.key].pending -= 1
 
     def left(self, key: Hashable | None, listener: str) -> None:
         """A connection is no longer open here."""
@@ -128,7 +164,7 @@ class CountedSocket(socket.socket):
         if self.handshaking:
             self.handshaking = False
             if self._ledger is not None:
-                self._ledger.settled(self.key)
+                self._ledger.settled(self)
 
     def release(self) -> None:
         """Stop counting this one (a tunnel), though it stays open. Idempotent."""

@@ -1,0 +1,77 @@
+"""Handshakes in fair order, and few enough at a time that everybody who is through gets their turn of the loop.
+
+A TLS handshake is the dearest thing that a stranger can ask for: about 0.3 ms of the processor and 100 KB while it
+lasts. So a loop turn begins a few, addresses that ask rarely go first (`access/turns.py`), and when too many are under
+way the oldest of whoever has most is cut (`access/crowd.py`). Without a crowd a handshake begins at once.
+
+Who owns a socket: the front door until `join`, this file until `start`, whoever `start` calls after that.
+Invariant: each socket that joined is started once, or refused once, or closed while it waited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from tunnelgw.access.turns import Turns
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from tunnelgw.net.ledger import CountedSocket, Ledger
+
+# Begun in one loop turn: about 1.5 ms, so that requests wait little; still thousands a second.
+STARTS_PER_TURN = 4
+# An address that begins more handshakes than this within the window goes behind those that begin fewer: a browser
+# that opens a page of several hosts begins about ten.
+CALM, CALM_SECONDS = 16, 2.0
+
+
+class Handshakes:
+    """Inputs: `join`. `refused(sock)` takes back a socket whose turn did not come in time."""
+
+    __slots__ = ("_ledger", "_left", "_loop", "_refused", "_scheduled", "_turns")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, ledger: Ledger, *, refused: Callable[[CountedSocket], None]
+    ) -> None:
+        self._loop = loop
+        self._ledger = ledger
+        self._refused = refused
+        self._turns: Turns[tuple[CountedSocket, Callable[[], object], float]] = Turns(calm=CALM, window=CALM_SECONDS)
+        self._left = STARTS_PER_TURN
+        self._scheduled = False
+
+    def join(self, sock: CountedSocket, start: Callable[[], object], *, until: float) -> None:
+        """Call `start` when it is this socket's turn; `until` (loop time) at the latest."""
+        key = sock.peer if sock.key is None else sock.key
+        self._turns.join(key, (sock, start, until), self._loop.time())
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._left:
+            item = self._turns.take()
+            if item is None:
+                break
+            sock, start, until = item
+            if sock.fileno() < 0:
+                continue  # crowded out while it waited
+            if self._loop.time() > until:
+                self._refused(sock)
+                continue
+            self._left -= 1
+            gone = self._ledger.shake(sock)
+            if gone is not None:
+                with contextlib.suppress(OSError):  # its peer may have left by itself
+                    gone.shutdown(socket.SHUT_RDWR)  # whoever owns it sees the end, and counts it as failed
+            start()
+        if not self._scheduled and self._left < STARTS_PER_TURN:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self._left = STARTS_PER_TURN
+        self._serve()
