@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnelgw.access.crowd import Crowd
-from tunnelgw.access.turns import ADDRESSES_MAX, Turns
+from tunnelgw.access.turns import Turns
 
 
 def test_the_heaviest_address_loses_its_oldest() -> None:
@@ -61,30 +61,28 @@ def test_the_books_of_a_crowd_agree(steps: list[tuple[int, int]]) -> None:
     assert (crowd._members, crowd._by_size, crowd._largest) == ({}, {}, 0)
 
 
-def test_an_address_that_asks_rarely_comes_first() -> None:
-    turns: Turns[str] = Turns(calm=2, window=10.0)
-    for number in range(5):
-        turns.join("flood", f"f{number}", 0.0)
-    turns.join("visitor", "v", 0.0)
-    taken = [turns.take() for _ in range(7)]
-    assert taken == ["f0", "v", "f1", "f2", "f3", "f4", None]
+def test_an_address_with_little_under_way_comes_first() -> None:
+    turns: Turns[str] = Turns()
+    for number in range(3):
+        turns.join("flood", f"f{number}", 50 + number)
+    turns.join("family", "y", 5)
+    turns.join("visitor", "v", 1)
+    assert len(turns) == 5
+    assert [turns.take() for _ in range(6)] == ["v", "y", "f0", "f1", "f2", None]
     assert not turns
 
 
 def test_addresses_take_turns() -> None:
-    turns: Turns[str] = Turns(calm=0, window=10.0)
+    turns: Turns[str] = Turns()
     for item in ("a0", "a1", "a2", "b0", "b1", "c0"):
-        turns.join(item[0], item, 0.0)
+        turns.join(item[0], item, 4)
     assert [turns.take() for _ in range(6)] == ["a0", "b0", "c0", "a1", "b1", "a2"]
 
 
-def test_counts_end_with_their_window() -> None:
-    turns: Turns[str] = Turns(calm=1, window=10.0)
-    turns.join("a", "a0", 0.0)
-    turns.join("a", "a1", 1.0)
-    turns.join("a", "a2", 11.0)
-    turns.join("b", "b0", 11.0)
-    assert [turns.take() for _ in range(4)] == ["a0", "b0", "a2", "a1"]
-    for number in range(ADDRESSES_MAX + 5):
-        turns.join(number, "x", 12.0)
-    assert len(turns._counts) <= ADDRESSES_MAX
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 100_000))))
+def test_everything_that_waits_comes_out_once(joins: list[tuple[int, int]]) -> None:
+    turns: Turns[int] = Turns()
+    for number, (key, under_way) in enumerate(joins):
+        turns.join(key, number, under_way)
+    assert sorted(turns.take() for _ in joins) == list(range(len(joins)))  # type: ignore[type-var]
+    assert turns.take() is None

@@ -1,10 +1,10 @@
-"""Whose turn it is when more want in than can be served at once: addresses that ask rarely first, each in its turn.
+"""Whose turn it is when more want in than can be served at once: addresses with little under way first, then in turn.
 
-An address is calm until it has joined `calm` times within a window; after that its joins wait behind everybody calm.
-Within each of the two classes addresses take turns, so one that joins a thousand times delays another by one turn.
+Whoever joins says how much its address has under way already; the class is the power of two of that. A class is served
+only while those below it are empty, and within a class addresses take turns: one that joins a thousand times delays
+another by one turn, and a visitor with one connection comes before everybody who floods.
 
-Invariant: every item comes out at most once, and nothing that is waiting is forgotten; memory is bounded by what waits
-and by `ADDRESSES_MAX` counts.
+Invariant: every item comes out at most once, and nothing that waits is forgotten.
 """
 
 from __future__ import annotations
@@ -17,47 +17,40 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ADDRESSES_MAX = 16384  # remembered within one window, about 100 bytes each; the counts begin anew when there are more
+CLASSES = 9  # one, two or three, up to seven, ... 256 and more: what one address may have under way at most
 
 
 class Turns(Generic[T]):
-    """Inputs: `join`; output: `take`. `window`: seconds for which joins are counted."""
+    """Inputs: `join`; output: `take`."""
 
-    __slots__ = ("_calm", "_counts", "_first", "_second", "_until", "_window")
+    __slots__ = ("_classes", "_count")
 
-    def __init__(self, *, calm: int, window: float) -> None:
-        self._calm = calm
-        self._window = window
-        self._until = 0.0
-        self._counts: dict[Hashable, int] = {}
-        self._first: dict[Hashable, deque[T]] = {}
-        self._second: dict[Hashable, deque[T]] = {}
+    def __init__(self) -> None:
+        self._classes: tuple[dict[Hashable, deque[T]], ...] = tuple({} for _ in range(CLASSES))
+        self._count = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._first or self._second)
+    def __len__(self) -> int:
+        return self._count
 
-    def join(self, key: Hashable, item: T, now: float) -> None:
-        """`item` waits for its turn, as one of `key`'s."""
-        counts = self._counts
-        if now >= self._until or len(counts) >= ADDRESSES_MAX:
-            counts.clear()
-            self._until = now + self._window
-        count = counts[key] = counts.get(key, 0) + 1
-        lists = self._first if count <= self._calm else self._second
-        waiting = lists.get(key)
-        if waiting is None:
-            lists[key] = deque((item,))
+    def join(self, key: Hashable, item: T, under_way: int) -> None:
+        """`item` waits for its turn, as one of `key`'s, which has so many under way, this one included."""
+        waiting = self._classes[min(max(under_way, 1).bit_length(), CLASSES) - 1]
+        there = waiting.get(key)
+        if there is None:
+            waiting[key] = deque((item,))
         else:
-            waiting.append(item)
+            there.append(item)
+        self._count += 1
 
     def take(self) -> T | None:
         """Whose turn it is; None if nobody waits."""
-        lists = self._first or self._second
-        if not lists:
+        if not self._count:
             return None
-        key = next(iter(lists))
-        waiting = lists.pop(key)
-        item = waiting.popleft()
-        if waiting:
-            lists[key] = waiting  # to the end of the round
+        self._count -= 1
+        waiting = next(found for found in self._classes if found)
+        key = next(iter(waiting))
+        there = waiting.pop(key)
+        item = there.popleft()
+        if there:
+            waiting[key] = there  # to the end of the round
         return item

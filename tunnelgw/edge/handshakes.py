@@ -1,8 +1,8 @@
 """Handshakes in fair order, and few enough at a time that everybody who is through gets their turn of the loop.
 
 A TLS handshake is the dearest thing that a stranger can ask for: about 0.3 ms of the processor and 100 KB while it
-lasts. So a loop turn begins a few, addresses that ask rarely go first (`access/turns.py`), and when too many are under
-way the oldest of whoever has most is cut (`access/crowd.py`). Without a crowd a handshake begins at once.
+lasts. So a loop turn begins a few, addresses with few under way go first (`access/turns.py`), and when too many are
+under way the oldest of whoever has most is cut (`access/crowd.py`). Without a crowd a handshake begins at once.
 
 Who owns a socket: the front door until `join`, this file until `start`, whoever `start` calls after that.
 Invariant: each socket that joined is started once, or refused once, or closed while it waited.
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 # Begun in one loop turn: about 1.5 ms, so that requests wait little; still thousands a second.
 STARTS_PER_TURN = 4
-# An address that begins more handshakes than this within the window goes behind those that begin fewer: a browser
-# that opens a page of several hosts begins about ten.
-CALM, CALM_SECONDS = 16, 2.0
 
 
 class Handshakes:
@@ -40,14 +37,14 @@ class Handshakes:
         self._loop = loop
         self._ledger = ledger
         self._refused = refused
-        self._turns: Turns[tuple[CountedSocket, Callable[[], object], float]] = Turns(calm=CALM, window=CALM_SECONDS)
+        self._turns: Turns[tuple[CountedSocket, Callable[[], object], float]] = Turns()
         self._left = STARTS_PER_TURN
         self._scheduled = False
 
     def join(self, sock: CountedSocket, start: Callable[[], object], *, until: float) -> None:
         """Call `start` when it is this socket's turn; `until` (loop time) at the latest."""
         key = sock.peer if sock.key is None else sock.key
-        self._turns.join(key, (sock, start, until), self._loop.time())
+        self._turns.join(key, (sock, start, until), self._ledger.under_way(sock.key))
         self._serve()
 
     def _serve(self) -> None:

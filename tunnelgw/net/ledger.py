@@ -123,6 +123,10 @@ class Ledger:
         self.looking.discard(sock)
         return self.shaking.add(sock.key, sock)
 
+    def under_way(self, key: Hashable | None) -> int:
+        """Connections of this address that are not through their handshake; 1 where nobody is held responsible."""
+        return 1 if key is None else self._peers[key].pending
+
     @property
     def full(self) -> bool:
         """No further visitor: the descriptors and the memory that are left are for others."""
