@@ -210,12 +210,12 @@ class Ending:
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
             log.error("a visitor was turned away: %s", error)
-            self.ledger.settled(key)
-            self.ledger.left(key, LISTENER)
+            self.ledger.take_back(key, LISTENER)
             arrival.turn_away(Reason.DESCRIPTORS)
             return None
         near.setblocking(False)
         sock = counted(far, self.ledger, key=key, peer=peer, listener=LISTENER, handshake=True)
+        self.ledger.shake(sock)
         splice = arrival.splice()
         await self._loop.create_unix_connection(lambda: splice, sock=near)
         return await shake_hands(sock, protocol, context, failed=self.counters.refuse)

@@ -10,8 +10,6 @@ Invariant: each socket that joined is started once, or refused once, or closed w
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.turns import Turns
@@ -59,10 +57,7 @@ class Handshakes:
                 self._refused(sock)
                 continue
             self._left -= 1
-            gone = self._ledger.shake(sock)
-            if gone is not None:
-                with contextlib.suppress(OSError):  # its peer may have left by itself
-                    gone.shutdown(socket.SHUT_RDWR)  # whoever owns it sees the end, and counts it as failed
+            self._ledger.shake(sock)
             start()
         if not self._scheduled and self._left < STARTS_PER_TURN:
             self._scheduled = True

@@ -11,6 +11,7 @@ Invariant: a connection is counted from `admit` until its descriptor is closed, 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TYPE_CHECKING, Protocol
 
@@ -118,10 +119,13 @@ class Ledger:
         """It is undecided; who has to go for it, if anybody: it, or one that waited longer."""
         return self.looking.add(sock.key, sock)
 
-    def shake(self, sock: CountedSocket) -> CountedSocket | None:
-        """It was decided, and its handshake begins; who has to go for it, if anybody."""
+    def shake(self, sock: CountedSocket) -> None:
+        """It was decided, and its handshake begins; who has to go for it, if anybody, is cut."""
         self.looking.discard(sock)
-        return self.shaking.add(sock.key, sock)
+        gone = self.shaking.add(sock.key, sock)
+        if gone is not None:
+            with contextlib.suppress(OSError):  # its peer may have left by itself
+                gone.shutdown(socket.SHUT_RDWR)  # whoever owns it sees the end, and counts it as failed
 
     def under_way(self, key: Hashable | None) -> int:
         """Connections of this address that are not through their handshake; 1 where nobody is held responsible."""
@@ -131,6 +135,13 @@ class Ledger:
     def full(self) -> bool:
         """No further visitor: the descriptors and the memory that are left are for others."""
         return self.open > self.open_limit
+
+    def take_back(self, key: Hashable | None, listener: str) -> None:
+        """What was admitted for a handshake did not even become a socket of ours."""
+        self.pending -= 1
+        if key is not None:
+            self._peers[key].pending -= 1
+        self.left(key, listener)
 
     def settled(self, sock: CountedSocket) -> None:
         """A handshake ended, well or badly, or will not be."""
