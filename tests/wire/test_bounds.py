@@ -114,7 +114,7 @@ def test_a_window_is_filled_to_the_byte_and_credited_when_half_was_consumed() ->
     end.session.feed(open_frame(1) + data_frames(1, INITIAL_WINDOW), 0.0)
     stream = end.session.streams[1]
     assert stream.unread == INITIAL_WINDOW
-    assert end.session.buffered == end.budget.used == stream.held == INITIAL_WINDOW + MARK_COST
+    assert end.session.buffered == end.budget.used == stream.held == INITIAL_WINDOW  # one object
     end.pull_all()
     stream.consumed(INITIAL_WINDOW // 2 - 1)
     assert end.pull_all() == b""
@@ -122,6 +122,35 @@ def test_a_window_is_filled_to_the_byte_and_credited_when_half_was_consumed() ->
     assert end.pull_all() == encode(frames.WINDOW, 1, U32.pack(INITIAL_WINDOW // 2))
     with pytest.raises(RuntimeError):
         stream.consumed(INITIAL_WINDOW)
+
+
+def test_full_frames_in_a_row_are_given_to_the_sink_as_one() -> None:
+    end = home(held=True)
+    given: list[int] = []
+    end.session.feed(open_frame(1) + open_frame(3), 0.0)
+    sink = end.session.streams[1].sink
+    take = sink.stream_data
+    sink.stream_data = lambda data: (given.append(len(data)), take(data))  # type: ignore[method-assign,assignment]
+    row = data_frames(1, 2 * MAX_PAYLOAD + 5)
+    end.session.feed(row + data_frames(3, 7) + row + row[: 8 + MAX_PAYLOAD] + row[:100], 0.0)
+    assert given == [2 * MAX_PAYLOAD + 5, 3 * MAX_PAYLOAD + 5]
+    assert end.session.buffered == 5 * MAX_PAYLOAD + 17
+    end.session.feed(row[100:], 0.0)
+    assert given[2:] == [MAX_PAYLOAD, MAX_PAYLOAD + 5]
+    assert end.session.received == 2 * len(open_frame(1)) + len(data_frames(3, 7)) + 3 * len(row) + 8 + MAX_PAYLOAD
+
+
+def test_a_row_of_frames_ends_at_the_window() -> None:
+    end = home(held=True)
+    end.session.feed(open_frame(1, assumed=PRESSED_WINDOW), 0.0)
+    row = data_frames(1, PRESSED_WINDOW)
+    with pytest.raises(RemoteError):
+        end.session.feed(row + data_frames(1, 1), 0.0)
+    assert end.session.streams[1].unread == PRESSED_WINDOW
+    end = home(held=True)
+    end.session.feed(open_frame(1, assumed=PRESSED_WINDOW), 0.0)
+    with pytest.raises(RemoteError):
+        end.session.feed(row + HEADER.pack(0, 1), 0.0)
 
 
 def test_late_bytes_of_a_stream_reset_here_are_ignored_within_its_window() -> None:

@@ -115,14 +115,14 @@ def test_opens_leave_in_order_and_one_that_was_reset_never_leaves() -> None:
 def test_the_sink_is_paused_above_high_water_and_resumed_below_half() -> None:
     pair = Pair()
     stream, sink = pair.edge.open()
-    stream.write(bytes(128 * KIB))
+    stream.write(bytes(64 * KIB))
     assert not sink.paused
     stream.write(b"x")
     stream.write(b"x")
     assert sink.pauses == 1
-    pair.edge.session.pull(32 * KIB, 0.0)
+    pair.edge.session.pull(16 * KIB, 0.0)
     assert sink.paused
-    pair.edge.session.pull(64 * KIB, 0.0)
+    pair.edge.session.pull(32 * KIB, 0.0)
     assert not sink.paused
 
 

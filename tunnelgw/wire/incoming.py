@@ -37,7 +37,7 @@ from tunnelgw.wire.frames import (
     WINDOW,
     check_header,
 )
-from tunnelgw.wire.stream import BLOCKED, HIGH_WATER_MOST, NULL_SINK, Stream
+from tunnelgw.wire.stream import BLOCKED, NULL_SINK, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,8 +120,6 @@ def on_window(session: Session, number: int, payload: bytes, _more: bool) -> Non
     if credit > MAX_CREDIT:
         raise RemoteError(f"credit overflow on stream {number}")
     stream.credit = credit
-    if credit > stream.high * 2:
-        stream.high = min(credit // 2, HIGH_WATER_MOST)
     if stream.place == BLOCKED:
         session.scheduler.unblock(stream)
 
@@ -193,7 +191,6 @@ def walk(session: Session, data: bytes | memoryview, offset: int) -> int:
     uncounted = offset
     view = type(data) is not bytes
     get = session.streams.get
-    budget = session.budget
     try:
         while offset <= last:
             word, number = _unpack(data, offset)
@@ -209,19 +206,18 @@ def walk(session: Session, data: bytes | memoryview, offset: int) -> int:
                     session.table.late_data(number, word)
                     offset = stop
                     continue
-                granted = stream.granted - word
-                if granted < 0 or not word:
+                size = word
+                granted = stream.granted - size
+                if granted < 0 or not size:
                     raise RemoteError(f"DATA of {word} bytes for stream {number}: beyond its window or its end")
                 offset = stop
-                stream.granted = granted
-                if not stream.unread:
-                    stream.progress_at = session.now
-                stream.unread += word
-                session.buffered += word
-                budget.used += word
-                stream.sink.stream_data(bytes(data[start:stop]) if view else data[start:stop])  # type: ignore[arg-type]
-                if stream.unread:
-                    stream.hold()
+                payload = data[start:stop]
+                if word == MAX_PAYLOAD:
+                    payload, offset = run_of(data, offset, payload, number, granted)
+                    size = len(payload)
+                elif view:
+                    payload = bytes(payload)
+                stream.take(payload, size)  # type: ignore[arg-type]
                 continue
             kind, more = check_header(word, number)
             stop = start + (word & 0xFFFFFF)
@@ -236,6 +232,28 @@ def walk(session: Session, data: bytes | memoryview, offset: int) -> int:
     finally:
         session.received += offset - uncounted
     return offset
+
+
+def run_of(
+    data: bytes | memoryview, offset: int, first: bytes | memoryview, number: int, granted: int
+) -> tuple[bytes, int]:
+    """A full DATA frame's payload `first` with those of the same stream that follow at `offset`, and where they end.
+
+    A sender's turn is four frames: what the sink does for each is done once. Stops before a frame that is not whole,
+    or not in order (empty, beyond `granted`): the caller comes to it next.
+    """
+    end = len(data)
+    last = end - HEADER_SIZE
+    payloads = [first]
+    while offset <= last:
+        size, other = _unpack(data, offset)
+        start = offset + HEADER_SIZE
+        if other != number or not 0 < size <= MAX_PAYLOAD or size > granted or start + size > end:
+            break
+        granted -= size
+        offset = start + size
+        payloads.append(data[start:offset])
+    return b"".join(payloads), offset
 
 
 def complete(session: Session, data: bytes | memoryview) -> int:

@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tunnelgw.wire.frames import FIN, HEADER, HEADER_SIZE, MAX_FRAME, MAX_PAYLOAD
-from tunnelgw.wire.stream import BLOCKED, IDLE, LISTED
+from tunnelgw.wire.stream import BLOCKED, HIGH_WATER, IDLE, LISTED
 
 if TYPE_CHECKING:
     from tunnelgw.wire.session import Session
@@ -177,7 +177,7 @@ class Scheduler:
             stream.turn -= size
             queued -= size
             stream.queued = queued
-            if stream.paused and queued * 2 <= stream.high:
+            if stream.paused and queued * 2 <= HIGH_WATER:
                 stream.paused = False
                 self._resumed.append(stream)
         if queued:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget", "Session", "SessionLimits"]
 
-ACK_BYTES = 256 * 1024  # acknowledge at once from here on
+ACK_BYTES = 64 * 1024  # acknowledge at once from here on: what the peer retains is memory that it has to touch
 ACK_SECONDS = 0.1  # and in any case after this
 
 
