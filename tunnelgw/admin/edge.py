@@ -21,6 +21,7 @@ from tunnelgw.admin.api import EdgeDesk
 from tunnelgw.admin.control import ControlServer
 from tunnelgw.config.diff import diff_edge, restart_warning
 from tunnelgw.config.files import make_private_folder
+from tunnelgw.config.hardening import harden
 from tunnelgw.config.load import load_edge
 from tunnelgw.config.problems import ConfigError
 from tunnelgw.edge.app import Edge
@@ -50,12 +51,14 @@ log = logging.getLogger(__name__)
 
 def run_edge(config: EdgeConfig) -> None:
     """Serve until SIGTERM or SIGINT; prints one line, `ready` and the addresses. LocalError where it cannot begin."""
+    harden()
     make_private_folder(config.state_dir)
     run(lambda: _lead(config), require_uvloop=True)
 
 
 def run_worker(path: Path, descriptor: int) -> None:
     """One worker of several; the supervisor is at the other end of `descriptor`."""
+    harden()
     config = load_edge(path)
     run(lambda: _work(config, descriptor), require_uvloop=True)
 

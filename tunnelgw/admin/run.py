@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.admin.control import ControlServer
 from tunnelgw.config.files import make_private_folder
+from tunnelgw.config.hardening import harden
 from tunnelgw.connector.app import Connector
 from tunnelgw.net.loop import run
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def run_connector(config: ConnectorConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises LocalError where it cannot begin."""
+    harden()
     make_private_folder(config.state_dir)
     run(lambda: _serve(config), require_uvloop=False)
 

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tunnelgw.config.hardening import harden
 from tunnelgw.errors import Refused, RemoteError, TunnelgwError
 from tunnelgw.identity.ca import Authorities
 from tunnelgw.identity.registry import Registry
@@ -67,6 +68,7 @@ def answer(store: SqliteStore, request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    harden()
     try:
         sys.exit(main(sys.argv[1:]))
     except TunnelgwError as error:

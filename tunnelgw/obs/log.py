@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -117,16 +118,19 @@ def _iso(timestamp: float) -> str:
     return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def setup(*, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+def setup(*, stream: TextIO | None = None) -> None:
     """Send every logger's lines to `stream` (stderr): text if it is a terminal, JSON lines otherwise.
 
-    Called once by a long-running command; replaces the handlers that were there.
+    Called once by a long-running command; replaces the handlers that were there. With TUNNELGW_DEBUG=1 our own debug
+    lines are written too, not those of libraries, which were not written with secrets in mind.
     """
     stream = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter() if stream.isatty() else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
+    if os.environ.get("TUNNELGW_DEBUG") == "1":
+        logging.getLogger("tunnelgw").setLevel(logging.DEBUG)
     # What logging cannot write (a closed pipe) must not become a traceback on stderr.
     logging.raiseExceptions = False

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from acme import errors
 from josepy.errors import Error as JoseError
 
+from tunnelgw.config.hardening import harden
 from tunnelgw.errors import TunnelgwError
 from tunnelgw.identity.acme import order
 from tunnelgw.identity.acme.session import Failed, Session, explain
@@ -85,4 +86,5 @@ def _leave(_number: int, _frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
+    harden()
     sys.exit(main())
