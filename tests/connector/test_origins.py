@@ -198,7 +198,13 @@ def test_a_target_that_never_accepts_times_out(monkeypatch: pytest.MonkeyPatch) 
     run(main)
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "fd00:ec2::254%lo", "169.254.170.2",
+        "64:ff9b::a9fe:a9fe",
+    ],
+)  # fmt: skip
 def test_metadata_addresses_are_refused_after_resolution(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def resolve(host: str, port: int) -> list[eyeballs.Place]:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 
 from tests.edge.front import run
 from tunnelgw.access.grants import Grant
-from tunnelgw.edge.claims import ClaimDesk
+from tunnelgw.edge import claims
+from tunnelgw.edge.claims import HOSTS_MAX, OTHER_LABEL, ClaimDesk
 from tunnelgw.edge.names import ended_hosts
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.errors import LocalError
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.counters import ProcessCounters
+from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.table import RouteTable
-from tunnelgw.wire.control import Offer, Services
+from tunnelgw.wire.control import ClaimResult, Claims, Offer, Services, encode
 
 
 class Ports:
@@ -41,6 +44,7 @@ class Registry:
     def __init__(self) -> None:
         self.failure: LocalError | None = None
         self.remembered = 0
+        self.held: dict[str, str] = {}
 
     def get(self, name: str) -> Any:
         return SimpleNamespace(revoked=False, grant=Grant(hosts=("*",), ports=((2222, 2222),)))
@@ -51,13 +55,14 @@ class Registry:
         self.remembered += 1
 
     def hold(self, name: str, wanted: Any) -> dict[str, str]:
-        return {}
+        return {claim: holder for claim, holder in self.held.items() if claim in wanted}
 
 
 class Home:
     def __init__(self) -> None:
         self.name = "home"
         self.told: list[Any] = []
+        self.session: Any = object()
 
     def tell(self, message: Any) -> None:
         self.told.append(message)
@@ -70,7 +75,10 @@ class Desk:
         self.desk = ClaimDesk(
             domain="example.com", edge_names=frozenset(), address="edge.example.com", https_port=443,
             registry=self.registry, table=self.table, ports=self.ports, live=Live(),  # type: ignore[arg-type]
-            connectors=SimpleNamespace(by_name=self.by_name), counters=ProcessCounters(),  # type: ignore[arg-type]
+            connectors=SimpleNamespace(  # type: ignore[arg-type]
+                by_name=self.by_name, notify_holder=lambda *a, **k: None
+            ),
+            counters=ProcessCounters(),
             changed=lambda: None,
         )  # fmt: skip
         self.offers = Services(1, [Offer(name="web", kind="http"), Offer(name="ssh", kind="tcp", ports=[(2222, 2222)])])
@@ -158,3 +166,96 @@ def test_what_cannot_end_at_home_is_refused(offer: Offer) -> None:
     desk, results = decided(offer)
     assert results["x"].refused == "claim_unsupported"
     assert not desk.table.routes()
+
+
+async def answers(desk: Desk, *offers: Offer) -> list[ClaimResult]:
+    desk.ports.allowed.set()
+    await desk.desk.decide(desk.home, Services(1, list(offers)))  # type: ignore[arg-type]
+    assert isinstance(desk.home.told[-1], Claims)
+    return desk.home.told[-1].results
+
+
+def test_a_grant_that_changes_while_its_connector_is_away_opens_no_ports() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.ports.allowed.set()
+        await desk.desk.decide(desk.home, desk.offers)  # type: ignore[arg-type]
+        assert desk.ports.open_now == {2222}
+        desk.home.session = None
+        desk.ports.open_now.clear()  # as it is when the connector leaves
+        await desk.desk.again(desk.home)  # type: ignore[arg-type]
+        assert not desk.ports.open_now
+        assert len(list(desk.table.routes())) == 2
+        desk.home.session = object()
+        await desk.desk.decide(desk.home, desk.offers)  # type: ignore[arg-type]
+        assert desk.ports.open_now == {2222}
+
+    run(main)
+
+
+def test_refused_claims_are_logged_once_per_interval(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.registry.held = {"host:web.example.com/": "other"}
+        for _ in range(5):
+            results = await answers(desk, Offer(name="web", kind="http"), Offer(name="x", kind="udp"))
+            assert [result.refused for result in results] == ["claim_held", "claim_unsupported"]
+        lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+        assert len(lines) == 2
+        assert "held by connector other" in lines[0]
+        assert desk.desk._counters.refused(Reason.CLAIM_HELD) == 5
+
+    run(main)
+
+
+def test_only_one_worker_logs_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.desk._logs = lambda name: name != "home"
+        await answers(desk, Offer(name="x", kind="udp"))
+        assert not caplog.records
+
+    run(main)
+
+
+def test_many_port_ranges_are_counted_before_they_are_listed() -> None:
+    """A message of 1 MB has room for a hundred thousand ranges of all ports."""
+
+    async def main() -> None:
+        desk = Desk()
+        everything = [(1, 65535)] * 256
+        offers = [Offer(name=f"s{number}", kind="tcp", ports=everything) for number in range(400)]
+        begun = time.process_time()
+        results = await answers(desk, *offers, Offer(name="ssh", kind="tcp", ports=[(2222, 2222)]))
+        assert {result.refused for result in results} == {"claim_unsupported"}
+        assert time.process_time() - begun < 5.0  # 27 million ports, one by one, would take longer
+
+    run(main)
+
+
+def test_host_names_are_bounded_and_the_answer_fits_a_message() -> None:
+    async def main() -> None:
+        desk = Desk()
+        offers = [
+            Offer(name=f"s{number}", kind="http", hosts=[f"h{number}-{index}.example.com" for index in range(8)])
+            for number in range(4096)
+        ]
+        results = await answers(desk, *offers)
+        assert sum(len(result.addresses) for result in results) == HOSTS_MAX
+        assert len(list(desk.table.routes())) == HOSTS_MAX
+        assert len(encode(desk.home.told[-1])) < 1 << 20
+
+    run(main)
+
+
+def test_labels_are_bounded_however_often_the_paths_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "LABELS_MAX", 10)
+
+    async def main() -> None:
+        desk = Desk()
+        for number in range(30):
+            await answers(desk, Offer(name="web", kind="http", path=f"/p{number}"))
+        assert len(desk.desk._counters.routes) == 11
+        assert OTHER_LABEL in desk.desk._counters.routes
+
+    run(main)

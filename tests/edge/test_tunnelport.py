@@ -15,18 +15,20 @@ from tests.net.certs import Authority
 from tunnelgw.access.addresses import address_key
 from tunnelgw.edge import tunnelport
 from tunnelgw.edge.tunnelport import TunnelPort
-from tunnelgw.errors import LocalError
+from tunnelgw.errors import LocalError, Refused
 from tunnelgw.net.ledger import Ledger, counted
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import Hello, Join, RefusedMessage
+from tunnelgw.obs.sparing import LINES
+from tunnelgw.wire.control import Hello, Join, JoinStart, RefusedMessage
 from tunnelgw.wire.hello import GreetingReader, encode_greeting
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 HELLO = encode_greeting(Hello(versions=[1], software="test", instance="0123456789abcdef", dial=1))
+START = encode_greeting(JoinStart(versions=[1]))
 JOIN = encode_greeting(Join(invitation="a" * 16, secret="s" * 32, csr="c" * 100))
 
 
@@ -42,6 +44,7 @@ class Office:
     def __init__(self, context: ssl.SSLContext) -> None:
         self.tunnel_context = context
         self.failure: Exception | None = None
+        self.authority = "a" * 1000
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def authorise(self, certificate: object, *, expired: bool = False) -> Any:
@@ -136,6 +139,14 @@ class Guest:
         await loop.sock_sendall(self.sock, self.outside.read())
 
 
+async def left(guest: Guest) -> None:
+    """The edge hung up."""
+    with contextlib.suppress(OSError):
+        while await asyncio.get_running_loop().sock_recv(guest.sock, 65536):
+            pass
+    guest.sock.close()
+
+
 async def refusal(guest: Guest) -> RefusedMessage:
     reader = GreetingReader()
     while True:
@@ -189,13 +200,114 @@ def test_no_more_guests_than_there_is_room_for(tmp_path: Path, monkeypatch: pyte
     async def main() -> None:
         desk = Desk(tmp_path)
         guests = [await desk.visit(HELLO[:3]) for _ in range(2)]
+        assert len(desk.port.guests) == 2
+        late = await desk.visit(HELLO)
+        await until(lambda: desk.connectors.links)  # who has something to say finds room
+        assert desk.counters.refused(Reason.HANDSHAKE_LIMIT) == 1
+        await left(guests[0])
+        assert len(desk.port.guests) == 1
+        desk.connectors.links[0].abort()
+        late.sock.close()
+        desk.port.close()
+        await until(lambda: not desk.port.guests and not desk.ledger.open)
+        for guest in guests:
+            guest.sock.close()
+
+    run(main)
+
+
+def test_one_address_takes_a_part_of_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnelport, "GUESTS_PER_ADDRESS", 2)
+
+    async def main() -> None:
+        desk = Desk(tmp_path)
+        guests = [await desk.visit(HELLO[:3]) for _ in range(2)]
         with pytest.raises(OSError, match=r"turned away|reset|Broken pipe"):
             await desk.visit(HELLO)
         assert desk.counters.refused(Reason.HANDSHAKE_LIMIT) == 1
         desk.port.close()
         await until(lambda: not desk.port.guests and not desk.ledger.open)
+        assert not desk.port._of_key
         for guest in guests:
             guest.sock.close()
+
+    run(main)
+
+
+def test_the_authority_is_shown_once(tmp_path: Path) -> None:
+    """Asking costs 40 bytes, the answer is a kilobyte: a guest that asks without reading must not fill memory."""
+
+    async def main() -> None:
+        desk = Desk(tmp_path)
+        guest = await desk.visit(START * 2000)
+        await left(guest)
+        assert desk.counters.refused(Reason.PROTOCOL_ERROR) == 1
+        await until(lambda: not desk.port.guests)
+
+    run(main)
+
+
+def test_after_a_refusal_nothing_more_is_heard(tmp_path: Path) -> None:
+    async def main() -> None:
+        desk = Desk(tmp_path)
+        desk.office.failure = Refused("revoked", reason=Reason.REVOKED)
+        guest = await desk.visit(HELLO * 500)
+        await left(guest)
+        assert desk.counters.refused(Reason.REVOKED) == 1
+        assert desk.counters.refused(Reason.PROTOCOL_ERROR) <= 1
+        await until(lambda: not desk.port.guests)
+
+    run(main)
+
+
+def test_of_many_guesses_at_once_no_more_are_looked_at(tmp_path: Path) -> None:
+    async def main() -> None:
+        desk = Desk(tmp_path)
+        looked = 0
+
+        async def join(message: object) -> Any:
+            nonlocal looked
+            looked += 1
+            raise Refused("no", reason=Reason.INVITATION_INVALID)
+
+        desk.office.join = join  # type: ignore[method-assign]
+        guests = [await desk.visit(b"") for _ in range(tunnelport.ATTEMPTS_MAX + 10)]
+        for guest in guests:
+            guest.tls.write(JOIN)
+            guest.sock.send(guest.outside.read())
+        for guest in guests:
+            await left(guest)
+        assert looked == tunnelport.ATTEMPTS_MAX
+        assert desk.counters.refused(Reason.RATE_LIMIT) == 10
+
+    run(main)
+
+
+def test_one_identity_that_dials_without_end_is_slowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnelport, "HELLOS_BURST", 3)
+
+    async def main() -> None:
+        desk = Desk(tmp_path)
+        guests = [await desk.visit(HELLO) for _ in range(3)]
+        await until(lambda: len(desk.connectors.links) == 3)
+        late = await desk.visit(HELLO)
+        assert (await refusal(late)).reason == Reason.RATE_LIMIT.label
+        for link in desk.connectors.links:
+            link.abort()
+        for guest in (*guests, late):
+            guest.sock.close()
+
+    run(main)
+
+
+def test_refusals_of_many_addresses_do_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        desk = Desk(tmp_path)
+        for number in range(5000):
+            address = f"198.51.{number >> 8}.{number & 255}"
+            desk.port.note_refusal(address, address, Refused("no", reason=Reason.UNAUTHENTICATED))
+        assert desk.counters.refused(Reason.UNAUTHENTICATED) == 5000
+        assert len(caplog.records) == LINES
 
     run(main)
 

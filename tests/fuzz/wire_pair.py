@@ -7,6 +7,8 @@ all that may come out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.fuzz.wire_session import BUDGET, LIMITS, REQUEST, Handler, Program, Sink, check
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.obs.reasons import Reason
@@ -17,6 +19,11 @@ from tunnelgw.wire.session import Session
 TEXT = bytes(range(251)) * 800  # no period that a frame's size divides: a shift shows
 
 
+# Honest sides keep to each other's rates; a program has no time to.
+FAIR = replace(LIMITS, accepted=64, opens_per_second=1000.0)
+OPENS = 100
+
+
 class Side:
     """A session, what it has in flight, and what its streams wrote."""
 
@@ -24,8 +31,9 @@ class Side:
         self.handler = Handler(mood & 0x1B)
         self.flight = bytearray()
         self.written: dict[int, int] = {}
+        self.opened = 0
         self.session = Session(
-            opens_odd=opens_odd, handler=self.handler, wake=lambda: None, budget=Budget(BUDGET), now=0.0, limits=LIMITS
+            opens_odd=opens_odd, handler=self.handler, wake=lambda: None, budget=Budget(BUDGET), now=0.0, limits=FAIR
         )
 
     def live(self) -> list[Sink]:
@@ -90,6 +98,9 @@ class Driver:
             stream.consumed(-(-stream.unread // (1 + what % 3)))
 
     def open(self, side: Side) -> None:
+        if side.opened >= OPENS:
+            return
+        side.opened += 1
         sink = Sink(self.program.byte() & 0x0B)
         try:
             sink.stream = side.session.open(REQUEST, sink, self.now)
@@ -115,7 +126,8 @@ class Driver:
         elif what < 220:
             self.cut()
         elif what < 235:
-            side.session.send_control(Notice(reason="x", message="m" * self.program.byte()))
+            if side.session.out.waiting < 1024:  # the peer asked for none of these
+                side.session.send_control(Notice(reason="x", message="m" * self.program.byte()))
         elif what < 245:
             side.session.send_datagram(what, bytes(self.program.byte() * 10))
         else:

@@ -22,7 +22,9 @@ from tunnelgw.identity.material import digest
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.tls import tunnel_client_context
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.obs.sparing import Interval, Sparing
 from tunnelgw.wire.control import Renewed, RenewRequest
+from tunnelgw.wire.flow import TokenBucket
 
 if TYPE_CHECKING:
     import ssl
@@ -37,14 +39,18 @@ log = logging.getLogger(__name__)
 
 RENEW_RETRY = 3600.0  # seconds until an unanswered or failed renewal is tried again
 EXPIRY_WARNING = 7 * 86400.0
+WORKERS_MAX = 64  # tunnels to one edge, whatever it says: more cores than that serve no home
+CLAIM_LINES = 500  # of claims in a minute: all of a large connector, but an edge that changes its mind is cut short
+# Certificates taken from the edge: each costs a write and 10 MB for a moment.
+INSTALLS_BURST, INSTALLS_PER_SECOND = 16, 1 / 60
 
 
 class JoinedEdge:
     """See the module's text. Implements `EdgeSide` and `TunnelOwner`."""
 
     __slots__ = (
-        "_changed", "_installing", "_instance", "_renewal", "_renewal_at", "claims", "claims_revision", "domain",
-        "endpoint", "identity", "main", "slots",
+        "_changed", "_granted", "_installing", "_installs", "_instance", "_logged", "_renewal", "_renewal_at", "claims",
+        "claims_revision", "domain", "endpoint", "identity", "main", "slots",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +63,9 @@ class JoinedEdge:
         self.claims: dict[str, ClaimResult] = {}
         self.claims_revision = 0
         self._changed = changed
+        self._logged = Sparing(log, lines=CLAIM_LINES)
+        self._granted = Interval(most=CLAIM_LINES)
+        self._installs: TokenBucket | None = None
         self._instance = instance
         self._installing = asyncio.Lock()  # the identity is replaced by one message at a time
         self._renewal: asyncio.Task[None] | None = None
@@ -122,11 +131,12 @@ class JoinedEdge:
         if main.worker is not None and self.slots.get(main.worker) is main:
             del self.slots[main.worker]
         main.worker = welcome.worker
+        workers = min(welcome.workers, WORKERS_MAX)
         for number, slot in list(self.slots.items()):
-            if number >= welcome.workers or number == welcome.worker:
+            if number >= workers or number == welcome.worker:
                 self._end_slot(slot)
         self.slots[welcome.worker] = main
-        for number in range(welcome.workers):
+        for number in range(workers):
             if number not in self.slots:
                 slot = Supervisor(self, owner=self, instance=self._instance, worker=number)
                 slot.workers = welcome.workers
@@ -153,10 +163,14 @@ class JoinedEdge:
         self._changed()
 
     def _log_claim(self, result: ClaimResult) -> None:
+        now = asyncio.get_running_loop().time()
         if not result.refused:
-            log.info("service %s: %s", result.name, " ".join(result.addresses) or "declared, no public address")
+            # Said again whenever it comes back, so no interval for each; the bound of all holds.
+            if self._granted.take(f"{result.name} {now}", now):
+                log.info("service %s: %s", result.name, " ".join(result.addresses) or "declared, no public address")
             return
-        log.warning(
+        self._logged.warning(
+            f"{result.name} {result.refused} {result.message} {result.hint}", now,
             "service %s: the edge %s refused it (%s): %s%s",
             result.name, self.endpoint, result.refused, result.message,
             f"; to allow it, run on the edge: {result.hint}" if result.hint else "",
@@ -164,7 +178,8 @@ class JoinedEdge:
 
     def renewed(self, message: Renewed) -> None:
         """The edge signed a new certificate: the next dial uses it."""
-        self._renewal = spawn(self._install(message), name="install certificate")
+        if self._may_install():
+            self._renewal = spawn(self._install(message), name="install certificate")
 
     @property
     def trust(self) -> str:
@@ -173,7 +188,17 @@ class JoinedEdge:
 
     def trusted(self, message: Trust) -> None:
         """The edge named the authorities to trust from now on."""
-        spawn(self._learn(message), name="learn authorities")
+        if self._may_install():
+            spawn(self._learn(message), name="learn authorities")
+
+    def _may_install(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._installs is None:
+            self._installs = TokenBucket(rate=INSTALLS_PER_SECOND, burst=INSTALLS_BURST, now=now)
+        if self._installs.take(now):
+            return True
+        self._logged.warning("installs", now, "edge %s sends certificates without end: ignored", self.endpoint)
+        return False
 
     # Renewal
 

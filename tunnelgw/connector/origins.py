@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 DIAL_SECONDS = 5.0
 # Where cloud machines hand out credentials to whoever asks: never a service that somebody meant to publish.
-METADATA = frozenset({ipaddress.ip_address("169.254.169.254"), ipaddress.ip_address("fd00:ec2::254")})
+METADATA = frozenset(
+    ipaddress.ip_address(text)
+    for text in ("169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
+)
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
 
 if TYPE_CHECKING:
     Factory = Callable[[], asyncio.Protocol]
@@ -147,7 +151,10 @@ def _target_socket(family: int) -> socket.socket:
 def _is_metadata(text: str) -> bool:
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address):
-        address = address.ipv4_mapped or ipaddress.IPv6Address(address.packed)
+        address = ipaddress.IPv6Address(address.packed)  # without its zone
+        if address in NAT64:
+            return ipaddress.IPv4Address(address.packed[12:]) in METADATA
+        return (address.ipv4_mapped or address) in METADATA
     return address in METADATA
 
 

@@ -16,11 +16,12 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.connector.origins import Origin
-from tunnelgw.connector.sparing import Sparing
 from tunnelgw.errors import OriginError
+from tunnelgw.net.accept import KEPT_DESCRIPTORS, most_descriptors
 from tunnelgw.net.splice import Splice
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.obs.sparing import Sparing
 from tunnelgw.wire.control import Offer, Open, Services
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STREAMS_LEAST = 64
 NAME_SHOWN = 80  # characters of a service name that the edge sent
 
 
@@ -48,11 +50,13 @@ class Served:
     `ending` must be set before a service with `tls = "home"` is served.
     """
 
-    __slots__ = ("_idle", "_origins", "_sparing", "active", "ending", "offers", "revision", "total")
+    __slots__ = ("_idle", "_most", "_origins", "_sparing", "active", "ending", "offers", "revision", "total")
 
     def __init__(self) -> None:
         self._origins: dict[str, Origin] = {}
         self._sparing = Sparing(log)
+        # Each stream has a descriptor; without some left for links and files, one edge could cut off the others.
+        self._most = max(STREAMS_LEAST, most_descriptors() - KEPT_DESCRIPTORS)
         self._idle = asyncio.Event()
         self._idle.set()
         self.ending: TlsEnd | None = None
@@ -94,6 +98,10 @@ class Served:
         if request.kind != ("tls" if at_home else origin.service.target.kind):
             self._warn("kind", request, "the edge asked for service %r as another kind than its target's")
             stream.reset(Reason.SERVICE_UNKNOWN)
+            return
+        if self.active >= self._most:
+            self._warn("many", request, "the edge opened more streams than there are files to open, last for %r")
+            stream.reset(Reason.STREAM_LIMIT)
             return
         self._count()
         if at_home:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.connector.backoff import Backoff
 from tunnelgw.connector.dial import DialRefused, explain
-from tunnelgw.connector.sparing import Sparing
 from tunnelgw.connector.tunnel import Tunnel
 from tunnelgw.errors import TunnelgwError
 from tunnelgw.net.sockets import several_uplinks
 from tunnelgw.net.tasks import cancel, spawn
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.obs.sparing import Sparing
 
 if TYPE_CHECKING:
     import ssl

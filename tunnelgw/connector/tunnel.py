@@ -21,6 +21,7 @@ from tunnelgw import __version__
 from tunnelgw.connector.dial import DIAL_SECONDS, DialRefused, open_link, server_name
 from tunnelgw.errors import RemoteError
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.obs.sparing import Sparing
 from tunnelgw.wire.control import Claims, Hello, Notice, RefusedMessage, Renewed, Trust, Welcome
 from tunnelgw.wire.hello import VERSIONS
 from tunnelgw.wire.session import Session
@@ -80,8 +81,8 @@ class Tunnel:
     """One session and the link that carries it, if any. `changed` is set when the link is lost or the edge leaves."""
 
     __slots__ = (
-        "_answer", "_dialling", "_instance", "_owner", "_told", "changed", "detached_at", "edge", "leaving", "link",
-        "lost", "resumes", "session", "session_id", "since", "welcome",
+        "_answer", "_dialling", "_instance", "_owner", "_sparing", "_told", "changed", "detached_at", "edge", "leaving",
+        "link", "lost", "resumes", "session", "session_id", "since", "welcome",
     )  # fmt: skip
 
     def __init__(self, edge: Endpoint, *, owner: TunnelOwner, instance: Instance) -> None:
@@ -97,6 +98,7 @@ class Tunnel:
         self.resumes = 0
         self.changed = asyncio.Event()
         self._owner = owner
+        self._sparing = Sparing(log)
         self._instance = instance
         self._told = 0  # revision of the services that the session has carried
         self._dialling: Link | None = None
@@ -213,7 +215,9 @@ class Tunnel:
         elif isinstance(message, Trust):
             self._owner.trusted(message)
         elif isinstance(message, Notice):
-            log.warning("the edge %s says: %s (%s)", self.edge, message.message, message.reason)
+            text = "the edge %s says: %s (%s)"
+            now = asyncio.get_running_loop().time()
+            self._sparing.warning(f"{message.message}", now, text, self.edge, message.message, message.reason)
 
     def datagram_received(self, flow: int, data: bytes) -> None:
         """No UDP service is ever accepted by the edge yet: nothing to deliver to."""

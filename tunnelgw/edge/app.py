@@ -13,11 +13,13 @@ import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from tunnelgw.access.addresses import Networks, allowed_from
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.connectors import Connectors
 from tunnelgw.edge.health import StateHealth
+from tunnelgw.edge.intake import Intake
 from tunnelgw.edge.names import edge_names, ended_hosts
 from tunnelgw.edge.office import Office
 from tunnelgw.edge.passthrough import Live
@@ -106,7 +108,7 @@ class Edge:
         self.live = Live()
         self._make_door(door_rules(config))
         self.claims = self._make_claims()
-        self.connectors.on_services = self._services
+        self.connectors.on_services = Intake(self._decide).offer
         self.connectors.on_renew = self._renew
         self.connectors.gone = self._gone
         self.connectors.leaving = self.gateway.let_go
@@ -171,6 +173,8 @@ class Edge:
             connectors=self.connectors,
             counters=self.counters,
             changed=lambda: self.certificates.want(ended_hosts(self.table)),
+            # Every worker decides every connector's claims; one of them says so.
+            logs=lambda name: crc32(name.encode()) % self.peers.count == self.peers.index,
         )
 
     async def start(self, https: Sequence[socket.socket], http: Sequence[socket.socket]) -> None:
@@ -289,9 +293,6 @@ class Edge:
             await self.claims.again(connector)
 
     # What connectors say.
-
-    def _services(self, connector: Connector, services: Services) -> None:
-        spawn(self._decide(connector, services), name=f"claims of {connector.name}")
 
     async def _decide(self, connector: Connector, services: Services) -> None:
         async with self._lock(connector.name):

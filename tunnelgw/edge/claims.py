@@ -21,10 +21,11 @@ from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.grants import Grant, check_host, check_ports, grant_command, port_text
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.obs.sparing import Sparing
 from tunnelgw.routing.hostname import normalise_pattern
 from tunnelgw.routing.paths import normalise_path
 from tunnelgw.routing.table import Route, sharing
-from tunnelgw.wire.control import ClaimResult, Claims, Notice, Offer, Services
+from tunnelgw.wire.control import ClaimResult, Claims, Offer, Services
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,6 +41,12 @@ log = logging.getLogger(__name__)
 
 KINDS = ("http", "h2c", "tls", "tcp")
 PORTS_MAX = 1024  # ports of one connector: each costs a descriptor
+HOSTS_MAX = 1024  # host names of one connector: each costs a route, and a certificate
+LABELS_MAX = 8192  # route labels that one connector may ever make in this process: counters outlive their routes
+OTHER_LABEL = "other"
+HINTED = 16  # hosts that the command in a hint names
+BRIEF_FROM = 400  # services from which on refusals are answered with the label and the beginning of the text
+LINES = 250  # of refused claims, of all connectors in a minute: all of one large connector are worth reading once
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Services).decode
 
@@ -87,7 +94,9 @@ class ClaimDesk:
         connectors: Connectors,
         counters: ProcessCounters,
         changed: Callable[[], None],
+        logs: Callable[[str], bool] = lambda _name: True,
     ) -> None:
+        """`logs`: whether this worker is the one that logs a connector's refusals; each worker decides them all."""
         self._domain = domain
         self._edge_names = edge_names
         self._address = address
@@ -99,12 +108,15 @@ class ClaimDesk:
         self._connectors = connectors
         self._counters = counters
         self._changed = changed
+        self._logs = logs
+        self._sparing = Sparing(log, lines=LINES)
+        self._labels: dict[str, set[str]] = {}  # by connector
         self._offers: dict[str, Services] = {}  # as last said, to decide again when a grant changes
         self._unsaved: set[str] = set()  # whose offers the store did not take
         self.waiting: set[str] = set()  # connectors that were refused what another one holds
 
-    async def decide(self, connector: Connector, services: Services) -> None:
-        """Check, hold, route, open, answer; and remember."""
+    async def decide(self, connector: Connector, services: Services, *, opening: bool = True) -> None:
+        """Check, hold, route, open, answer; and remember. `opening`: ports that are closed are opened."""
         name = connector.name
         record = self._registry.get(name)
         if record is None or record.revoked:
@@ -114,29 +126,28 @@ class ClaimDesk:
         self._offers[name] = services
         verdicts = self._check(name, record.grant, services.offers)
         self._hold(name, verdicts)
-        await self._open_ports(verdicts)
+        await self._open_ports(verdicts, opening=opening)
         if self._connectors.by_name.get(name) is not connector:  # revoked meanwhile
             self._ports.keep(self._held_ports())
             return
         self._route(name, verdicts)
-        results = [self._result(verdict) for verdict in verdicts]
         self.waiting.discard(name)
         for verdict in verdicts:
             if verdict.refused is not None:
                 if verdict.refused.reason is Reason.CLAIM_HELD:
                     self.waiting.add(name)
                 self._counters.refuse(verdict.refused.reason)
-                log.warning(
-                    "connector %s, service %s refused (%s): %s; to allow it: %s",
-                    name, verdict.offer.name, verdict.refused.reason.label, verdict.refused.text, verdict.hint or "-",
-                )  # fmt: skip
+                if self._logs(name):
+                    self._log_refusal(name, verdict, verdict.refused)
+        results = [self._result(verdict, brief=len(verdicts) > BRIEF_FROM) for verdict in verdicts]
         connector.tell(Claims(revision=services.revision, results=results))
 
     async def again(self, connector: Connector) -> None:
         """The grant changed, or a held name may be free: decide once more about what was offered last."""
         services = self._offers.get(connector.name)
         if services is not None:
-            await self.decide(connector, services)
+            # The ports of one that is away were closed when it left; they open when it is back.
+            await self.decide(connector, services, opening=connector.session is not None)
         else:
             await self.restore(connector)  # it came with a backup
 
@@ -170,7 +181,7 @@ class ClaimDesk:
 
     def _check(self, name: str, grant: Grant, offers: Iterable[Offer]) -> list[_Verdict]:
         verdicts = [_Verdict(offer) for offer in offers]
-        count = 0
+        ports = hosts = 0
         for verdict in verdicts:
             offer = verdict.offer
             try:
@@ -179,12 +190,17 @@ class ClaimDesk:
             except Refused as refusal:
                 verdict.refuse(refusal)
                 continue
-            verdict.ports = [port for low, high in offer.ports for port in range(low, min(high, low + PORTS_MAX) + 1)]
-            count += len(verdict.ports)
-            if count > PORTS_MAX:
-                verdict.ports = []
+            hosts += len(verdict.hosts)
+            if hosts > HOSTS_MAX:
+                verdict.hosts = []
+                verdict.refuse(Refused(f"more than {HOSTS_MAX} host names", reason=Reason.CLAIM_UNSUPPORTED))
+            ports += sum(max(0, high - low + 1) for low, high in offer.ports)  # counted before any list is made
+            if ports > PORTS_MAX:
                 verdict.refuse(Refused(f"more than {PORTS_MAX} ports", reason=Reason.CLAIM_UNSUPPORTED))
-            self._check_grant(name, grant, verdict, [host for other in verdicts for host in other.hosts])
+            else:
+                verdict.ports = [port for low, high in offer.ports for port in range(low, high + 1)]
+            used = [host for other in verdicts[:HINTED] for host in other.hosts[:HINTED]]
+            self._check_grant(name, grant, verdict, used[:HINTED])
         _refuse_twice(verdicts)
         return verdicts
 
@@ -247,14 +263,19 @@ class ClaimDesk:
     def _refuse_held(self, name: str, holder: str, verdict: _Verdict, what: str) -> None:
         text = f"{what} is held by connector {holder}"
         verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD), f"tunnelgw edge revoke {holder}")
-        other = self._connectors.by_name.get(holder)
-        if other is not None:
-            notice = f"connector {name} claimed {what}, which is ours; it was refused"
-            other.tell(Notice(reason=Reason.CLAIM_HELD.label, message=notice))
+        self._connectors.notify_holder(holder, claimant=name, what=what)
 
-    async def _open_ports(self, verdicts: list[_Verdict]) -> None:
+    def _log_refusal(self, name: str, verdict: _Verdict, refused: Refused) -> None:
+        """Each refusal once per interval, however often it is decided again; another cause or hint is another one."""
+        self._sparing.warning(
+            f"{name} {verdict.offer.name} {refused.text} {verdict.hint}", time.monotonic(),
+            "connector %s, service %s refused (%s): %s; to allow it: %s",
+            name, verdict.offer.name, refused.reason.label, refused.text, verdict.hint or "-",
+        )  # fmt: skip
+
+    async def _open_ports(self, verdicts: list[_Verdict], *, opening: bool) -> None:
         for verdict in verdicts:
-            for port in tuple(verdict.ports):
+            for port in tuple(verdict.ports) if opening else ():
                 try:
                     await self._ports.open(port)
                 except Refused as refusal:
@@ -281,7 +302,7 @@ class ClaimDesk:
         for host, path, port in places:
             kind = _route_kind(offer)
             # What is passed through is one address to the edge, whatever paths it has at home.
-            label = f"tcp:{port}" if port else f"{host}{'/' if kind == 'home' else path}"
+            label = self._label(name, f"tcp:{port}" if port else f"{host}{'/' if kind == 'home' else path}")
             old = before.get((host, path, port))
             yield Route(
                 kind=kind,
@@ -299,10 +320,20 @@ class ClaimDesk:
                 since=old.since if old is not None else time.time(),
             )
 
+    def _label(self, name: str, label: str) -> str:
+        """The label of a route in metrics: for one who makes ever new paths, no new ones from some point on."""
+        labels = self._labels.setdefault(name, set())
+        if label not in labels:
+            if len(labels) >= LABELS_MAX:
+                return OTHER_LABEL
+            labels.add(label)
+        return label
+
     def _held_ports(self) -> set[int]:
         return {route.port for name in self._connectors.by_name for route in self._table.routes_of(name) if route.port}
 
-    def _result(self, verdict: _Verdict) -> ClaimResult:
+    def _result(self, verdict: _Verdict, *, brief: bool) -> ClaimResult:
+        """`brief`: of so many, the label alone must do, or the answer were larger than a message may be."""
         offer, refused = verdict.offer, verdict.refused
         addresses = [self.url(offer.kind, host, offer.path) for host in verdict.hosts]
         addresses += [f"tcp://{self._address}:{port_text((port, port))}" for port in verdict.ports]
@@ -310,8 +341,8 @@ class ClaimDesk:
             name=offer.name,
             addresses=addresses,
             refused=refused.reason.label if refused is not None else "",
-            message=refused.text[:1000] if refused is not None else "",
-            hint=verdict.hint[:1000],
+            message=refused.text[: 60 if brief else 1000] if refused is not None else "",
+            hint="" if brief else verdict.hint[:1000],
         )
 
     def url(self, kind: str, host: str, path: str) -> str:

@@ -23,8 +23,9 @@ from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.obs.sparing import Interval, Sparing
 from tunnelgw.wire.control import Claims, Control, Hello, Notice, Open, Renewed, RenewRequest, Services, Trust, Welcome
-from tunnelgw.wire.flow import Budget
+from tunnelgw.wire.flow import Budget, SessionLimits, TokenBucket
 from tunnelgw.wire.session import Session
 
 if TYPE_CHECKING:
@@ -41,13 +42,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Nothing may be opened from home yet: who tries is refused, and cut when it does not stop.
+LIMITS = SessionLimits(accepted=64, opens_per_second=1.0)
+# Messages of one connector: its services each time a file is saved or a command run; a script may run a hundred.
+MESSAGES_BURST, MESSAGES_PER_SECOND = 256, 5.0
+
 
 class Connector:
     """One connector as this process sees it: session handler, owner of its link, and its parked requests."""
 
     __slots__ = (
-        "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "lane", "link", "name",
-        "reconnects", "resumes", "serial", "session", "session_id", "since", "software", "trust",
+        "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "lane", "link", "messages",
+        "name", "reconnects", "resumes", "serial", "session", "session_id", "since", "software", "trust",
     )  # fmt: skip
 
     def __init__(self, name: str, connectors: Connectors, *, away_until: float) -> None:
@@ -66,6 +72,7 @@ class Connector:
         self.away_until = away_until  # loop time until which requests are still parked
         self.reconnects = 0
         self.resumes = 0
+        self.messages = TokenBucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_BURST, now=connectors.loop.time())
         self.lane = Lane(connectors.lot, lambda: self.since)
         self.deadline = INF  # when a detached session is given up
         self.armed_until = INF
@@ -152,7 +159,8 @@ class Connector:
             self._take(link)
             link.attach(session, hello.received)
         except RemoteError as error:
-            log.warning("connector %s: cannot resume: %s", self.name, error.text)
+            self.all.counters.refuse(error.reason)
+            self.all.say(f"{self.name} resumes", "connector %s: cannot resume: %s", self.name, error.text)
             return False
         return True
 
@@ -162,8 +170,9 @@ class Connector:
             old.close(Reason.CONNECTOR_AWAY)
         self.session_id = secrets.token_hex(16)
         session = self.session = Session(
-            opens_odd=True, handler=self, wake=self._wake, budget=self.all.budget, now=self.all.loop.time()
-        )
+            opens_odd=True, handler=self, wake=self._wake, budget=self.all.budget, now=self.all.loop.time(),
+            limits=LIMITS,
+        )  # fmt: skip
         self._take(link)
         link.attach(session, 0)
 
@@ -187,6 +196,7 @@ class Connector:
         if session is None:
             return
         if isinstance(error, RemoteError):
+            self.all.counters.refuse(error.reason)
             self.give_up(Reason.PROTOCOL_ERROR)
             return
         now = self.all.loop.time()
@@ -239,18 +249,20 @@ class Connector:
     # The session's handler.
 
     def stream_opened(self, stream: Stream, request: Open) -> None:
-        log.warning(
-            "connector %s opened a stream for %r: nothing here may be opened from home", self.name, request.service
-        )
+        self.all.counters.refuse(Reason.SERVICE_UNKNOWN)
+        text = "connector %s opened a stream for %r: nothing here may be opened from home"
+        self.all.say(f"{self.name} opened", text, self.name, request.service)
         stream.reset(Reason.SERVICE_UNKNOWN)
 
     def control_received(self, message: Control) -> None:
+        if not self.messages.take(self.all.loop.time()):
+            raise RemoteError("more messages than a connector can have to say", reason=Reason.RATE_LIMIT)
         if isinstance(message, Services):
             self.all.on_services(self, message)
         elif isinstance(message, RenewRequest):
             self.all.on_renew(self, message)
         elif isinstance(message, Notice):
-            log.info("connector %s says: %s", self.name, message.message)
+            self.all.say(f"{self.name} says", "connector %s says: %s", self.name, message.message)
 
     def datagram_received(self, flow: int, data: bytes) -> None:
         """UDP services are not served by this version: dropped, as a network would."""
@@ -300,6 +312,8 @@ class Connectors:
         self.trust = ""  # its digest
         self.by_name: dict[str, Connector] = {}
         self.lot = ParkingLot(wheel, counters)
+        self._sparing = Sparing(log)
+        self._notices = Interval()
         # Set by the composition root before the first hello.
         self.on_services: Callable[[Connector, Services], None] = _nobody
         self.on_renew: Callable[[Connector, RenewRequest], None] = _nobody
@@ -331,6 +345,17 @@ class Connectors:
         self.authority, self.trust = authority, trust
         for connector in self.by_name.values():
             connector.learn()
+
+    def say(self, key: str, text: str, *values: object) -> None:
+        """Log what connectors make us say, sparingly."""
+        self._sparing.warning(key, self.loop.time(), text, *values)
+
+    def notify_holder(self, holder: str, *, claimant: str, what: str) -> None:
+        """Tell the holder of a host or port that somebody else wanted it: once per interval, or it could not read."""
+        connector = self.by_name.get(holder)
+        if connector is not None and self._notices.take(f"{holder} {claimant} {what}", self.loop.time()):
+            notice = f"connector {claimant} claimed {what}, which is ours; it was refused"
+            connector.tell(Notice(reason=Reason.CLAIM_HELD.label, message=notice))
 
     def remove(self, name: str, reason: Reason) -> None:
         """Cut a connector's live tunnel and forget it."""

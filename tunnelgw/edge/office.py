@@ -23,6 +23,7 @@ from tunnelgw.net import tls
 from tunnelgw.obs.reasons import BY_LABEL, Reason
 from tunnelgw.store.sqlite import FILE_NAME
 from tunnelgw.wire.control import Join, Joined, Renewed, RenewRequest
+from tunnelgw.wire.flow import TokenBucket
 
 if TYPE_CHECKING:
     import ssl
@@ -40,6 +41,9 @@ CHILD_SECONDS = 60.0  # a child takes 0.3 s; a machine that swaps may take longe
 CHILDREN_MAX = 2  # at once: each needs 40 MB for a moment
 RETRY_SECONDS = 60.0  # after something that was due could not be done
 SHORTEST_PAUSE = 1.0  # between two times that something is due, should the store and the clock not agree
+CHILDREN_WAITING = 64  # more would wait for longer than their dialler does
+# Renewals of one identity: some lost answers in a row, then one in ten minutes. One certificate lives for months.
+RENEWALS_BURST, RENEWALS_PER_SECOND = 8, 1 / 600
 
 
 class Office:
@@ -67,6 +71,9 @@ class Office:
         self._trust = ""  # its digest
         self._teach = teach
         self.due = 0.0  # when `refresh` should be called (Unix seconds)
+        self._waiting = 0
+        self._joining: set[str] = set()  # invitations that are being used
+        self._renewals: dict[str, TokenBucket] = {}  # by identity
         self._context: ssl.SSLContext | None = None
         self._step = ""
 
@@ -123,9 +130,15 @@ class Office:
     async def join(self, message: Join) -> Joined:
         """A certificate for an invitation. Refused (INVITATION_INVALID), RemoteError for a bad request."""
         self._registry.check_invitation(message.invitation, message.secret)
-        answer = await self._call(
-            {"call": "accept", "invitation": message.invitation, "secret": message.secret, "csr": message.csr}
-        )
+        if message.invitation in self._joining:  # the same invitation a hundred times at once is one child
+            raise Refused("the invitation is being used at this moment", reason=Reason.INVITATION_INVALID)
+        self._joining.add(message.invitation)
+        try:
+            answer = await self._call(
+                {"call": "accept", "invitation": message.invitation, "secret": message.secret, "csr": message.csr}
+            )
+        finally:
+            self._joining.discard(message.invitation)
         log.info("%s %s has joined", answer["role"], answer["name"])
         return Joined(
             name=answer["name"],
@@ -137,12 +150,28 @@ class Office:
         )
 
     async def renew(self, name: str, message: RenewRequest) -> Renewed:
-        """A new certificate for an identity that was authorised. Refused (REVOKED), RemoteError for a bad request."""
+        """A new certificate for an identity that was authorised. Refused (REVOKED, RATE_LIMIT), RemoteError."""
+        now = asyncio.get_running_loop().time()
+        bucket = self._renewals.get(name)
+        if bucket is None:
+            bucket = self._renewals[name] = TokenBucket(rate=RENEWALS_PER_SECOND, burst=RENEWALS_BURST, now=now)
+        if not bucket.take(now):
+            raise Refused(f"{name} renews too often", reason=Reason.RATE_LIMIT)
         answer = await self._call({"call": "renew", "name": name, "csr": message.csr})
         log.info("connector %s has a new certificate", name)
         return Renewed(certificate=answer["certificate"], ca=answer["authority"])
 
     async def _call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One call of `identity.child`; secrets go over its standard input."""
+        if self._waiting >= CHILDREN_WAITING:
+            raise Refused("too many certificates are being signed; try again", reason=Reason.RATE_LIMIT)
+        self._waiting += 1
+        try:
+            return await self._call_in_turn(request)
+        finally:
+            self._waiting -= 1
+
+    async def _call_in_turn(self, request: dict[str, Any]) -> dict[str, Any]:
         async with self._children:
             return await call_child(self._state_dir, request)
 

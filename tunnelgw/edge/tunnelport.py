@@ -5,7 +5,8 @@ certificate of the edge's authority may only join; who shows an expired one may 
 typed reason, is counted, and is logged once per interval and address, so that an attacker cannot fill the disk.
 
 Invariants: nothing is allocated for a session before the hello is authenticated and authorised; a guest that says
-nothing is gone after twice GREETING_SECONDS; an invitation's secret is only looked at below the attempt limit.
+nothing is gone after twice GREETING_SECONDS; an invitation's secret is only looked at below the attempt limit; a guest
+is answered as often as one join needs, and no more.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from tunnelgw.net.link import Link
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.obs.sparing import Sparing
 from tunnelgw.wire import hello
 from tunnelgw.wire.control import (
     Authority,
     Greeting,
     Hello,
     Join,
+    Joined,
     JoinStart,
     RefusedMessage,
     RenewRequest,
 )
+from tunnelgw.wire.flow import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,9 +53,16 @@ LINGER_SECONDS = 5.0  # a refused guest may read why
 # Failed authentications of one address (IPv4, or IPv6 /64) in ATTEMPT_WINDOW seconds before it is turned away unheard.
 ATTEMPTS_MAX = 20
 ATTEMPT_WINDOW = 60.0
-GUESTS_MAX = 1024  # handshakes and greetings under way, at about 50 KB each; a restart brings every connector at once
+# Handshakes and greetings under way, at about 50 KB each; a restart brings every connector at once. At the bound the
+# one that waits longest leaves: who has something to say does so within a round trip, a flood only waits.
+GUESTS_MAX = 1024
+GUESTS_PER_ADDRESS = 128  # one house or office, whose connectors all come back at once; a flood needs eight addresses
 ADDRESSES_MAX = 4096  # remembered at once; the oldest are forgotten first
+# Accepted hellos of one identity: an edge's restart with all workers at once, then one dial in five seconds.
+HELLOS_BURST, HELLOS_PER_SECOND = 64, 0.2
 _RETRY = {Reason.RATE_LIMIT: ATTEMPT_WINDOW, Reason.SUPERSEDED: 15.0}
+# Refused, but no guess: neither a dial of a known identity, nor one that was not heard.
+_NO_ATTEMPT = frozenset((Reason.SUPERSEDED, Reason.RATE_LIMIT, Reason.HANDSHAKE_LIMIT))
 
 
 class Attempts:
@@ -87,7 +98,7 @@ class Attempts:
 class Guest:
     """Owner of a link until its greeting is answered."""
 
-    __slots__ = ("accepted", "armed_until", "busy", "deadline", "key", "link", "port")
+    __slots__ = ("accepted", "answered", "armed_until", "busy", "deadline", "key", "link", "port", "shown")
 
     def __init__(self, port: TunnelPort, key: object, *, accepted: Callable[[], None]) -> None:
         self.port = port
@@ -95,6 +106,8 @@ class Guest:
         self.accepted = accepted
         self.link: Link | None = None
         self.busy = False  # a certificate is being signed for it
+        self.shown = False  # the authority, once
+        self.answered = False  # refused or served: it has nothing more to ask
         self.deadline = INF
         self.armed_until = INF
 
@@ -111,12 +124,12 @@ class Guest:
 
     def greeting_received(self, link: Link, message: Greeting) -> None:
         """One greeting; what may be said is in `_LEGAL`."""
-        if self.busy:
-            raise RemoteError("another greeting before the last one was answered")
+        if self.busy or self.answered:
+            raise RemoteError("another greeting before or after the answer to the last one")
         try:
             # Who has a certificate guesses nothing, and must get in whatever a neighbour behind the same NAT does.
             if isinstance(message, JoinStart | Join) and self.port.attempts.too_many(self.key):
-                raise Refused("too many failed attempts from this address", reason=Reason.RATE_LIMIT)
+                raise _too_many()
             handler = _LEGAL.get(type(message))
             if handler is None:
                 raise RemoteError(f"{type(message).__name__} is not for an edge")
@@ -133,6 +146,7 @@ class Guest:
 
     def refuse(self, link: Link, refusal: TunnelgwError) -> None:
         """Say why, and close once it had the time to read it."""
+        self.answered = True
         self.port.note_refusal(self.key, link.peer, refusal)
         link.greet(
             RefusedMessage(
@@ -151,6 +165,7 @@ class Guest:
         identity = self.port.office.authorise(certificate)
         if identity.role != CONNECTOR:
             raise Refused(f"{identity.name} is a visitor: it has no services", reason=Reason.ROLE_REFUSED)
+        self.port.count_hello(identity.name)
         serial = str(certificate["serialNumber"])
         self.port.connectors.known(identity.name).accept(link, message, version=version, serial=serial)
         self.leave()
@@ -159,23 +174,32 @@ class Guest:
     def leave(self) -> None:
         """No longer a guest."""
         self.deadline = INF
-        self.port.guests.discard(self)
+        self.port.guest_left(self)
 
     def join_start(self, link: Link, message: JoinStart) -> None:
-        """Show the authority, so that the joiner can check it before it says its secret."""
+        """Show the authority, so that the joiner can check it before it says its secret; once, since it is long."""
+        if self.shown:
+            raise RemoteError("the authority was shown already")
+        self.shown = True
         version = hello.negotiate(message.versions)
         link.greet(Authority(version=version, ca=self.port.office.authority))
 
     def join(self, link: Link, message: Join) -> None:
         """Exchange an invitation for a certificate; the signing happens outside of the loop."""
         self._wait()
-        spawn(self._answer(link, self.port.office.join, message), name="join")
+        spawn(self._answer(link, self._join, message), name="join")
 
     def renew(self, link: Link, message: RenewRequest) -> None:
         """A new certificate for an expired one that was not revoked."""
         identity = self.port.office.authorise(_certificate(link), expired=True)
         self._wait()
         spawn(self._answer(link, self.port.office.renew, identity.name, message), name="renewal")
+
+    async def _join(self, message: Join) -> Joined:
+        # Looked at again: of a hundred guesses that came in one turn of the loop, each must know of those before.
+        if self.port.attempts.too_many(self.key):
+            raise _too_many()
+        return await self.port.office.join(message)
 
     def _wait(self) -> None:
         """The office has its own deadline, and what it signed must not be lost to ours."""
@@ -190,7 +214,7 @@ class Guest:
         except LocalError as error:
             self.excuse(link, error)
         else:
-            self.busy = False
+            self.answered = True
             link.close()
             self.port.wheel.arm(self, self.port.loop.time() + LINGER_SECONDS)
 
@@ -201,6 +225,10 @@ _LEGAL: dict[type, Callable[[Guest, Link, Any], None]] = {
     Join: Guest.join,
     RenewRequest: Guest.renew,
 }
+
+
+def _too_many() -> Refused:
+    return Refused("too many failed attempts from this address", reason=Reason.RATE_LIMIT)
 
 
 def _certificate(link: Link) -> dict[str, Any]:
@@ -231,19 +259,57 @@ class TunnelPort:
         self.connectors = connectors
         self.office = office
         self.attempts = Attempts(loop)
-        self.guests: set[Guest] = set()
-        self._logged: dict[Any, float] = {}
+        self.guests: dict[Guest, None] = {}  # oldest first
+        self._of_key: dict[object, int] = {}
+        self._hellos: dict[str, TokenBucket] = {}  # by identity
+        self._sparing = Sparing(log)
 
     def take(self, sock: CountedSocket, address: str) -> None:
         """A connection whose ClientHello says `tgw/1`; nothing of it was read. Owned here from now on.
 
         It counts as a stranger's until its hello is accepted, or a flood of guests would escape every limit.
         """
-        if len(self.guests) >= GUESTS_MAX:
-            self.counters.refuse(Reason.HANDSHAKE_LIMIT)
+        key = address_key(address)
+        if self._of_key.get(key, 0) >= GUESTS_PER_ADDRESS or not self._make_room():
+            self.note_refusal(key, address, Refused("too many guests wait", reason=Reason.HANDSHAKE_LIMIT))
             sock.close()
             return
-        spawn(self._handshake(sock, address), name="tunnel handshake")
+        guest = Guest(self, key, accepted=sock.release)
+        # Before the handshake: its end, the greeting and the peer's leaving can all come in one turn of the loop.
+        self.guests[guest] = None
+        self._of_key[key] = self._of_key.get(key, 0) + 1
+        self.wheel.arm(guest, self.loop.time() + 2 * GREETING_SECONDS)
+        spawn(self._handshake(guest, sock, address), name="tunnel handshake")
+
+    def guest_left(self, guest: Guest) -> None:
+        """It was answered, or is gone. Idempotent."""
+        if guest in self.guests:
+            del self.guests[guest]
+            left = self._of_key[guest.key] - 1
+            if left:
+                self._of_key[guest.key] = left
+            else:
+                del self._of_key[guest.key]
+
+    def count_hello(self, name: str) -> None:
+        """An identity dials; `Refused` (RATE_LIMIT) for one that does nothing else."""
+        now = self.loop.time()
+        bucket = self._hellos.get(name)
+        if bucket is None:
+            bucket = self._hellos[name] = TokenBucket(rate=HELLOS_PER_SECOND, burst=HELLOS_BURST, now=now)
+        if not bucket.take(now):
+            raise Refused(f"{name} dials too often", reason=Reason.RATE_LIMIT)
+
+    def _make_room(self) -> bool:
+        """Whether there is room for one more guest, perhaps since the oldest that can leave had to."""
+        if len(self.guests) < GUESTS_MAX:
+            return True
+        oldest = next((guest for guest in self.guests if not guest.busy and guest.link is not None), None)
+        if oldest is None or oldest.link is None:
+            return False
+        self.counters.refuse(Reason.HANDSHAKE_LIMIT)
+        oldest.link.abort(ConnectionAbortedError("made room for a newer guest"))
+        return True
 
     def close(self) -> None:
         """Turn everybody away who has not said hello yet."""
@@ -251,13 +317,8 @@ class TunnelPort:
             if guest.link is not None:
                 guest.link.abort()
 
-    async def _handshake(self, sock: CountedSocket, address: str) -> None:
-        key = address_key(address)
-        guest = Guest(self, key, accepted=sock.release)
+    async def _handshake(self, guest: Guest, sock: CountedSocket, address: str) -> None:
         link = guest.link = Link(guest, loop=self.loop)
-        # Before the handshake: its end, the greeting and the peer's leaving can all come in one turn of the loop.
-        self.guests.add(guest)
-        self.wheel.arm(guest, self.loop.time() + 2 * GREETING_SECONDS)
         sockets.tune_link(sock)
         try:
             await self.loop.connect_accepted_socket(
@@ -270,19 +331,16 @@ class TunnelPort:
         except (OSError, ssl.SSLError, asyncio.TimeoutError) as error:  # noqa: UP041 - uvloop raises its own on 3.11
             guest.leave()
             sock.close()
-            self.note_refusal(key, address, RemoteError(f"TLS: {error}", reason=Reason.HANDSHAKE_FAILED))
+            self.note_refusal(guest.key, address, RemoteError(f"TLS: {error}", reason=Reason.HANDSHAKE_FAILED))
         finally:
             sock.settle()
 
     def note_refusal(self, key: object, peer: str, refusal: TunnelgwError) -> None:
-        """Count it; log it at most once a minute for each address and reason."""
+        """Count it; log it at most once a minute for each address and reason, and not for every address of many."""
         self.counters.refuse(refusal.reason)
-        if refusal.reason is not Reason.SUPERSEDED:
+        if refusal.reason not in _NO_ATTEMPT:
             self.attempts.failed(key)
-        now = self.loop.time()
-        kind = (key, refusal.reason)
-        if now - self._logged.get(kind, -INF) >= ATTEMPT_WINDOW:
-            if len(self._logged) >= ADDRESSES_MAX:
-                self._logged.clear()
-            self._logged[kind] = now
-            log.warning("tunnel from %s refused (%s): %s", peer, refusal.reason.label, refusal.text)
+        label = refusal.reason.label
+        self._sparing.warning(
+            f"{key} {label}", self.loop.time(), "tunnel from %s refused (%s): %s", peer, label, refusal.text
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tunnelgw.connector.sparing import KEYS, Sparing
+from tunnelgw.obs.sparing import KEYS, Sparing
 
 if TYPE_CHECKING:
     import pytest
@@ -32,4 +32,18 @@ def test_memory_is_bounded() -> None:
     logging.getLogger("test.silent").setLevel(logging.CRITICAL)
     for number in range(KEYS * 3):
         sparing.warning(f"service {number}", 0.0, "unknown")
-    assert len(sparing._seen) <= KEYS
+    assert len(sparing._interval._seen) <= KEYS
+
+
+def test_all_lines_together_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    sparing = Sparing(logging.getLogger("test"), interval=60.0, lines=3)
+    for number in range(1000):
+        sparing.warning(f"service {number}", number / 100, "unknown service %d", number)
+    sparing.warning("later", 61.0, "later")
+    assert caplog.messages == [
+        "unknown service 0",
+        "unknown service 1",
+        "unknown service 2",
+        "997 lines like the following were left out",
+        "later",
+    ]
