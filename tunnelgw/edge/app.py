@@ -314,7 +314,8 @@ class Edge:
         try:
             connector.tell(await self.office.renew(connector.name, request))
         except (Refused, RemoteError, LocalError) as error:
-            log.warning("certificate of connector %s not renewed: %s", connector.name, error.text)
+            text = "certificate of connector %s not renewed: %s"
+            self.connectors.say(f"{connector.name} {error.text}", text, connector.name, error.text)
             connector.tell(Notice(reason=error.reason.label, message=f"not renewed: {error.text}"[:1000]))
 
     def _gone(self, connector: Connector) -> None:
