@@ -18,7 +18,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from tunnelgw.edge.parking import Lane, ParkingLot
+from tunnelgw.edge.parking import Lane, ParkingLot, request_for
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF, Wheel
@@ -97,7 +97,7 @@ class Connector:
         now = self.all.loop.time()
         if session is not None and self.link is not None and not self.draining:
             try:
-                return session.open(_request(route, visitor), waiter, now)
+                return session.open(request_for(route, visitor), waiter, now)
             except Refused as refusal:
                 raise NoStream(refusal.reason) from None
         if session is None and now >= self.away_until:
@@ -112,7 +112,7 @@ class Connector:
         if session is None:
             return Reason.CONNECTOR_AWAY
         try:
-            return session.open(_request(parked.route, parked.visitor), parked.waiter, self.all.loop.time())
+            return session.open(request_for(parked.route, parked.visitor), parked.waiter, self.all.loop.time())
         except Refused as refusal:
             return refusal.reason
 
@@ -391,15 +391,3 @@ class Connectors:
 
 def _nobody(*_arguments: object) -> None:
     """Stands where the composition root has not put its own function yet."""
-
-
-def _request(route: Route, visitor: Visitor) -> Open:
-    return Open(
-        service=route.service,
-        kind="tls" if route.kind == "home" else route.kind,
-        visitor=visitor.address,
-        visitor_port=visitor.port,
-        edge=visitor.edge_address,
-        edge_port=visitor.edge_port,
-        host=visitor.server_name,
-    )

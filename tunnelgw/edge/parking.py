@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.net.timers import INF
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.control import Open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,3 +127,16 @@ class Lane:
         for parked in waiting:
             if self._lot.remove(parked):
                 yield parked
+
+
+def request_for(route: Route, visitor: Visitor) -> Open:
+    """What a stream's OPEN says for this visitor of this route."""
+    return Open(
+        service=route.service,
+        kind="tls" if route.kind == "home" else route.kind,
+        visitor=visitor.address,
+        visitor_port=visitor.port,
+        edge=visitor.edge_address,
+        edge_port=visitor.edge_port,
+        host=visitor.server_name,
+    )
