@@ -76,7 +76,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, P
         pebble.start()
         world.start_edge()
         port = world.service("web")
-        world.connector("home", services(port, pebble, more=albums(port)))
+        world.connector("home", services(port, pebble, more=albums(port)), allow=("--allow-host", "*.example.com"))
         for name in (NAME, "notes.example.com"):
             wait_until(lambda name=name: has_certificate(world, pebble, name), seconds=60, what=f"{name}: certificate")
         yield world, pebble
@@ -178,6 +178,8 @@ def test_requests_of_every_kind(world: World, version: str, tmp_path: Path) -> N
     assert answer["path"] == "/headers?x=1"
     assert world.curl(f"https://{NAME}/", version, "-w", "%{http_version}").stdout.endswith(version[-1].encode()[-1:])
     assert hashlib.sha256(world.curl(f"https://{NAME}/bytes/{SIZE}", version).stdout).digest() == _digest(SIZE)
+    last = world.curl(f"https://{NAME}/bytes/{SIZE}", version, "-H", "Connection: close", "--limit-rate", "8M").stdout
+    assert hashlib.sha256(last).digest() == _digest(SIZE), "also where our end comes long before the last byte arrives"
     body = pattern(SIZE)
     (tmp_path / "body").write_bytes(body)
     upload = world.curl(f"https://{NAME}/upload", version, "-T", str(tmp_path / "body"))

@@ -181,7 +181,7 @@ class Connector:
     def _keep_house(self, config: ConnectorConfig) -> None:
         """See that services whose TLS ends here are served as this configuration says."""
         if self.household is not None:
-            self.household.replace(config)
+            self.household.replace(config, self.edges)
         elif config.ends_tls:
             from tunnelgw.connector.household import Household  # 8 MB, for who needs it
 

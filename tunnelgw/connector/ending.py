@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEAVE_SECONDS = 2.0  # between our end and the visitor's: a browser needs a round trip, and nothing is left to say
 HELLO_SECONDS = 10.0  # absolute: the edge passes a stream on once it has the whole ClientHello
 CONNECTIONS_PER_ADDRESS = 1024  # as at the edge, which counts first
 # A visitor costs two descriptors, and a browser keeps up to six requests to targets under way.
@@ -221,11 +222,30 @@ class Ending:
         return await shake_hands(sock, protocol, context, failed=self.counters.refuse)
 
 
+class _Inside(Splice):
+    """A splice whose transport ends as a whole: TLS has no half-close, so nobody reads on after its end."""
+
+    __slots__ = ("_arrival",)
+
+    def __init__(self, stream: Stream, arrival: _Arrival) -> None:
+        super().__init__(stream, on_end=arrival.spliced)
+        self._arrival = arrival
+
+    def eof_received(self) -> bool:
+        """Everything that the visitor gets is in the stream."""
+        super().eof_received()
+        self._arrival.leave()
+        return False
+
+
 class _Arrival:
-    """A stream whose visitor is not known yet: its sink, until `splice` or a refusal. What came in waits uncredited."""
+    """A stream before and after its splice: its sink until the visitor is known, or refused, and while it leaves.
+
+    What comes in before waits uncredited; what comes in after is thrown away.
+    """
 
     __slots__ = (
-        "_data", "_ended", "_ending", "_needs", "_stream", "armed_until", "deadline", "over", "visitor",
+        "_data", "_ended", "_ending", "_leaving", "_needs", "_stream", "armed_until", "deadline", "over", "visitor",
     )  # fmt: skip
 
     def __init__(self, ending: Ending, stream: Stream, visitor: Visitor, ended: Callable[[], None]) -> None:
@@ -236,6 +256,7 @@ class _Arrival:
         self._stream = stream
         self._ended = ended
         self._data = bytearray()  # bounded by the stream's window, since nothing is credited
+        self._leaving = False
         self._needs = 1  # bytes that are worth a look; -1 once the hello was read
         self.over = False
 
@@ -246,7 +267,7 @@ class _Arrival:
 
     def splice(self) -> Splice:
         """Hand the stream over, with all that came in."""
-        splice = Splice(self._stream, on_end=self._spliced)
+        splice = _Inside(self._stream, self)
         if self.over:
             return splice  # which finds its stream closed
         self._stream.sink = splice
@@ -270,11 +291,24 @@ class _Arrival:
             self._stream.reset(reason)
             self._out()
 
+    def leave(self) -> None:
+        """Our side said all it had, and the end of it."""
+        self._leaving = True
+        self._stream.sink = self
+        self._ending.wheel.arm(self, self._ending.gateway.time() + LEAVE_SECONDS)
+
+    def spliced(self, sent: int, received: int) -> None:  # noqa: ARG002 - the splice's signature
+        """The splice is over."""
+        if not self._leaving:
+            self._out()
+
     # The stream's sink.
 
     def stream_data(self, data: bytes) -> None:
-        """More of the hello, or what the visitor says while its certificate is being looked for."""
-        if self.over:
+        """More of the hello, or what the visitor says while its certificate is being looked for, or too late."""
+        if self._leaving:
+            self._stream.consumed(len(data))
+        if self._leaving or self.over:
             return
         self._data += data
         if self._needs < 0 or len(self._data) < self._needs:
@@ -293,8 +327,11 @@ class _Arrival:
         self._ending.greeted(self, hello)
 
     def stream_finished(self) -> None:
-        """The visitor left before it was served: nothing can be said to it that it would want to hear."""
-        self.turn_away(Reason.HANDSHAKE_FAILED)
+        """The visitor left, after us or before it was served."""
+        if self._leaving:
+            self._out()
+        else:
+            self.turn_away(Reason.HANDSHAKE_FAILED)
 
     def stream_reset(self, reason: Reason) -> None:  # noqa: ARG002 - nobody is left to be told
         """It is gone."""
@@ -306,12 +343,15 @@ class _Arrival:
     def resume_sending(self) -> None:
         """Nothing is sent yet."""
 
-    def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's interface
-        """Too slow."""
-        self.turn_away(Reason.HELLO_TIMEOUT)
-
-    def _spliced(self, sent: int, received: int) -> None:  # noqa: ARG002 - the splice's signature
-        self._out()
+    def on_deadline(self, now: float) -> None:
+        """Too slow; one that leaves is given time until its last byte is on the way."""
+        if not self._leaving:
+            self.turn_away(Reason.HELLO_TIMEOUT)
+        elif self._stream.queued and not self._stream.closed:
+            self._ending.wheel.arm(self, now + LEAVE_SECONDS)
+        else:
+            self._stream.reset(Reason.CANCELLED)
+            self._out()
 
     def _out(self) -> None:
         self.deadline = INF

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 class Household:
     """Inputs: `replace` (configuration), `look` (edges said something), `drain` and `close` at the end."""
 
-    __slots__ = ("_config", "_domains", "_issuer", "_wheel", "certificates", "ending")
+    __slots__ = ("_config", "_issuer", "_served", "_wheel", "certificates", "ending")
 
     def __init__(self, config: ConnectorConfig, *, join: Callable[[StreamEnd, Open], bool]) -> None:
         """`join`: as `Ending` needs it."""
         loop = asyncio.get_running_loop()
         self._config = config
-        self._domains: tuple[str, ...] = ()
+        self._served: tuple[tuple[ServiceConfig, ...], tuple[str, ...]] = (), ()  # services, domains of edges
         self._issuer = issuer_of(config)
         self._wheel = Wheel(loop)
         self.certificates = Certificates(loop, self._wheel, self._issuer)
@@ -46,20 +46,21 @@ class Household:
         self.certificates.start()
         self.certificates.open()  # whether an edge leads here yet is for `look` to say
 
-    def replace(self, config: ConnectorConfig) -> None:
+    def replace(self, config: ConnectorConfig, edges: Sequence[JoinedEdge]) -> None:
         """Another configuration."""
         before, self._config = self._config, config
         if (before.tls, before.acme) != (config.tls, config.acme):
             self._issuer = issuer_of(config)
             self.certificates.replace(self._issuer)
-        self.ending.replace(config.services, self._domains)
+        self.look(edges)
 
     def look(self, edges: Sequence[JoinedEdge]) -> None:
         """What edges are called and what they accepted may have changed."""
-        domains = tuple(edge.domain for edge in edges)
-        if domains != self._domains:
-            self._domains = domains
-            self.ending.replace(self._config.services, domains)
+        services = tuple(service for service in self._config.services if not _refused(service.name, edges))
+        served = services, tuple(edge.domain for edge in edges)
+        if served != self._served:
+            self._served = served
+            self.ending.replace(*served)
         self.certificates.want({host for edge in edges if edge.up for host in self._accepted(edge)})
 
     def _accepted(self, edge: JoinedEdge) -> set[str]:
@@ -88,7 +89,7 @@ class Household:
 
     def status(self, service: ServiceConfig) -> dict[str, Any]:
         """Of the certificates of a service, the worst one: when it ends (0.0: there is none), and what is wrong."""
-        hosts = hosts_of(service, self._domains)
+        hosts = hosts_of(service, self._served[1])
         found = self.certificates.expiries(hosts)
         troubles = self.certificates.troubles(hosts)
         return {
@@ -103,6 +104,12 @@ def issuer_of(config: ConnectorConfig) -> Issuer:
     if config.tls.issuer == "files":
         return FilesIssuer(Pair(files.cert, files.key) for files in config.tls.certificates)
     return AcmeIssuer(config.state_dir / "acme", config.acme, challenges=home_challenges(config.acme))
+
+
+def _refused(name: str, edges: Sequence[JoinedEdge]) -> bool:
+    """Whether edges answered about a service, and none of them gives it any address."""
+    answers = [edge.claims[name] for edge in edges if name in edge.claims]
+    return bool(answers) and all(answer.refused and not answer.addresses for answer in answers)
 
 
 def _host(address: str) -> str:
