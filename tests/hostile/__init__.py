@@ -1,0 +1,1 @@
+"""Hostile visitors and hostile services against a real edge and connector, case by case, over raw sockets."""
