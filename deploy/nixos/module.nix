@@ -30,6 +30,8 @@ let
     NoNewPrivileges = true;
     ProtectSystem = "strict";
     PrivateTmp = true;
+    PrivateMounts = true;
+    LimitCORE = 0;
     PrivateDevices = true;
     ProtectClock = true;
     ProtectControlGroups = true;
@@ -46,7 +48,7 @@ let
     MemoryDenyWriteExecute = true;
     RemoveIPC = true;
     SystemCallArchitectures = "native";
-    SystemCallFilter = [ "@system-service" ];
+    SystemCallFilter = [ "@system-service" "~@privileged" ];
     SystemCallErrorNumber = "EPERM";
   };
 

@@ -24,8 +24,9 @@ def settings(name: str) -> dict[str, str]:
     for line in (SYSTEMD / name).read_text().splitlines():
         key, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
-            assert key not in found, key
-            found[key] = value
+            # A second filter takes away from the first.
+            assert key not in found or (key, value) == ("SystemCallFilter", "~@privileged"), key
+            found.setdefault(key, value)
     return found
 
 
@@ -53,7 +54,7 @@ def test_little_is_exposed(name: str) -> None:
     said = run("systemd-analyze", "security", "--offline=true", SYSTEMD / name)
     level = re.search(r"Overall exposure level for .*: ([0-9.]+)", said)
     assert level is not None
-    assert float(level[1]) <= 2.5
+    assert float(level[1]) <= 2.0  # docs/security.md says so
 
 
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd is not installed")
@@ -77,6 +78,7 @@ def test_sandbox(name: str) -> None:
     assert found["StateDirectoryMode"] == "0700"
     assert found["ProtectSystem"] == "strict"
     assert found["NoNewPrivileges"] == found["PrivateTmp"] == found["MemoryDenyWriteExecute"] == "yes"
+    assert found["LimitCORE"] == "0"
     assert found["Restart"] == "always"
     assert "HUP" in found["ExecReload"]
 
