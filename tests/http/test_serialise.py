@@ -185,3 +185,16 @@ def test_a_written_response_reads_as_it_was_meant(framing: Framing, length: int,
     assert (again.framing, again.length) == (outgoing_framing(head, 11), head.length)
     assert again.keep_alive is keep
     assert again.fields == head.fields
+
+
+def test_hsts_is_added_where_the_service_is_silent() -> None:
+    line = b"strict-transport-security: max-age=60\r\n"
+    silent = answer()
+    assert line in serialise_response(silent, version=11, keep_alive=True, hsts=b"max-age=60")
+    assert (b"strict-transport-security", b"max-age=60") in response_fields_h2(silent, hsts=b"max-age=60")
+    own = [(b"strict-transport-security", b"max-age=0")]
+    speaking = answer(fields=own)
+    assert line not in serialise_response(speaking, version=11, keep_alive=True, hsts=b"max-age=60")
+    assert [field for field in response_fields_h2(speaking, hsts=b"max-age=60") if field[0] == own[0][0]] == own
+    assert not speaking.fields[1:], "the head itself stays as it is"
+    assert b"strict" not in serialise_response(silent, version=11, keep_alive=True)

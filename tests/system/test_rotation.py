@@ -54,6 +54,7 @@ def step(world: World) -> str:
     return str(world.status()["authority"]["step"])
 
 
+@pytest.mark.slow
 def test_the_authority_is_replaced_without_a_break(tmp_path: Path) -> None:
     clock = Clock(tmp_path)
     with World(tmp_path, workers=2) as world:
@@ -109,6 +110,7 @@ def state(world: World, name: str) -> str:
     return str(next(item["state"] for item in world.status()["connectors"] if item["name"] == name))
 
 
+@pytest.mark.slow
 def test_certificates_are_renewed_while_they_serve(tmp_path: Path) -> None:
     """The connector's by its two thirds, the edge's own too; both are used by the next dial, with no restart."""
     clock = Clock(tmp_path)

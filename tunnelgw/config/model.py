@@ -183,15 +183,22 @@ class CertificateFiles:
 
 @dataclass(frozen=True, slots=True)
 class TlsConfig:
-    """`[tls]`: where certificates for visitors come from.
+    """`[tls]`: where certificates for visitors come from, and what they are told.
 
     issuer: "files" (the certificates below), "self-signed" (the edge's own visitor CA) or "acme".
         Default: "files" where certificates are given, else "self-signed".
     certificates: for "files"; picked by the names in them.
+    hsts_seconds: browsers use https alone for a host for so long (Strict-Transport-Security); 0: they are told nothing.
     """
 
     issuer: str = "self-signed"
     certificates: tuple[CertificateFiles, ...] = ()
+    hsts_seconds: int = 0
+
+    @property
+    def hsts(self) -> bytes:
+        """The value of Strict-Transport-Security; empty for none."""
+        return b"max-age=%d" % self.hsts_seconds if self.hsts_seconds else b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_MAX_HSTS = 2 * 366 * 86400  # lists of browsers ask for one year; what is longer is a mistake that lasts
+
+
 def read_tls(
     section: Section, folder: Path, *, otherwise: str, issuers: tuple[str, ...] = ("acme", "files", "self-signed")
 ) -> TlsConfig:
@@ -46,12 +49,13 @@ def read_tls(
         if files["cert"] and files["key"]:
             certificates.append(CertificateFiles(files["cert"], files["key"]))
     issuer = section.get("issuer", values.choice(*issuers), "")
+    hsts_seconds = section.get("hsts_seconds", values.whole(0, _MAX_HSTS), 0)
     section.finish()
     if issuer == "files" and not given:
         section.bad("issuer", '"files" needs certificates = [{ cert = "a.pem", key = "a.key" }]')
     elif issuer in ("self-signed", "acme") and given:
         section.bad("certificates", 'are only used with issuer = "files"; change the issuer or remove them')
-    return TlsConfig(issuer or ("files" if given else otherwise), tuple(certificates))
+    return TlsConfig(issuer or ("files" if given else otherwise), tuple(certificates), hsts_seconds)
 
 
 def _look_at(section: Section, name: str, path: Path) -> None:

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from tunnelgw.config.acme import home_challenges
 from tunnelgw.connector.ending import Ending, hosts_of
+from tunnelgw.gateway.service import trusted_nobody
+from tunnelgw.gateway.settings import GatewaySettings
 from tunnelgw.net.acme import AcmeIssuer
 from tunnelgw.net.certificates import Certificates
 from tunnelgw.net.issuers import FilesIssuer, Issuer, Pair
@@ -43,6 +45,7 @@ class Household:
         self._wheel = Wheel(loop)
         self.certificates = Certificates(loop, self._wheel, self._issuer)
         self.ending = Ending(join=join, contexts=self.certificates, wheel=self._wheel)
+        self.ending.gateway.reload(GatewaySettings(hsts=config.tls.hsts), trusted_nobody)
         self.certificates.start()
         self.certificates.open()  # whether an edge leads here yet is for `look` to say
 
@@ -52,6 +55,7 @@ class Household:
         if (before.tls, before.acme) != (config.tls, config.acme):
             self._issuer = issuer_of(config)
             self.certificates.replace(self._issuer)
+            self.ending.gateway.reload(GatewaySettings(hsts=config.tls.hsts), trusted_nobody)
         self.look(edges)
 
     def look(self, edges: Sequence[JoinedEdge]) -> None:

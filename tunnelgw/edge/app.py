@@ -387,4 +387,5 @@ def gateway_settings(config: EdgeConfig) -> GatewaySettings:
         request_head_seconds=config.limits.request_head_seconds,
         idle_seconds=config.limits.idle_seconds,
         https_port=config.address.port,
+        hsts=config.tls.hsts,
     )

@@ -39,12 +39,14 @@ class Memo:
     """The last heads of one connection, read and written."""
 
     __slots__ = (
-        "_after", "_before", "_id", "_key", "_rest", "_rest_head", "_response_block", "_response_head",
+        "_after", "_before", "_hsts", "_id", "_key", "_rest", "_rest_head", "_response_block", "_response_head",
         "_response_method", "_written", "_written_as", "_written_fields", "_written_h2", "_written_h2_head",
         "_written_head",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, hsts: bytes) -> None:
+        """`hsts`: as `GatewaySettings.hsts`, for what is written to this visitor."""
+        self._hsts = hsts
         self._rest = b""  # a request's head after its first line
         self._rest_head: RequestHead | None = None
         self._id = b""  # its request id as the visitor sent it; the head gets one of ours where that is empty
@@ -130,7 +132,7 @@ class Memo:
         """`head` as HTTP/1.1 for the visitor."""
         if head is self._written_head and self._written_as == (version, keep_alive):
             return self._written
-        data = serialise_response(head, version=version, keep_alive=keep_alive)
+        data = serialise_response(head, version=version, keep_alive=keep_alive, hsts=self._hsts)
         if head is self._response_head:
             self._written_head, self._written_as, self._written = head, (version, keep_alive), data
         return data
@@ -139,7 +141,7 @@ class Memo:
         """`head` as HTTP/2 fields for the visitor; not to be changed."""
         if head is self._written_h2_head:
             return self._written_h2
-        fields = response_fields_h2(head)
+        fields = response_fields_h2(head, hsts=self._hsts)
         if head is self._response_head:
             self._written_h2_head, self._written_h2 = head, fields
         return fields

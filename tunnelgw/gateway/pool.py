@@ -78,7 +78,7 @@ class Pool:
         """What was read and written last."""
         memo = self._memo
         if memo is None:
-            memo = self._memo = Memo()
+            memo = self._memo = Memo(self.gateway.settings.hsts if self.visitor.secure else b"")
         return memo
 
     def rest(self, now: float) -> bool:

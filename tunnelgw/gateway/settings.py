@@ -17,6 +17,7 @@ class GatewaySettings:
       connection.
     keep_seconds: how long a stream is kept for the same visitor connection's next request.
     https_port: where requests on plain HTTP are redirected to.
+    hsts: the value of Strict-Transport-Security for services that send none, on https only; b"" for none.
     """
 
     request_head_bytes: int = 32768
@@ -25,3 +26,4 @@ class GatewaySettings:
     stall_seconds: float = 120.0
     keep_seconds: float = 4.0
     https_port: int = 443
+    hsts: bytes = b""

@@ -60,10 +60,11 @@ def outgoing_framing(head: ResponseHead, version: int) -> Framing:
     return framing
 
 
-def serialise_response(head: ResponseHead, *, version: int, keep_alive: bool) -> bytes:
+def serialise_response(head: ResponseHead, *, version: int, keep_alive: bool, hsts: bytes = b"") -> bytes:
     """The head as HTTP/1.1 for a visitor that speaks `version`, with the framing of `outgoing_framing`.
 
     `keep_alive`: whether the visitor's connection stays open afterwards; ignored where the framing says close.
+    `hsts`: the value of Strict-Transport-Security, where the service sends none of its own.
     """
     status = head.status
     line = _STATUS_LINES.get((status, head.reason))
@@ -84,6 +85,8 @@ def serialise_response(head: ResponseHead, *, version: int, keep_alive: bool) ->
             parts.append(b"connection: close\r\n")
         elif version == 10:
             parts.append(b"connection: keep-alive\r\n")
+    if hsts and not _says_hsts(head.fields):
+        parts.append(b"strict-transport-security: %b\r\n" % hsts)
     parts.append(b"\r\n")
     return b"".join(parts)
 
@@ -105,10 +108,16 @@ def request_fields_h2(
     return fields
 
 
-def response_fields_h2(head: ResponseHead) -> Fields:
+def response_fields_h2(head: ResponseHead, *, hsts: bytes = b"") -> Fields:
     """The head as an HTTP/2 field list for the visitor. Never for a 101, which HTTP/2 does not have."""
     fields = [(b":status", _STATUS_VALUES[head.status])]
     fields += head.fields
     if head.length >= 0 and head.status >= 200 and head.status != 204:
         fields.append((b"content-length", b"%d" % head.length))
+    if hsts and not _says_hsts(head.fields):
+        fields.append((b"strict-transport-security", hsts))
     return fields
+
+
+def _says_hsts(fields: Fields) -> bool:
+    return any(name == b"strict-transport-security" for name, _ in fields)

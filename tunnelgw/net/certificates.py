@@ -43,7 +43,7 @@ _NEVER = (0.0, RETRY_SECONDS[0] / 2)
 class Loaded:
     """A pair in use: what it says, and its contexts by policy, made when first needed."""
 
-    __slots__ = ("_contexts", "described", "pair", "stamp")
+    __slots__ = ("_contexts", "_until", "described", "pair", "stamp")
 
     def __init__(self, pair: Pair) -> None:
         """Raises `OSError` (which `ssl.SSLError` is) for a pair that cannot be used."""
@@ -52,6 +52,26 @@ class Loaded:
         context = tls.visitor_context(pair.certificate, pair.key)
         self._contexts = {True: context}
         self.described = tls.describe(context, pair.certificate.read_text("ascii", "replace"))
+
+        self._until = time.monotonic() + tls.TICKET_SECONDS
+
+    def valid(self, now: float) -> bool:
+        """Would a visitor accept its dates (Unix seconds)?"""
+        return self.described.not_before <= now < self.described.not_after
+
+    def freshen(self, now: float) -> None:
+        """New contexts, hence new ticket keys and no kept sessions, when it is time (monotonic seconds).
+
+        The files must be those of `stamp`, or the new contexts would be of another certificate than is described.
+        """
+        if now < self._until and not any(tls.keeps_much(context) for context in self._contexts.values()):
+            return
+        try:
+            self._contexts = {True: tls.visitor_context(self.pair.certificate, self.pair.key)}
+        except OSError as error:  # replaced in this very moment: the next look says what is wrong
+            log.debug("certificate %s not read again: %s", self.pair.certificate, error)
+        else:
+            self._until = now + tls.TICKET_SECONDS
 
     def context(self, *, http: bool) -> ssl.SSLContext:
         """For HTTP (ALPN h2 and http/1.1), or for TCP inside TLS (no ALPN)."""
@@ -161,11 +181,12 @@ class Certificates:
         return {host: trouble for host, trouble in found.items() if any(trouble)}
 
     def expiries(self, hosts: Iterable[str] | None = None) -> dict[str, float]:
-        """These hosts (None: all that are wanted) with the end of their certificate in Unix seconds; 0.0: none."""
-        result = {}
+        """These hosts (None: all that are wanted) with the end of their certificate in Unix seconds; 0.0: none yet."""
+        result, now = {}, time.time()
         for host in self._wanted if hosts is None else hosts:
             loaded = self._find(host)
-            result[host] = loaded.described.not_after if loaded is not None else 0.0
+            usable = loaded is not None and loaded.described.not_before <= now
+            result[host] = loaded.described.not_after if loaded is not None and usable else 0.0
         return result
 
     def on_deadline(self, now: float) -> None:
@@ -189,7 +210,7 @@ class Certificates:
                 changed = True
         if changed:
             self._failed.clear()
-            self._index()
+        self._index()  # also without a change: one may have become valid, or expired
 
     def _read(self, pair: Pair) -> bool:
         old = self._loaded.get(pair)
@@ -198,7 +219,10 @@ class Certificates:
         except OSError as error:
             self._complain(pair, None, error)
             return False
-        if (old is not None and old.stamp == stamp) or self._bad.get(pair) == stamp:
+        if old is not None and old.stamp == stamp:
+            old.freshen(time.monotonic())
+            return False
+        if self._bad.get(pair) == stamp:
             return False
         try:
             loaded = Loaded(pair)
@@ -209,8 +233,9 @@ class Certificates:
         self._loaded[pair] = loaded
         names = ", ".join(loaded.described.names) or "no name"
         log.info("certificate %s (%s) in use", pair.certificate, names)
-        if loaded.described.not_after < time.time():
-            log.error("certificate %s (%s) has expired: visitors will be warned", pair.certificate, names)
+        if not loaded.valid(time.time()):
+            when = "has expired" if loaded.described.not_after < time.time() else "is not valid yet"
+            log.error("certificate %s (%s) %s: visitors will be warned", pair.certificate, names, when)
         return True
 
     def _complain(self, pair: Pair, stamp: _STAMP | None, error: Exception) -> None:
@@ -220,13 +245,11 @@ class Certificates:
         self._bad[pair] = stamp
 
     def _index(self) -> None:
-        """Names to pairs; where two certificates cover a name, the one that lasts longer wins."""
+        """Names to pairs; where several cover a name, one whose dates are good wins, then the one that lasts longer."""
+        now = time.time()
         by_name: dict[str, Loaded] = {}
-        for loaded in self._loaded.values():
-            for name in loaded.described.names:
-                known = by_name.get(name)
-                if known is None or known.described.not_after < loaded.described.not_after:
-                    by_name[name] = loaded
+        for loaded in sorted(self._loaded.values(), key=lambda one: (one.valid(now), one.described.not_after)):
+            by_name.update(dict.fromkeys(loaded.described.names, loaded))  # the best one last
         self._by_name = by_name
 
     def _find(self, name: str) -> Loaded | None:

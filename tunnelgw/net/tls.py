@@ -1,8 +1,13 @@
 """Every SSLContext of the gateway is made here, so that what TLS we speak is said in one place.
 
-Visitors: TLS 1.2 with forward-secret AEAD suites, and TLS 1.3; no renegotiation, no compression. Tunnels: TLS 1.3 only,
-certificates of the edge's own authority on both sides, no resumption (a revoked certificate must not live on in a
-ticket). Whether a connector's certificate has expired is decided in the hello, with a reason, not by a TLS alert.
+Visitors: TLS 1.2 with forward-secret AEAD suites, and TLS 1.3; no renegotiation, no compression, no early data. Their
+sessions resume by tickets, whose keys OpenSSL makes for each context and shows nobody: so a ticket is good for one
+certificate, one worker, and as long as its context lives (`TICKET_SECONDS`). Groups are OpenSSL's own, X25519 first;
+its releases from 3.5 on put a post-quantum one before.
+
+Tunnels: TLS 1.3 only, certificates of the edge's own authority on both sides, no resumption (a revoked certificate must
+not live on in a ticket). Whether a connector's certificate has expired is decided in the hello, with a reason, not by a
+TLS alert.
 
 Invariant: one visitor context serves one certificate and one policy, so a ticket of one name never resumes as another.
 """
@@ -23,6 +28,13 @@ HANDSHAKE_SECONDS = 10.0  # absolute; asyncio's own default is 60
 SHUTDOWN_SECONDS = 5.0  # for the peer's close_notify; a peer that does not answer keeps nothing longer
 # RFC 9325, section 4.2: ephemeral key exchange and AEAD only. (TLS 1.3's suites are all of that kind.)
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+# SSL_OP_PRIORITIZE_CHACHA; Python's ssl has no name for it. Our order, but for visitors who put ChaCha20 first: their
+# processor has no AES.
+PRIORITIZE_CHACHA = 0x200000
+# OpenSSL never changes the ticket keys of a context; a day bounds what a stolen one opens (RFC 9325, section 7.4).
+TICKET_SECONDS = 86400.0
+# OpenSSL keeps sessions of TLS 1.2 visitors who want no ticket, 1 KB each, up to 20,480 per context and two hours.
+SESSIONS_MAX = 512
 NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME; Python's ssl has no name for it
 # What TLS transports may hold before they pause their protocol; uvloop's default is 512 KiB for each connection.
 WRITE_HIGH = 64 * 1024
@@ -36,12 +48,18 @@ def visitor_context(certificate: Path | str, key: Path | str, *, alpn: tuple[str
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | PRIORITIZE_CHACHA
     context.set_ciphers(TLS12_CIPHERS)
     if alpn:
         context.set_alpn_protocols(list(alpn))
     context.load_cert_chain(certificate, key, password=_no_password)
     return context
+
+
+def keeps_much(context: ssl.SSLContext) -> bool:
+    """True if a context holds so many sessions that it should be made anew."""
+    return context.session_stats()["number"] > SESSIONS_MAX
 
 
 def tunnel_server_context(certificate: Path | str, key: Path | str, *, authority: str) -> ssl.SSLContext:
