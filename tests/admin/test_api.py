@@ -30,7 +30,7 @@ class Running(Offline):
     def addresses(self) -> list[PublicAddress]:
         return [
             {"address": "https://a.example.com/", "service": "a", "connector": "home", "state": "up", "since": 1.0,
-             "certificate_expiry": 2.0, "tls": ""}
+             "certificate_expiry": 2.0, "certificate_problem": "", "tls": ""}
         ]  # fmt: skip
 
     def connector(self, name: str) -> dict[str, Any]:

@@ -37,10 +37,29 @@ def test_init_prints_records_and_the_next_command(tunnelgw: Run, tmp_path: Path)
         assert any(line.split()[:2] == [name, "A"] for line in done.stdout.splitlines())
     assert f"tunnelgw edge run --config {tmp_path / 'edge.toml'}" in done.stdout
     assert "self" not in done.stdout
-    assert "browsers will warn" in done.stderr
+    assert "Let's Encrypt" in done.stderr
+    assert 'issuer = "acme"' in (tmp_path / "edge.toml").read_text()
     assert tunnelgw("check", "edge.toml").returncode == 0
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "state" / "store.db").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("options", [("--domain", "home.lan"), ("--domain", "example.com", "--self-signed")])
+def test_init_signs_itself_where_it_must_or_should(tunnelgw: Run, tmp_path: Path, options: tuple[str, ...]) -> None:
+    done = tunnelgw("edge", "init", *options, "--config", "edge.toml", "--state-dir", "state")
+    assert done.returncode == 0
+    assert "browsers will warn" in done.stderr
+    assert 'issuer = "self-signed"' in (tmp_path / "edge.toml").read_text()
+
+
+def test_certificates_can_be_asked_for_only_where_they_are_ordered(edge: Run, tmp_path: Path) -> None:
+    assert "no certificate was ordered" in edge("certificate", "list").stdout
+    assert "does not run" in one_line(edge("certificate", "renew", "a.example.com"), 1)
+    assert "there is no certificate of" in one_line(edge("certificate", "revoke", "a.example.com"), 1)
+    assert "is an address" in one_line(edge("certificate", "renew", "192.0.2.1"), 2)
+    config = tmp_path / "edge.toml"
+    config.write_text(config.read_text().replace('issuer = "acme"', 'issuer = "self-signed"'))
+    assert "can be asked for" in one_line(edge("certificate", "list"), 2)
 
 
 def test_init_refuses_to_overwrite(edge: Run, tunnelgw: Run, tmp_path: Path) -> None:

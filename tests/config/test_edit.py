@@ -104,11 +104,13 @@ def test_first_files_load(tmp_path: Path) -> None:
         address="edge.example.com:8443",
         state_dir=str(tmp_path),
         email="me@example.com",
+        issuer="acme",
         listen="127.0.0.1:8443",
         listen_http="127.0.0.1:8080",
     )
     create(edge, text, role="edge")
     config = load_edge(edge)
+    assert config.tls.issuer == "acme"
     assert (config.acme.email, str(config.listen[0]), config.state_dir) == (
         "me@example.com",
         "127.0.0.1:8443",

@@ -5,7 +5,8 @@ reaches tunnels at once; without an edge the same desk works on the store alone,
 
 Requests: {"command": "invite", "name", "role", "ttl": seconds, "allow": {"hosts", "ports", "services", "networks",
 "exits": lists of text as typed}}; {"command": "grant", "name", "allow"}; {"command": "revoke", "name"};
-{"command": "rotate-ca", "overlap": seconds}; {"command": "status"}; {"command": "reload"}.
+{"command": "rotate-ca", "overlap": seconds}; {"command": "status"}; {"command": "reload"};
+{"command": "certificate"} with what certificates.py says.
 
 Invariant: what an operator typed is checked here, before anything is stored; secrets leave only as the invitation.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tunnelgw import __version__
 from tunnelgw.access.grants import ANY_HOST, Grant, port_text
+from tunnelgw.admin import certificates
 from tunnelgw.config.names import Bad, host_name, network, port_range, service_name
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.records import CONNECTOR
@@ -59,6 +61,12 @@ class Live(Protocol):
     async def rotate(self, seconds: int) -> None:
         """As `Registry.rotate_authority`; in a child where an edge would keep the library for it."""
 
+    def hosts(self) -> set[str]:
+        """Hosts of routes whose TLS ends at the edge."""
+
+    async def certificates_changed(self) -> None:
+        """Look at the certificates again."""
+
     async def reload(self) -> list[str]:
         """Read the configuration again; what changed. ConfigError if the file is not usable."""
 
@@ -81,6 +89,7 @@ class Offline:
                 "state": "away",
                 "since": 0.0,
                 "certificate_expiry": 0.0,
+                "certificate_problem": "",
                 "tls": "",
             }
             for claim, holder in sorted(self._registry.claims().items())
@@ -101,6 +110,13 @@ class Offline:
         """In this process, which ends soon."""
         self._registry.rotate_authority(seconds)
 
+    def hosts(self) -> set[str]:
+        """Nothing is served."""
+        return set()
+
+    async def certificates_changed(self) -> None:
+        """Nobody to tell."""
+
     async def reload(self) -> list[str]:
         """Nothing to reload."""
         return []
@@ -120,6 +136,7 @@ class EdgeDesk:
             "rotate-ca": self._rotate,
             "status": self._status,
             "reload": self._reload,
+            "certificate": self._certificate,
         }
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +188,9 @@ class EdgeDesk:
 
     async def _reload(self, _request: dict[str, Any]) -> dict[str, Any]:
         return {"messages": await self._live.reload()}
+
+    async def _certificate(self, request: dict[str, Any]) -> dict[str, Any]:
+        return await certificates.answer(request, self._config(), self._live)
 
     async def _status(self, _request: dict[str, Any]) -> dict[str, Any]:
         config = self._config()

@@ -10,6 +10,7 @@ Commands of the edge (see `tunnelgw.admin.api` for the exact keys):
     revoke   {"name"}                              -> {"messages": […]}
     reload   {}                                    -> {"messages": […]}
     restore  {"staged": folder in state_dir}       -> {}                (see `tunnelgw.admin.restore`)
+    certificate {"action", "host", "reason"}       -> {"certificates": […]} or {"messages": […]}
 Commands of the connector:
     status   {}                                    -> {"status": {…}}
     reload   {}                                    -> {"messages": […]}

@@ -141,6 +141,7 @@ class _Operator:
     def addresses(self) -> list[PublicAddress]:
         """Every route once; it is up where any worker's tunnel is."""
         routes = {route["address"]: route for report in self._reports for route in report["routes"]}
+        troubles = {host: why for report in self._reports for host, (_, why) in report["troubles"].items()}
         return [
             {
                 "address": address,
@@ -149,6 +150,7 @@ class _Operator:
                 "state": self.connector(route["connector"]).get("state", "away"),
                 "since": route["since"],
                 "certificate_expiry": self._numbers["certificates"].get(route["host"], 0.0),
+                "certificate_problem": troubles.get(route["host"], ""),
                 "tls": route["tls"],
             }
             for address, route in sorted(routes.items())
@@ -175,6 +177,14 @@ class _Operator:
         """As `Live.rotate`; then as `grant_changed`."""
         await call_child(self._crew.config.state_dir, {"call": "rotate", "seconds": seconds})
         await self._look()
+
+    def hosts(self) -> set[str]:
+        """Those whose TLS ends here."""
+        return set(self._numbers["certificates"])
+
+    async def certificates_changed(self) -> None:
+        """In use before the command says so (in this process; other workers look every ten seconds)."""
+        self._crew.certificates_changed()
 
     async def reload(self) -> list[str]:
         """As `EdgeDesk`'s command."""
@@ -220,6 +230,9 @@ class _Single:
     def missing(self) -> str | None:
         return None if self._serving else "not serving"
 
+    def certificates_changed(self) -> None:
+        self._edge.certificates.on_change()
+
     def reload_now(self) -> list[str]:
         return _reload(self._edge)
 
@@ -261,6 +274,9 @@ class _Supervised:
 
     def missing(self) -> str | None:
         return None if self._serving else "not serving"
+
+    def certificates_changed(self) -> None:
+        """Workers see it by themselves."""
 
     def reload_now(self) -> list[str]:
         self.config = load_edge(self.config.path)  # what is wrong is said here, to whoever asked

@@ -6,10 +6,10 @@ Invariant: `--json` prints the dict as it is; the text shows the same facts, one
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tunnelgw.identity.rotation import AuthorityState
 
@@ -19,6 +19,7 @@ class PublicAddress(TypedDict):
 
     address: "https://jellyfin.example.com/" or "tcp://edge.example.com:2222". state: of its connector. since: when it
     was claimed (Unix seconds). certificate_expiry: Unix seconds, 0.0 where the edge holds no certificate for it.
+    certificate_problem: why there is none, or no newer one; empty if all is well.
     tls: "home" where TLS ends at home, with a certificate of which the edge knows nothing; else "".
     """
 
@@ -28,6 +29,7 @@ class PublicAddress(TypedDict):
     state: str
     since: float
     certificate_expiry: float
+    certificate_problem: str
     tls: str
 
 
@@ -143,6 +145,8 @@ def edge_text(status: EdgeStatus) -> str:
         ],
         empty="no public address",
     )
+    problems = {entry["certificate_problem"]: entry["address"] for entry in status["addresses"]}
+    lines += [f"no certificate for {address}: {why}" for why, address in sorted(problems.items()) if why]
     lines += _table(
         ("CONNECTOR", "ROLE", "STATE", "SINCE", "TUNNELS", "RTT", "CERTIFICATE UNTIL"),
         [
@@ -165,6 +169,13 @@ def edge_text(status: EdgeStatus) -> str:
         empty="no unused invitation",
     )
     return "\n".join(lines).rstrip()
+
+
+def certificates_text(listed: Sequence[Mapping[str, Any]]) -> str:
+    """The lines of `tunnelgw edge certificate list`."""
+    rows = [(item["name"], when(item["expires"]), when(item["renewal"]), item["problem"]) for item in listed]
+    head = ("CERTIFICATE", "EXPIRES", "RENEWAL", "PROBLEM")
+    return "\n".join(_table(head, rows, empty="no certificate was ordered yet")).rstrip()
 
 
 def connector_text(status: ConnectorStatus) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tunnelgw.config.model import EdgeConfig
 
+ORDER_SECONDS = 900.0  # dns-01 may wait for a hook and for slow servers; the edge itself ends what takes too long
 _ALLOW = ("hosts", "ports", "services", "networks", "exits")
 
 
@@ -46,7 +47,12 @@ def init(arguments: Namespace) -> int:
     if config.tls.issuer == "self-signed":
         say(
             "note: visitors get certificates of the edge's own authority, and browsers will warn; "
-            f'for certificates of your own set issuer = "files" in {path}'
+            f'for others set issuer = "acme" or "files" in {path}'
+        )
+    else:
+        say(
+            "note: certificates come from Let's Encrypt, as services need them; "
+            "running the edge agrees to its terms of service (--self-signed does without)"
         )
     if arguments.service:
         say(f"wrote {service.install('edge', config=path, state_dir=state_dir)}")
@@ -61,7 +67,7 @@ def _initial(arguments: Namespace, path: Path, state_dir: Path) -> str:
     """The text of the new edge.toml; it listens on the port that invitations will name."""
     from tunnelgw.admin.setup import has_ipv6
     from tunnelgw.config.edit import initial_edge
-    from tunnelgw.config.names import Bad, endpoint, host_name
+    from tunnelgw.config.names import Bad, endpoint, host_name, is_private
 
     try:
         domain = host_name(arguments.domain, wildcard=False)
@@ -78,6 +84,7 @@ def _initial(arguments: Namespace, path: Path, state_dir: Path) -> str:
         address=str(address),
         state_dir=str(state_dir),
         email=arguments.email or "",
+        issuer="self-signed" if arguments.self_signed or (is_private(domain) and not arguments.email) else "acme",
         listen=listen,
     )
     if listen and has_ipv6():
@@ -138,10 +145,28 @@ def status(arguments: Namespace) -> int:
     return 0
 
 
-def _ask(config: EdgeConfig, request: dict[str, Any]) -> dict[str, Any]:
+def certificate(arguments: Namespace) -> int:
+    """List, order now, or revoke what the ACME server signed."""
+    from tunnelgw.admin.status import certificates_text
+
+    request = {"command": "certificate", "action": arguments.action}
+    for key in ("host", "reason"):
+        if getattr(arguments, key, None) is not None:
+            request[key] = getattr(arguments, key)
+    answer = _ask(edge_config(arguments.config), request, seconds=ORDER_SECONDS)
+    if arguments.json:
+        print(json.dumps(answer, indent=2))
+    elif arguments.action == "list":
+        print(certificates_text(answer["certificates"]))
+    else:
+        say(*answer["messages"])
+    return 0
+
+
+def _ask(config: EdgeConfig, request: dict[str, Any], *, seconds: float = 30.0) -> dict[str, Any]:
     """Ask the running edge; without one, do the same on its state."""
     try:
-        return call(config.state_dir, request)
+        return call(config.state_dir, request, timeout=seconds)
     except NotRunningError:
         from tunnelgw.admin.api import EdgeDesk, Offline
         from tunnelgw.admin.setup import open_state

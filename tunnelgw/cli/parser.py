@@ -112,6 +112,25 @@ def _add_edge(commands: Subparsers) -> None:
     restore.add_argument("file", metavar="FILE", help="what edge backup wrote")
     _json(restore)
     _config(restore, "edge.toml; written from the backup if there is none")
+    certificate = commands.add_parser("certificate", help="list, renew, revoke what an ACME server signed")
+    _add_certificate(certificate.add_subparsers(title="commands", metavar="COMMAND", required=True))
+
+
+def _add_certificate(commands: Subparsers) -> None:
+    for action, text in (
+        ("list", "certificates, their renewal, and what failed"),
+        ("renew", "order a new certificate now, whatever pause is running"),
+        ("revoke", "tell the issuer that a certificate is not to be trusted, and forget it with its key"),
+    ):
+        parser = _command(commands, action, "tunnelgw.cli.edge:certificate", text)
+        parser.set_defaults(action=action)
+        if action != "list":
+            parser.add_argument("host", metavar="HOST")
+        if action == "revoke":
+            reasons = ("unspecified", "key-compromise", "superseded", "cessation")
+            parser.add_argument("--reason", choices=reasons, default="unspecified")
+        parser.add_argument("--json", action="store_true", help="for programs")
+        _config(parser)
 
 
 def _add_home(commands: Subparsers) -> None:

@@ -22,7 +22,6 @@ EDGE_RESTART = frozenset(
         "state_dir",
         "workers",
         "proxy_protocol",
-        "tls.issuer",
         "metrics.listen",
         "admin.listen",
     }

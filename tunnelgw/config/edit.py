@@ -37,13 +37,14 @@ address = {address}
 # Where the store, the keys and the control socket live.
 {state_dir}
 
-# Visitors and tunnels share one port; port 80 only redirects. [] turns listen_http off.
+# Visitors and tunnels share one port; port 80 redirects and proves names (ACME). [] turns listen_http off.
 {listen}
 {listen_http}
 
 [tls]
-# "files" (certificates below) or "self-signed" (the edge's own authority, browsers will warn).
-issuer = "self-signed"
+# "acme" (Let's Encrypt, or another server in [acme]), "files" (certificates below), or "self-signed" (the edge's own
+# authority, browsers will warn).
+issuer = {issuer}
 # certificates = [{{ cert = "fullchain.pem", key = "privkey.pem" }}]
 {acme}
 # Prometheus: /metrics, /livez and /readyz.
@@ -79,6 +80,7 @@ def initial_edge(
     address: str,
     state_dir: str = "",
     email: str = "",
+    issuer: str = "self-signed",
     listen: str = "",
     listen_http: str = "",
 ) -> str:
@@ -93,6 +95,7 @@ def initial_edge(
         listen_http=f"listen_http = [{_quoted(listen_http)}]"
         if listen_http
         else '# listen_http = ["0.0.0.0:80", "[::]:80"]',
+        issuer=_quoted(issuer),
         acme=acme,
     )
 

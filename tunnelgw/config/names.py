@@ -17,6 +17,13 @@ _MACHINE = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-
 _PORTS = re.compile(r"([0-9]{1,5})(?:\s*-\s*([0-9]{1,5}))?")
 
 
+# Top-level labels that no public server signs: RFC 6761, 6762, 7686, 8375, and what home routers hand out.
+_PRIVATE = frozenset({
+    "localhost", "local", "test", "invalid", "example", "onion", "internal", "lan", "home", "corp", "intranet",
+    "private", "arpa", "localdomain",
+})  # fmt: skip
+
+
 class Bad(ValueError):  # noqa: N818 - reads as "raise Bad(...)"
     """A value that cannot be used; the text is for the operator."""
 
@@ -53,6 +60,12 @@ def host_name(value: str, *, wildcard: bool) -> str:
     if rest != name and len(labels) < 2:
         raise Bad(f'"{shown}" would cover a whole top-level domain')
     return name
+
+
+def is_private(name: str) -> bool:
+    """Whether a host name or wildcard means something on private networks only, so that no public issuer signs it."""
+    labels = name.removeprefix("*.").split(".")
+    return len(labels) < 2 or labels[-1] in _PRIVATE
 
 
 def _a_label(name: str) -> str:

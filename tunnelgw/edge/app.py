@@ -333,6 +333,7 @@ class Edge:
         numbers = self.counters.snapshot()
         numbers["certificates"] = self.certificates.expiries()
         numbers["state_failing"] = int(self.health.failing)
+        numbers["order_failures"] = self.certificates.failures()
         for connector in self.connectors:
             session = connector.session
             numbers["connectors"][connector.name] = {
@@ -363,6 +364,7 @@ class Edge:
                 connector.name: {"state": connector.state, "since": connector.since, "address": connector.peer}
                 for connector in self.connectors
             },
+            "troubles": self.certificates.troubles(),
             "time": time.time(),
         }
 

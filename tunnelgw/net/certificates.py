@@ -180,6 +180,10 @@ class Certificates:
         found = {host: self._issuer.trouble(host) for host in (self._wanted if hosts is None else hosts)}
         return {host: trouble for host, trouble in found.items() if any(trouble)}
 
+    def failures(self) -> dict[str, int]:
+        """For wanted hosts, the orders that failed since one succeeded; nothing where nothing is ordered."""
+        return {} if self._issuer.local else {host: self._issuer.trouble(host)[0] for host in self._wanted}
+
     def expiries(self, hosts: Iterable[str] | None = None) -> dict[str, float]:
         """These hosts (None: all that are wanted) with the end of their certificate in Unix seconds; 0.0: none yet."""
         result, now = {}, time.time()
@@ -189,10 +193,14 @@ class Certificates:
             result[host] = loaded.described.not_after if loaded is not None and usable else 0.0
         return result
 
-    def on_deadline(self, now: float) -> None:
-        """Time to look at the files."""
+    def on_change(self) -> None:
+        """Somebody changed files: look now."""
         self.refresh()
         self.want(self._wanted)
+
+    def on_deadline(self, now: float) -> None:
+        """Time to look at the files."""
+        self.on_change()
         if not self._issuer.local and (self._look is None or self._look.done()):
             self._look = spawn(self._issuer.look(self._wanted), name="renewal windows")
             self._keep(self._look)

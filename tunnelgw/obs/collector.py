@@ -131,3 +131,9 @@ def _process(snapshot: ProcessSnapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "tunnelgw_state_failing", "1 while the state cannot be saved (a full disk).", value=snapshot["state_failing"]
     )
+    failures = GaugeMetricFamily(
+        "tunnelgw_certificate_order_failures", "Orders for the host that failed since one succeeded.", labels=["host"]
+    )
+    for host, count in sorted(snapshot["order_failures"].items()):
+        failures.add_metric([host], count)
+    yield failures

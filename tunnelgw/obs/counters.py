@@ -123,4 +123,5 @@ class ProcessCounters:
             "connectors": {},
             "certificates": {},
             "state_failing": 0,
+            "order_failures": {},
         }

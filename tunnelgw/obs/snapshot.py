@@ -41,7 +41,10 @@ class ConnectorSnapshot(TypedDict):
 
 
 class ProcessSnapshot(TypedDict):
-    """Everything that /metrics shows of one process; `certificates` maps a host to its expiry in Unix seconds."""
+    """Everything that /metrics shows of one process; `certificates` maps a host to its expiry in Unix seconds.
+
+    `order_failures` maps a host to the orders of a certificate for it that failed since the last one that succeeded.
+    """
 
     routes: dict[str, RouteSnapshot]
     refused: dict[str, int]
@@ -52,6 +55,7 @@ class ProcessSnapshot(TypedDict):
     connectors: dict[str, ConnectorSnapshot]
     certificates: dict[str, float]
     state_failing: int
+    order_failures: dict[str, int]
 
 
 def empty() -> ProcessSnapshot:
@@ -66,6 +70,7 @@ def empty() -> ProcessSnapshot:
         "connectors": {},
         "certificates": {},
         "state_failing": 0,
+        "order_failures": {},
     }
 
 
@@ -87,6 +92,8 @@ def merge(snapshots: Iterable[ProcessSnapshot]) -> ProcessSnapshot:
         total["state_failing"] = max(total["state_failing"], snapshot["state_failing"])
         for host, expiry in snapshot["certificates"].items():
             total["certificates"][host] = min(expiry, total["certificates"].get(host, expiry))
+        for host, failures in snapshot["order_failures"].items():  # every worker tells of the same orders
+            total["order_failures"][host] = max(failures, total["order_failures"].get(host, failures))
     return total
 
 

@@ -37,12 +37,14 @@ class Records:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
-        self._added: list[tuple[str, str]] = []
+        self._added: list[tuple[str, str]] = []  # or perhaps added: the answer may have been lost
+        self._sure: set[tuple[str, str]] = set()
 
     def publish(self, name: str, value: str) -> None:
         """Add a record; `name` without the last dot."""
         self._added.append((name, value))
         self._change("present", name, value)
+        self._sure.add((name, value))
 
     def settle(self) -> None:
         """Wait until everybody can see the records, as far as the settings say how."""
@@ -66,7 +68,8 @@ class Records:
             try:
                 self._change("cleanup", name, value)
             except Failed as error:
-                problems.append(error.text)
+                if (name, value) in self._sure:
+                    problems.append(error.text)
         return problems
 
     def _change(self, action: str, name: str, value: str) -> None:
@@ -111,8 +114,10 @@ def update(settings: dict[str, Any], action: str, name: str, value: str) -> None
         else:
             message.delete(absolute.relativize(zone), "TXT", f'"{value}"')
         answer = dns.query.tcp(message, address, timeout=QUERY_SECONDS, port=port)
-    except dns.tsig.PeerError as error:
-        raise Failed(f"{where} refuses the key {settings['key_name']} ({type(error).__name__[4:]})") from None
+    except (dns.tsig.PeerError, dns.exception.FormError) as error:
+        if not settings["key_name"]:
+            raise Failed(f"{where} gave an answer that cannot be read: {error}") from None
+        raise Failed(f"{where} does not accept the key {settings['key_name']} ({error})") from None
     except (dns.exception.DNSException, OSError, ValueError) as error:
         raise Failed(f"{where} could not be asked for an update of {name}: {error or type(error).__name__}") from None
     if answer.rcode() != dns.rcode.NOERROR:

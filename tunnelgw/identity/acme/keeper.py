@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.config.files import make_private_folder, write_atomic
+from tunnelgw.config.names import is_private
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.acme.job import OrderFailed, Presenter, run_job
 from tunnelgw.identity.acme.record import DAY, HOUR, Record, read_record, write_record
@@ -45,11 +46,6 @@ ORDERS_PER_HOUR = 100  # Let's Encrypt allows 300 in three hours
 ASKED_AT_ONCE = 50  # certificates that one child looks after; the others follow with the next look
 FORGET_SECONDS = 30 * DAY  # a certificate that expired this long ago, and that nobody wants, is removed
 _ISSUER = ""  # in place of a name: the record of the server as a whole
-# Names that no public server signs: RFC 6761, 6762, 7686, 8375, and what home routers hand out.
-_PRIVATE = frozenset({
-    "localhost", "local", "test", "invalid", "example", "onion", "internal", "lan", "home", "corp", "intranet",
-    "private", "arpa", "localdomain",
-})  # fmt: skip
 
 
 class Postponed(LocalError):  # noqa: N818 - as the rest of the taxonomy
@@ -120,12 +116,18 @@ class Keeper:
 
     def refusal(self, name: str) -> str:
         """Why no order is ever made for this name; empty if it may be."""
-        wildcard, base = name.startswith("*."), name.removeprefix("*.")
-        if wildcard and self._config.dns is None:
+        if name.startswith("*.") and self._config.dns is None:
             return f"{name} is a wildcard, which needs dns-01: set dns in [acme]"
-        if self._config.ca_file is None and ("." not in base or base.rpartition(".")[2] in _PRIVATE):
+        if self._config.ca_file is None and is_private(name):
             return f'{name} is a private name, which no public issuer signs: use issuer = "self-signed" or "files"'
         return ""
+
+    def known(self) -> dict[str, Record]:
+        """Every name that was ever tried, with its record."""
+        if not self._hosts.is_dir():
+            return {}
+        names = sorted(path.stem.replace("_wildcard", "*") for path in self._hosts.glob("[!.]*.json"))
+        return {name: self.record(name) for name in names}
 
     # Getting more.
 
