@@ -31,6 +31,7 @@ FAMILIES = {
     "tunnelgw_parked_requests_total": ("counter", set()),
     "tunnelgw_buffered_bytes": ("gauge", set()),
     "tunnelgw_certificate_expiry_timestamp_seconds": ("gauge", {"host"}),
+    "tunnelgw_certificate_order_failures": ("gauge", {"host"}),
     "tunnelgw_state_failing": ("gauge", set()),
 }
 
@@ -52,6 +53,7 @@ def full() -> ProcessSnapshot:
             "up": up, "detached": detached, "rtt": 0.02, "reconnects": 3, "resumes": 4, "streams": 5,
         }  # fmt: skip
     snapshot["certificates"]["jellyfin.example.com"] = 1.8e9
+    snapshot["order_failures"]["jellyfin.example.com"] = 2
     return snapshot
 
 

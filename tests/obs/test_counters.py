@@ -42,6 +42,7 @@ snapshots = st.fixed_dictionaries(
         "buffered_bytes": counts,
         "connectors": st.dictionaries(st.sampled_from(["home", "office"]), connectors),
         "certificates": st.dictionaries(st.sampled_from(["a", "b"]), st.floats(1, 1e10)),
+        "order_failures": st.dictionaries(st.sampled_from(["a", "b"]), st.integers(0, 9)),
         "state_failing": st.integers(0, 1),
     }
 )
