@@ -175,6 +175,7 @@ def keys() -> dict[str, set[str]]:
     found = {name: {item.name for item in dataclasses.fields(kind)} for name, kind in names.items()}
     found["edge"] -= internal | sections
     found["connector"] -= {"path"}
+    found["service"] -= {"users"}  # what was in basic_auth_file
     return found
 
 

@@ -320,7 +320,7 @@ _HOME = '[services.a]\ntarget=1\ntls="home"\n'
         (_HOME + '[tls]\nissuer="self-signed"', 5, "tls.issuer", '"acme" or "files"'),
         ('[services.a]\ntarget="tcp://a:1"\nport=1\nprotocol="mysql"', 4, "services.a.protocol", "not available"),
         ("[services.a]\ntarget=1\ntransparent=true", 3, "services.a.transparent", "not available in this version"),
-        ('[services.a]\ntarget=1\nbasic_auth_file="x"', 3, "services.a.basic_auth_file", "not available"),
+        ('[services.a]\ntarget=1\nbasic_auth_file="/nowhere/x"', 3, "services.a.basic_auth_file", "cannot read"),
         ("[services.a]\ntarget=1\nallow_from=[]", 3, "services.a.allow_from", "nobody"),
         ('[services.a]\ntarget=1\npath="x"', 3, "services.a.path", 'begin with "/"'),
         ('[services.a]\ntarget=1\npath="/a/../b"', 3, "services.a.path", "segment"),

@@ -31,6 +31,29 @@ class Handle:
 def _nothing(*_: object) -> None: ...
 
 
+class Work:
+    """A future of `run_in_executor`."""
+
+    def __init__(self, loop: FakeLoop, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.loop, self.work, self.args = loop, work, args
+        self.callbacks: list[Callable[[Any], object]] = []
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        self.callbacks.append(callback)
+
+    def cancelled(self) -> bool:
+        return False
+
+    def result(self) -> Any:
+        return self.work(*self.args)
+
+    def finish(self) -> None:
+        self.loop.threads.remove(self)
+        for callback in self.callbacks:
+            callback(self)
+        self.loop.turn()
+
+
 class FakeLoop:
     """`call_soon`, `call_later` and `time`, driven by hand."""
 
@@ -38,6 +61,7 @@ class FakeLoop:
         self.now = 1000.0
         self.soon: list[Handle] = []
         self.later: list[Handle] = []
+        self.threads: list[Work] = []  # what a thread was asked to do; `finish` does it
 
     def time(self) -> float:
         return self.now
@@ -51,6 +75,11 @@ class FakeLoop:
         handle = Handle(call, args, self.now + delay)
         self.later.append(handle)
         return handle
+
+    def run_in_executor(self, _executor: object, work: Callable[..., Any], *args: Any) -> Work:
+        made = Work(self, work, args)
+        self.threads.append(made)
+        return made
 
     def turn(self) -> None:
         """Run what waits for the next loop turn."""

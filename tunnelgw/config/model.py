@@ -105,7 +105,8 @@ class ServiceConfig:
     group, priority: for several connectors that serve one service.
     private: no public address. tls: "home" (TLS ends in the connector) or "".
     protocol: "minecraft", "postgres", "mysql" or "": several hosts share one port.
-    transparent: the target sees the visitor's own address. basic_auth_file: users and hashes.
+    transparent: the target sees the visitor's own address.
+    basic_auth_file: who may come in, and users: its lines, as they were when the configuration was read.
     """
 
     name: str
@@ -127,6 +128,7 @@ class ServiceConfig:
     protocol: str = ""
     transparent: bool = False
     basic_auth_file: Path | None = None
+    users: tuple[str, ...] = field(default=(), repr=False)
 
     def target_port(self, public_port: int) -> int:
         """The target's port for a public port: the same distance into the range. 0 if the port is not ours."""

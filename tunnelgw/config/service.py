@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tunnelgw.access.passwords import USERS_MAX, check_user
 from tunnelgw.config import values
 from tunnelgw.config.model import PortRange, ServiceConfig, Target
 from tunnelgw.config.names import Bad, host_name, network, path_prefix, port_range, service_name
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Every public port is a listening socket at the edge.
 _MAX_PORTS = 1024
+_PASSWORD_BYTES = 1 << 20  # far more than so many users need
 _NOTHING = Target("http", "127.0.0.1", 1)
 _HTTP_ONLY = ("path", "strip_path", "plain_http", "response_seconds", "basic_auth_file")
 
@@ -54,7 +56,8 @@ def read_service(section: Section, folder: Path) -> ServiceConfig | None:
         tls=section.get("tls", values.choice("edge", "home"), "").replace("edge", ""),
         protocol=section.get("protocol", values.choice("minecraft", "postgres", "mysql"), ""),
         transparent=section.get("transparent", values.boolean, False),
-        basic_auth_file=section.get("basic_auth_file", values.path_beside(folder), None),
+        basic_auth_file=(password_file := section.get("basic_auth_file", values.path_beside(folder), None)),
+        users=() if password_file is None else _users(section, password_file),
     )
     section.finish()
     if section.has("allow_from") and section.data["allow_from"] == []:
@@ -74,6 +77,32 @@ def _ports(value: object) -> PortRange:
     return ports
 
 
+def _users(section: Section, path: Path) -> tuple[str, ...]:
+    """The lines of a password file. What is wrong with it is a problem: without it everybody could come in."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_PASSWORD_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not text"
+        section.bad("basic_auth_file", f"cannot read {path}: {cause}")
+        return ()
+    users: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            check_user(line)
+        except ValueError as error:
+            section.bad("basic_auth_file", f"{path} line {number} {error}")
+            continue
+        users.setdefault(line.partition(":")[0], line)
+    if not users:
+        section.bad("basic_auth_file", f"{path} names nobody; add a line with: htpasswd -B {path} NAME")
+    if len(users) > USERS_MAX:
+        section.bad("basic_auth_file", f"{path} names {len(users)} users; at most {USERS_MAX} are possible")
+    return tuple(users.values())
+
+
 def _not_yet(section: Section, service: ServiceConfig) -> None:
     """What would silently do nothing, or less than the operator believes."""
     if service.target.kind == "udp":
@@ -84,8 +113,6 @@ def _not_yet(section: Section, service: ServiceConfig) -> None:
         section.bad("protocol", f"is {UNAVAILABLE}; give the service a port of its own")
     if service.transparent:
         section.bad("transparent", f'is {UNAVAILABLE}; proxy_protocol = "v2" tells the target the address')
-    if service.basic_auth_file is not None:
-        section.bad("basic_auth_file", f"is {UNAVAILABLE}; the service would be open to everybody")
 
 
 def _fits_kind(section: Section, service: ServiceConfig) -> None:

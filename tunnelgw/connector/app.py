@@ -35,6 +35,7 @@ from tunnelgw.wire.flow import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tunnelgw.config.model import ConnectorConfig, ServiceConfig
     from tunnelgw.connector.household import Household
@@ -103,7 +104,7 @@ class Connector:
             edge.start()
         loop = asyncio.get_running_loop()
         # After the edges: a change of the file is applied to them.
-        self._watch = FileWatch([self.config.path], self._file_changed, loop=loop)
+        self._watch = FileWatch(_files(self.config), self._file_changed, loop=loop)
         self._last_turn = _clock()
         self._turn_handle = loop.call_later(TURN, self._turn)
         self._announcing = spawn(self._announce(), name="announce readiness")
@@ -163,7 +164,10 @@ class Connector:
         async with self._reloading:  # the file that was read last must be the one in force
             if self._watch is not None:
                 self._watch.seen()
-            return await self.reload(load_connector(self.config.path))
+            config = load_connector(self.config.path)
+            if self._watch is not None and _files(config) != _files(self.config):
+                self._watch.follow(_files(config))
+            return await self.reload(config)
 
     async def _match_edges(self, places: list[Place]) -> list[str]:
         """Serve these edges, with these identities (one may have been joined anew); others keep their tunnels."""
@@ -317,6 +321,12 @@ class Connector:
         if service.tls == "home" and self.household is not None:
             answer |= self.household.status(service)
         return {"name": service.name, "target": str(service.target), **answer}
+
+
+def _files(config: ConnectorConfig) -> list[Path]:
+    """Every file whose change is a change of the configuration."""
+    passwords = {service.basic_auth_file for service in config.services if service.basic_auth_file is not None}
+    return [config.path, *sorted(passwords)]
 
 
 def _claim_answer(results: list[ClaimResult]) -> dict[str, Any]:

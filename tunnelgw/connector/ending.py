@@ -110,6 +110,7 @@ class Ending:
             strip_path=service.strip_path,
             response_seconds=service.response_seconds,
             allow_from=service.allow_from,
+            users=service.users,
             label=label,
         )
 

@@ -201,6 +201,7 @@ def offer(service: ServiceConfig) -> Offer:
         private=service.private,
         response_seconds=service.response_seconds,
         allow_from=list(service.allow_from),
+        users=[] if service.tls == "home" else list(service.users),  # who is asked at home is nobody else's business
         group=service.group,
         priority=service.priority,
         protocol=service.protocol,

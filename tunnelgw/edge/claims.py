@@ -19,6 +19,7 @@ import msgspec
 
 from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.grants import Grant, check_host, check_ports, grant_command, port_text
+from tunnelgw.access.passwords import check_user
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
@@ -214,6 +215,8 @@ class ClaimDesk:
             normalise_path(offer.path)
             for network in offer.allow_from:
                 normalise_network(network)
+            for line in offer.users:
+                check_user(line)
         except ValueError as error:
             raise Refused(str(error), reason=Reason.CLAIM_UNSUPPORTED) from None
 
@@ -316,6 +319,7 @@ class ClaimDesk:
                 plain_http=offer.plain_http,
                 response_seconds=offer.response_seconds,
                 allow_from=tuple(normalise_network(network) for network in offer.allow_from),
+                users=tuple(offer.users),
                 label=label,
                 since=old.since if old is not None else time.time(),
             )

@@ -133,8 +133,16 @@ class Exchange:
             self.redirect(gateway.secure_address(head))
         elif head.upgrade and route.kind == "h2c":
             self.refuse(Reason.NOT_IMPLEMENTED)
-        else:
+        elif not route.users or gateway.doorkeeper.examine(self, route, self.pool.address_of(head)):
             self._connect(route, now)
+
+    def admitted(self) -> None:
+        """The visitor's password was right, which took a moment: go on as `begin` would have."""
+        assert self.route is not None
+        self.quiet_since = now = self.pool.gateway.time()
+        self._connect(self.route, now)
+        if self.upstream is not None and self.upstream.ready:
+            self.resume_upload()
 
     def refuse(self, reason: Reason, since: float = 0.0) -> None:
         """Answer with an error page; only while not `responded`."""

@@ -33,6 +33,8 @@ _WRONG = ("The service gave a broken answer", "The service behind this address a
 _BUSY = ("Too busy", "Too much is going on here at the moment. Please try again soon.")
 _NOWHERE = ("Nothing here", "Nothing is published under this address.")
 _REFUSED = ("Not allowed", "This address is not open to you.")
+_PASSWORD = ("Who is there?", "This address is for those who know its name and password.")
+_GUESSED = ("Too many attempts", "Too much was tried from your address. Please try again in a minute.")
 _BAD = ("This request cannot be served", "What was sent is not a request that can be answered here.")
 
 _WORDS: dict[Reason, tuple[str, str]] = {
@@ -44,7 +46,7 @@ _WORDS: dict[Reason, tuple[str, str]] = {
     Reason.UPSTREAM_INVALID: _WRONG, Reason.UPSTREAM_HEAD_TOO_LARGE: _WRONG, Reason.PROTOCOL_ERROR: _WRONG,
     Reason.BUFFER_LIMIT: _BUSY, Reason.STREAM_LIMIT: _BUSY, Reason.PARK_LIMIT: _BUSY, Reason.DESCRIPTORS: _BUSY,
     Reason.CONNECTION_LIMIT: _BUSY, Reason.NO_ROUTE: _NOWHERE, Reason.NAME_UNKNOWN: _NOWHERE,
-    Reason.ADDRESS_REFUSED: _REFUSED,
+    Reason.ADDRESS_REFUSED: _REFUSED, Reason.PASSWORD_NEEDED: _PASSWORD, Reason.RATE_LIMIT: _GUESSED,
 }  # fmt: skip
 
 _PAGE = """<!doctype html>
@@ -118,6 +120,10 @@ def error_page(
         fields.append((b"x-request-id", request_id))
     if status == 405:
         fields.append((b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
+    elif status == 401:
+        fields.append((b"www-authenticate", b'Basic realm="restricted", charset="UTF-8"'))
+    elif status == 429:
+        fields.append((b"retry-after", b"60"))
     elif status in (503, 504):
         fields.append((b"retry-after", _RETRY_AFTER))
     return fields, body

@@ -68,11 +68,13 @@ class Pool:
             return None
         if route is None:
             raise RemoteError("nothing is published there", reason=Reason.NO_ROUTE)
-        if route.allow_from:
-            address = (claimed_address(head, gateway.trusted) if trusted else "") or visitor.address
-            if not gateway.allowed(route.allow_from, address):
-                raise Refused("the visitor's address is not allowed", reason=Reason.ADDRESS_REFUSED)
+        if route.allow_from and not gateway.allowed(route.allow_from, self.address_of(head)):
+            raise Refused("the visitor's address is not allowed", reason=Reason.ADDRESS_REFUSED)
         return route
+
+    def address_of(self, head: RequestHead) -> str:
+        """Whose request it is: the peer's, or whose a trusted proxy says it is."""
+        return (claimed_address(head, self.gateway.trusted) if self._trusted else "") or self.visitor.address
 
     def heads(self) -> Memo:
         """What was read and written last."""

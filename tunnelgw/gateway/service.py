@@ -12,6 +12,7 @@ import secrets
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.addresses import allowed_from
+from tunnelgw.gateway.doorkeeper import Doorkeeper
 from tunnelgw.gateway.http1 import Http1Visitor
 from tunnelgw.gateway.http2 import Http2Visitor
 from tunnelgw.gateway.settings import GatewaySettings
@@ -98,6 +99,7 @@ class Gateway:
         self.proof = proof
         self.log_request = log_request
         self.time = loop.time
+        self.doorkeeper = Doorkeeper(loop)
         self.draining = False
         self.connections: set[Draining] = set()
         self.refused = counters.refuse

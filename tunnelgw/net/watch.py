@@ -44,6 +44,11 @@ class FileWatch:
         """The owner has just read the files for another cause (a signal, a command): what is there now is known."""
         self._known = self._last = self._look()
 
+    def follow(self, paths: Iterable[Path]) -> None:
+        """Look at these from now on; what is there now is known, for the owner has just read it."""
+        self._paths = tuple(paths)
+        self.seen()
+
     def close(self) -> None:
         """Stop looking."""
         self._handle.cancel()

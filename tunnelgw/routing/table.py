@@ -8,7 +8,7 @@ What must never break: the router and the target see the same path, and a held a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import Refused, RemoteError
@@ -36,6 +36,7 @@ class Route:
     plain_http: bool = False
     response_seconds: float = 60.0
     allow_from: tuple[str, ...] = ()
+    users: tuple[str, ...] = field(default=(), repr=False)  # "name:bcrypt hash" each; empty: nobody is asked
     label: str = ""  # the metric label: configured host and path, or "tcp:PORT"
     port: int = 0
     since: float = 0.0  # unix time

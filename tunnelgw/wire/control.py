@@ -45,6 +45,7 @@ class Offer(Struct, frozen=True, omit_defaults=True):
     private: bool = False
     response_seconds: Annotated[float, Meta(gt=0, le=86400)] = 60.0
     allow_from: Annotated[list[str], Meta(max_length=256)] = []
+    users: Annotated[list[Annotated[str, Meta(max_length=160)]], Meta(max_length=256)] = []  # "name:bcrypt hash"
     group: Annotated[str, Meta(max_length=63)] = ""
     priority: int = 0
     protocol: Annotated[str, Meta(max_length=32)] = ""
