@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.test_main import one_line
 from tunnelgw.admin.control import ControlServer
+from tunnelgw.config.load import load_connector
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +72,17 @@ def test_expose_keeps_comments_and_prints_the_address(tunnelgw: Run, tmp_path: P
     assert "# my connector" in text
     assert "# the wiki" in text
     assert 'target = "http://127.0.0.1:8096"' in text
+
+
+def test_expose_with_keys_only_at_home(tunnelgw: Run, file: Path) -> None:
+    assert tunnelgw("expose", "photos", "2283", "--tls", "home", "--config", str(file)).returncode == 0
+    assert load_connector(file).ends_tls
+    before = file.read_text()
+    tcp = ("expose", "photos", "tcp://127.0.0.1:1", "--host", "h.example.com")
+    assert "only for HTTP targets" in one_line(tunnelgw(*tcp, "--config", str(file)), 2)
+    assert file.read_text() == before
+    assert tunnelgw("expose", "photos", "2283", "--tls", "edge", "--config", str(file)).returncode == 0
+    assert not load_connector(file).ends_tls
 
 
 def test_a_refused_claim_prints_the_command_that_would_allow_it(tunnelgw: Run, tmp_path: Path, file: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
+import struct
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,17 @@ class Target1:
         self._server.close()
 
 
+def half_an_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A response that only the end of the connection ends, and a target that breaks in its middle."""
+    del reader
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf of it")
+    linger = struct.pack("ii", 1, 0)
+    asyncio.get_running_loop().call_later(0.2, lambda: (
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger),
+        writer.transport.abort(),
+    ))  # fmt: skip
+
+
 class Browser:
     """A visitor at the other end of a stream: TLS in memory."""
 
@@ -98,6 +111,8 @@ class Browser:
 
     def stream_finished(self) -> None:
         self.over = "finished"
+        self.incoming.write_eof()
+        self.pump()
 
     def stream_reset(self, reason: Reason) -> None:
         self.over = reason
@@ -391,6 +406,32 @@ def test_limits_hold_here_too(tmp_path: Path) -> None:
             other.end.reset(Reason.CANCELLED)
             await until(lambda: it.ending.ledger.open == 0)
             assert it.served.active == 0
+
+    run(main)
+
+
+def test_a_broken_response_does_not_end_like_a_complete_one(tmp_path: Path) -> None:
+    """To an HTTP/1.0 visitor only TLS can say so: by the goodbye that is missing."""
+
+    async def main() -> None:
+        async with home(tmp_path) as it:
+            server = await asyncio.start_server(half_an_answer, "127.0.0.1", 0)
+            port = server.sockets[0].getsockname()[1]
+            it.declare(ServiceConfig(name="photos", target=Target("http", "127.0.0.1", port), tls="home"))
+            browser = it.visit()
+            await until(lambda: browser.ready)
+            browser.say(f"GET / HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode())
+            await until(lambda: browser.over)
+            assert browser.body.endswith(b"half of it")
+            assert isinstance(browser.error, ssl.SSLEOFError)
+            server.close()
+            it.declare(it.service("photos"))
+            whole = it.visit()
+            await until(lambda: whole.ready)
+            whole.say(f"GET / HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode())
+            await until(lambda: whole.over)
+            assert isinstance(whole.error, ssl.SSLZeroReturnError | None), whole.error
+            await until(lambda: it.served.active == 0)
 
     run(main)
 

@@ -1,4 +1,4 @@
-"""gRPC through the whole way: grpcio on both ends, TLS to the edge, h2c at home."""
+"""gRPC through the whole way: grpcio on both ends, TLS that ends at the edge or at home, h2c to the target."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from tests.net.certs import Authority
 from tests.system.harness import World
 
 if TYPE_CHECKING:
@@ -76,17 +77,34 @@ def world(tmp_path_factory: pytest.TempPathFactory, handlers: Handlers) -> Itera
     try:
         with World(tmp_path_factory.mktemp("grpc")) as world:
             world.start_edge()
-            world.connector("home", f'[services.grpc]\ntarget = "h2c://127.0.0.1:{port}"')
+            authority = Authority()
+            certificate, key = authority.write(world.folder, "safe.example.com")
+            key.chmod(0o600)
+            (world.folder / "authority.pem").write_text(authority.pem)
+            world.connector(
+                "home",
+                f"""
+                [services.grpc]
+                target = "h2c://127.0.0.1:{port}"
+                [services.safe]
+                target = "h2c://127.0.0.1:{port}"
+                tls = "home"
+                [tls]
+                certificates = [{{ cert = "{certificate}", key = "{key}" }}]
+                """,
+            )
             yield world
     finally:
         server.stop(None).wait()
 
 
-@pytest.fixture
-def channel(world: World) -> Iterator[grpc.Channel]:
-    """TLS to the edge, its certificate verified against the edge's own authority."""
-    roots = world.authority("grpc.example.com")
-    options = [("grpc.ssl_target_name_override", "grpc.example.com"), ("grpc.max_receive_message_length", -1)]
+@pytest.fixture(params=["grpc", "safe"])
+def channel(world: World, request: pytest.FixtureRequest) -> Iterator[grpc.Channel]:
+    """TLS to the edge, its certificate verified against the edge's own authority; or TLS to the connector."""
+    name = f"{request.param}.example.com"
+    safe = request.param == "safe"
+    roots = (world.folder / "authority.pem").read_bytes() if safe else world.authority(name)
+    options = [("grpc.ssl_target_name_override", name), ("grpc.max_receive_message_length", -1)]
     with grpc.secure_channel(f"127.0.0.1:{world.port}", grpc.ssl_channel_credentials(roots), options) as channel:
         yield channel
 
@@ -145,6 +163,7 @@ def test_an_unknown_method(channel: grpc.Channel) -> None:
 
 
 def test_a_deadline_reaches_home(channel: grpc.Channel, handlers: Handlers) -> None:
+    handlers.cancelled.clear()
     started = time.monotonic()
     with pytest.raises(grpc.RpcError) as failed:
         channel.unary_unary(f"/{SERVICE}/Hang")(b"", timeout=0.5)
