@@ -62,7 +62,7 @@ def write_pair(config: EdgeConfig, host: str, content: str) -> None:
 def contents(config: EdgeConfig) -> dict[str, bytes]:
     """Every record and every file that counts; what must be the old or the new one, never a mix."""
     store = SqliteStore(config.state_dir / FILE_NAME)
-    found = {item.key: item.value for item in store.list()[0] if item.key != "restored"}
+    found = {item.key: item.value for item in store.list()[0] if item.key not in ("restored", "gap")}
     store.close()
     return found | {str(path.relative_to(config.state_dir)): path.read_bytes() for path in _files(config.state_dir)}
 

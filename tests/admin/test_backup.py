@@ -8,8 +8,9 @@ import random
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,7 +20,8 @@ from tunnelgw.admin import backup as backups
 from tunnelgw.admin import restore as restores
 from tunnelgw.admin.backup import read_backup, write_backup
 from tunnelgw.config.load import load_edge
-from tunnelgw.errors import LocalError
+from tunnelgw.errors import LocalError, Refused
+from tunnelgw.identity import certs
 from tunnelgw.store import sqlite
 from tunnelgw.store.schema import MIGRATIONS
 from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
@@ -27,6 +29,7 @@ from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
 if TYPE_CHECKING:
     from tunnelgw.config.model import EdgeConfig
     from tunnelgw.identity.invitations import Invitation
+    from tunnelgw.identity.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -228,8 +231,6 @@ def test_records_that_cannot_be_read(edge: EdgeConfig, saved: Path, tmp_path: Pa
 
 
 def use(registry: object, invitation: Invitation) -> None:
-    from tunnelgw.identity import certs
-
     registry.accept(  # type: ignore[attr-defined]
         invitation.id, invitation.secret.reveal(), certs.make_request(certs.make_key())
     )
@@ -255,6 +256,52 @@ def test_what_was_decided_since_is_not_undone(edge: EdgeConfig, tmp_path: Path) 
         assert registry.invitations() == []
         with pytest.raises(Exception, match="invitation"):
             use(registry, invitation)
+
+
+def test_certificates_that_were_renewed_since_are_believed_on_a_new_machine(edge: EdgeConfig, tmp_path: Path) -> None:
+    """A month-old backup must not lock out whoever renewed meanwhile; what the backup replaced stays replaced."""
+    now = time.time()
+    key = certs.make_key()
+    with registry_of(edge) as registry:
+        replaced = shown(registry, "home", certs.make_request(key), now=now - 9 * 86400)
+        join(registry, "home")
+    write_backup(edge, tmp_path / "file")
+    with registry_of(edge) as registry:
+        renewed = shown(registry, "home", certs.make_request(key), now=now + 5)
+        later = shown(registry, "home", certs.make_request(key), now=now + 86400)
+    (tmp_path / "other").mkdir()
+    file = tmp_path / "other" / "edge.toml"
+    file.write_text(edge.path.read_text().replace(str(edge.state_dir), str(tmp_path / "other" / "state")))
+    config = load_edge(file)
+    moved = time.time() + 60
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(restores.time, "time", lambda: moved)
+    restore(config, tmp_path / "file")
+    monkey.undo()
+    with registry_of(config) as registry:
+        for _ in range(2):
+            assert registry.authorise(renewed).issued[0].serial == renewed["serialNumber"]
+        for wrong in (replaced, later):
+            with pytest.raises(Refused, match="another key"):
+                registry.authorise(wrong)
+        registry.revoke("home")
+        with pytest.raises(Refused, match="revoked"):
+            registry.authorise(renewed)
+
+
+def shown(registry: Registry, name: str, csr: str, *, now: float) -> dict[str, Any]:
+    """What `getpeercert` says of a certificate that this connector renews at that time."""
+    made = registry.renew(name, csr, now=now)
+
+    def text(moment: float) -> str:
+        return time.strftime("%b %d %H:%M:%S %Y GMT", time.gmtime(moment))
+
+    return {
+        "subject": ((("commonName", name),),),
+        "serialNumber": made.connector.issued[0].serial,
+        "notBefore": text(int(now) - 86400),
+        "notAfter": text(int(now) + 90 * 86400),
+    }
 
 
 @pytest.mark.parametrize("how", ["damaged", "newer"])

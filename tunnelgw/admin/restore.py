@@ -8,8 +8,11 @@
 The running edge does 2 and 3 itself when it is asked over the control socket; without one the command does.
 
 What a backup cannot know is kept from the present state where that can be read: who was revoked stays revoked, and
-certificates that a connector was given since stay good. Invitations are never taken over: one that was used since would
-work a second time. Invariant: whatever the moment of a kill, what is served afterwards is the old state or the new one.
+certificates that a connector was given since stay good. Where it cannot (a new machine), a certificate that the
+authority signed between backup and restore is believed once it is shown. Invitations are never taken over: one that was
+used since would work a second time.
+
+Invariant: whatever the moment of a kill, what is served afterwards is the old state or the new one.
 """
 
 from __future__ import annotations
@@ -83,7 +86,7 @@ def _stage(config: EdgeConfig, source: Path, folder: Path) -> Staged:
         backup = read_backup(source, unpack=folder)
         (folder / _NEW).mkdir(mode=0o700, exist_ok=True)
         previous = _save_previous(config)
-        connectors, kept = _prepare(folder, source, config.state_dir)
+        connectors, kept = _prepare(folder, source, config.state_dir, created=backup.created)
         _hand_over(folder, config.state_dir)
     except OSError as error:
         raise cannot_write(folder, error) from None
@@ -225,7 +228,7 @@ def _save_previous(config: EdgeConfig) -> Path | None:
     return previous
 
 
-def _prepare(folder: Path, source: Path, state_dir: Path) -> tuple[list[str], list[str]]:
+def _prepare(folder: Path, source: Path, state_dir: Path, *, created: float) -> tuple[list[str], list[str]]:
     """Read every record once, and bring the copy up to what is known here; connectors, and those kept revoked."""
     try:
         store = SqliteStore(folder / FILE_NAME)
@@ -245,20 +248,25 @@ def _prepare(folder: Path, source: Path, state_dir: Path) -> tuple[list[str], li
             raise LocalError(f"{source} holds records that cannot be read; nothing was changed") from None
         registry.cancel_invitations()
         kept = _carry_over(registry, state_dir)
+        if kept is None:
+            registry.set_gap(created, time.time())
         store.put(_MARK, folder.name.encode())
-        return sorted(name for name, one in known.items() if not one.revoked and name not in kept), kept
+        return sorted(name for name, one in known.items() if not one.revoked and name not in (kept or ())), kept or []
     finally:
         store.close()
 
 
-def _carry_over(registry: Registry, state_dir: Path) -> list[str]:
-    """What was decided here since the backup was made and must not be undone by it; names that stay revoked."""
+def _carry_over(registry: Registry, state_dir: Path) -> list[str] | None:
+    """What was decided here since the backup was made and must not be undone by it; names that stay revoked.
+
+    None if that cannot be known.
+    """
     if not (state_dir / FILE_NAME).exists():
-        return []
+        return None
     try:
         store = SqliteStore(state_dir / FILE_NAME)
     except UnusableError:
-        return []
+        return None
     try:
         return registry.catch_up(Registry(store).connectors())
     finally:

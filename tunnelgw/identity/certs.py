@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tunnelgw.errors import RemoteError
 from tunnelgw.identity.material import Material
+from tunnelgw.identity.records import BACKDATED_SECONDS
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ AUTHORITY_SECONDS = 3650 * DAY
 EDGE_SECONDS = 365 * DAY
 CONNECTOR_SECONDS = 90 * DAY
 HOST_SECONDS = 90 * DAY
-# Clocks at home are often a little behind; a day makes that invisible.
-BACKDATED_SECONDS = DAY
 # A request for a P-256 key is about 400 bytes of PEM.
 MAX_PEM = 12288
 

@@ -11,6 +11,8 @@ from tunnelgw.access.grants import Grant
 CONNECTOR = "connector"
 VISITOR = "visitor"
 ROLES = (CONNECTOR, VISITOR)
+# How long before its signature a certificate begins: clocks at home are often a little behind, and a day hides that.
+BACKDATED_SECONDS = 86400
 
 
 def granted(old: Grant, newer: Grant) -> Grant:

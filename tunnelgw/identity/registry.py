@@ -9,6 +9,7 @@ invitation was refused is never told.
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import ssl
@@ -22,7 +23,7 @@ from tunnelgw.errors import LocalError, Refused
 from tunnelgw.identity import invitations
 from tunnelgw.identity.ca import Authorities
 from tunnelgw.identity.claims import ClaimBook, release_operations
-from tunnelgw.identity.records import CONNECTOR, ROLES, Accepted, Connector, Issued, Pending, granted
+from tunnelgw.identity.records import BACKDATED_SECONDS, CONNECTOR, ROLES, Accepted, Connector, Issued, Pending, granted
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.base import Conflict, Delete, Put
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 CONNECTORS = "connectors/"
 INVITATIONS = "invitations/"
 OFFERS = "offers/"
+GAP = "gap"
 # A renewal whose answer got lost is asked for again with the old certificate: so many stay valid until they expire.
 _MAX_ISSUED = 8
 # Unused invitations; each is about 300 bytes, and nobody invites so many by hand.
@@ -199,6 +201,10 @@ class Registry:
 
     # After a restore of an older state
 
+    def set_gap(self, first: float, last: float) -> None:
+        """Nobody knows what was signed between these moments (Unix seconds): believe the signature then."""
+        self._store.put(GAP, json.dumps([first, last]).encode())
+
     def cancel_invitations(self) -> None:
         """None of them works any more: one that was used since would work a second time."""
         self._store.apply([Delete(INVITATIONS + item.id) for item in self.invitations()])
@@ -276,14 +282,34 @@ class Registry:
         if connector.revoked:
             raise Refused(f"{name} was revoked; it needs a new invitation", reason=Reason.REVOKED)
         serial = str(certificate.get("serialNumber", "")).upper()
-        if all(item.serial != serial for item in connector.issued):
-            raise Refused(
-                f"{name} joined again with another key; this one is not valid any more", reason=Reason.REVOKED
-            )
         ends = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
+        if all(item.serial != serial for item in connector.issued):
+            if not self._signed_in_gap(ssl.cert_time_to_seconds(str(certificate["notBefore"])) + BACKDATED_SECONDS):
+                raise Refused(
+                    f"{name} joined again with another key; this one is not valid any more", reason=Reason.REVOKED
+                )
+            connector = self._remember(connector, Issued(serial, ends))
         if not expired and ends <= (time.time() if now is None else now):
             raise Refused(f"the certificate of {name} has expired; renew it", reason=Reason.CERTIFICATE_EXPIRED)
         return connector
+
+    def _signed_in_gap(self, moment: float) -> bool:
+        """Between a backup and its restore where nobody could say any more what was signed meanwhile."""
+        found = self._store.get(GAP)
+        if found is None:
+            return False
+        first, last = json.loads(found.value)
+        return bool(first <= moment <= last)
+
+    def _remember(self, connector: Connector, issued: Issued) -> Connector:
+        """Add a certificate that this authority signed and this store does not know."""
+        log.warning("connector %s shows a certificate that is newer than the restored backup", connector.name)
+        new = replace(connector, issued=(issued, *connector.issued)[:_MAX_ISSUED])
+        try:
+            revision = self._store.put(CONNECTORS + connector.name, new.encode(), expect=connector.revision)
+        except Conflict:
+            raise Refused(f"{connector.name} was just changed; come again", reason=Reason.INTERNAL) from None
+        return replace(new, revision=revision)
 
     def renew(self, name: str, csr: str, *, now: float | None = None) -> Accepted:
         """A new certificate for a connector that was authorised. Refused (REVOKED), RemoteError for a bad request."""
