@@ -184,7 +184,8 @@ class HostileEdge:
         self.done = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", port))
         self.open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.accepting = threading.Thread(target=self._accept, daemon=True)
+        self.accepting.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -216,6 +217,8 @@ class HostileEdge:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, whose accept() would keep the port
+        self.accepting.join(SECONDS)
         self.listener.close()
         for sock in self.open:
             sock.close()

@@ -179,7 +179,8 @@ class Tunnel:
             answer.set_exception(DialRefused(message))
         elif isinstance(message, Welcome):
             self._welcomed(link, message)
-            answer.set_result(message)
+            if not answer.done():  # what came with the welcome may have broken the protocol already
+                answer.set_result(message)
         else:
             raise RemoteError(f"the edge answered {type(message).__name__} to Hello")
 
