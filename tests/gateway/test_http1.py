@@ -430,6 +430,7 @@ class TestRefusals:
 
     def test_answers_of_our_own_have_a_date(self, world: World) -> None:
         protocol, transport = world.connect()
+        del world.gateway.date  # the fake's
         protocol.data_received(get(method="CONNECT"))
         date = transport.take().partition(b"\r\ndate: ")[2].partition(b"\r\n")[0].decode()
         assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 60

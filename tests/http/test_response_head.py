@@ -44,7 +44,9 @@ def test_a_usual_response(codec: ModuleType) -> None:
         framing=Framing.LENGTH,
         length=12,
         keep_alive=True,
+        dated=False,
     )
+    assert parse(codec, block(b"HTTP/1.1 200 OK", b"DATE: now")).dated
 
 
 @CODECS

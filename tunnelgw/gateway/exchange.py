@@ -33,7 +33,7 @@ _RETRY_AFTER = frozenset({Reason.TARGET_RESET, Reason.CONNECTOR_AWAY, Reason.CON
 # An upload that moves fewer bytes than this in `stall_seconds` counts as stalled: a drip is no progress.
 _PROGRESS_BYTES = 1024
 _PROOF_PATH = b"/.well-known/acme-challenge/"
-_DATE = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 section 5.6.7; nobody here sets a locale
+_LOGGED_BYTES = 256  # of what came instead of a request
 
 
 class Exchange:
@@ -53,8 +53,8 @@ class Exchange:
         self.started = 0.0
         self.quiet_since = self.checked_at = 0.0
         self.quiet_mark = 0
-        self.bytes_in = 0  # payload from the visitor
-        self.bytes_out = 0  # bytes to the visitor
+        self.bytes_in = 0  # payload from the visitor: neither heads nor the framing of bodies
+        self.bytes_out = 0  # payload to the visitor, likewise
         self.counted_in = self.counted_out = 0  # of both, what the route's numbers hold already
         self.status = 0
         self.responded = False  # the final response's head is on its way to the visitor
@@ -242,6 +242,15 @@ class Exchange:
         self.head = None
         self.route = None
 
+    def log_refused(self, method: bytes, line: bytes, version: int, since: float) -> None:
+        """Log what was refused before there was a head: `line` is as the visitor sent it, to be escaped by the log."""
+        gateway = self.pool.gateway
+        if gateway.log_request is not None:
+            gateway.log_request((
+                time.time(), self.pool.visitor.address, "", method[:_LOGGED_BYTES], "", line[:_LOGGED_BYTES], version,
+                self.status, self.bytes_out, gateway.time() - since, b"",
+            ))  # fmt: skip
+
     def _count(self) -> None:
         """Bring the route's bytes up to date: an exchange may last for days."""
         if self.route is not None:
@@ -265,7 +274,7 @@ class Exchange:
     def _answer(self, status: int, fields: Fields, body: bytes) -> None:
         self.responded = True
         self.status = status
-        fields.append((b"date", time.strftime(_DATE, time.gmtime()).encode()))  # RFC 9110 section 6.6.1
+        fields.append((b"date", self.pool.gateway.date()))  # RFC 9110 section 6.6.1
         head = ResponseHead(status, PHRASES[status], fields, Framing.LENGTH, len(body))
         if self.head is not None and self.head.method == b"HEAD":
             head.framing, body = Framing.NONE, b""

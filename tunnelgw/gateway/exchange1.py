@@ -97,8 +97,8 @@ class Http1Exchange(Exchange):
             else:
                 transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
+            self.bytes_out += self._gathered
             self._gathered = 0
-            self.bytes_out += size
         if not self._write_paused:
             if self.complete:
                 self._finish()
@@ -131,7 +131,10 @@ class Http1Exchange(Exchange):
         self._keep = keep
         self.responded = True
         self.status = head.status
-        self._out.append(self.pool.heads().response_bytes(head, version, keep_alive=keep))
+        data = self.pool.heads().response_bytes(head, version, keep_alive=keep)
+        if not head.dated:
+            data = b"%bdate: %b\r\n\r\n" % (data[:-2], self.pool.gateway.date())
+        self._out.append(data)
 
     def respond_upgrade(self, head: ResponseHead) -> None:
         self.responded = self.upgraded = True
@@ -164,6 +167,7 @@ class Http1Exchange(Exchange):
         self.flush()
 
     def respond_cut(self, reason: Reason) -> None:  # noqa: ARG002 - HTTP/1.1 cannot say why
+        self.bytes_out += self._gathered
         self.account(self.pool.gateway.time())
         transport, self._transport = self._transport, None
         self._state = CLOSED
@@ -193,6 +197,7 @@ class Http1Exchange(Exchange):
         self._out.append(serialise_response(head, version=version, keep_alive=self._keep))
         if body:
             self._out.append(body)
+            self._gathered += len(body)
         self.complete = True
         self.flush()
 

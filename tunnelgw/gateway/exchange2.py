@@ -149,7 +149,10 @@ class Http2Exchange(Exchange):
         self.responded = True
         self.status = head.status
         self._ended = head.framing is Framing.NONE or head.length == 0
-        self._connection.engine.respond(self._number, self.pool.heads().response_fields(head), end=self._ended)
+        fields = self.pool.heads().response_fields(head)
+        if not head.dated:
+            fields = [*fields, (b"date", self.pool.gateway.date())]
+        self._connection.engine.respond(self._number, fields, end=self._ended)
 
     def respond_upgrade(self, head: ResponseHead) -> None:
         given = [value for name, value in head.fields if name == b"sec-websocket-accept"]

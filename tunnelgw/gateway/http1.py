@@ -36,6 +36,8 @@ _WRITE_HIGH, _WRITE_LOW = 65536, 16384
 # that closing does not destroy the answer on its way (RFC 9112 section 9.6).
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 * 1024 * 1024
+# Of what came instead of a head, enough to recognise it in the log.
+_LINE_BYTES = 256
 # How often an exchange under way is looked at.
 _TICK = 1.0
 
@@ -135,7 +137,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
                 due = min(due, now + _TICK) if self.pool.rest(now) else due
                 gateway.wheel.arm(self, due)
             elif self._ahead:
-                self.refuse(Reason.HEAD_TIMEOUT)
+                self._refuse_head(Reason.HEAD_TIMEOUT, self._ahead)
             else:
                 self._close()
         elif state == DISCARD:
@@ -200,14 +202,22 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
                 head = parse_request_head(block, secure=self.pool.visitor.secure)
                 memo.remember(block, head)
         except RemoteError as error:
-            self._ahead = b""
             # More may follow. TLS reads it by itself while it says goodbye; else we do.
             transport = self._transport
             self.upload_done = transport is None or not transport.can_write_eof()
-            self.refuse(error.reason)
+            self._refuse_head(error.reason, ahead)
             return False
         self._start(head)
         return True
+
+    def _refuse_head(self, reason: Reason, came: bytes | bytearray) -> None:
+        """What came is no head: answer, and log its first line."""
+        line = bytes(came[:_LINE_BYTES]).partition(b"\r\n")[0]
+        self._ahead = b""
+        since = self._since
+        self.bytes_out = 0
+        self.refuse(reason)
+        self.log_refused(b"-", line, 11, since)
 
     def _start(self, head: RequestHead) -> None:
         gateway = self.pool.gateway

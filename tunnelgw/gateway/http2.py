@@ -258,9 +258,12 @@ class Http2Visitor(asyncio.Protocol):
             exchange.upload_done = end
             if error.reason is Reason.BAD_REQUEST:
                 gateway.refused(error.reason)
+                exchange.status = error.reason.status
                 self.engine.reset(number, ErrorCode.PROTOCOL_ERROR)
             else:
                 exchange.refuse(error.reason)
+            sent = dict(event.headers)
+            exchange.log_refused(sent.get(b":method", b"-"), sent.get(b":path", b""), 20, now)
             return
         exchange.accept(head, now, end=end)
 

@@ -9,6 +9,7 @@ Invariant: nothing here belongs to one visitor; what does, goes away with its co
 from __future__ import annotations
 
 import secrets
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.addresses import allowed_from
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from tunnelgw.routing.table import RouteTable
 
     LogRequest = Callable[[tuple[object, ...]], object]
+
+_DATE = "%a, %d %b %Y %H:%M:%S GMT"  # RFC 9110 section 5.6.7; nobody here sets a locale
 
 
 class Flushing(Protocol):
@@ -107,6 +110,8 @@ class Gateway:
         self._waiting: list[Flushing] = []
         self._prefix = secrets.token_hex(6).encode() + b"-"
         self._count = 0
+        self._date = b""
+        self._date_at = 0
 
     def http1(self, visitor: Visitor) -> asyncio.Protocol:
         """The protocol of a connection on which HTTP/1.1 was agreed, or nothing."""
@@ -153,6 +158,14 @@ class Gateway:
         """A request id: unique in this process, unlikely to meet another's."""
         self._count += 1
         return b"%b%x" % (self._prefix, self._count)
+
+    def date(self) -> bytes:
+        """The Date field's value now."""
+        now = int(time.time())
+        if now != self._date_at:
+            self._date_at = now
+            self._date = time.strftime(_DATE, time.gmtime(now)).encode()
+        return self._date
 
     def secure_address(self, head: RequestHead) -> bytes:
         """Where a request on plain HTTP is sent to."""

@@ -250,6 +250,7 @@ def response_head(status: int, phrase: bytes, version: int, raw: Fields, *, meth
         if status == 101 and upgrade and b"upgrade" in tokens:
             head.upgrade = b", ".join(upgrade).lower()
     _response_framing(head, version, lengths, codings, method)
+    head.dated = status < 200 or b"date" in [name for name, _ in head.fields]
     return head
 
 

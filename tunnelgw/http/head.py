@@ -53,3 +53,4 @@ class ResponseHead(msgspec.Struct):
     length: int = -1  # of the body; -1 unknown. To HEAD and in a 304: what Content-Length announces, without a body
     keep_alive: bool = True  # whether the target lets the stream be used again
     upgrade: bytes = b""  # a 101's protocol, lower case
+    dated: bool = True  # False: a gateway must add Date (RFC 9110 section 6.6.1)
