@@ -126,12 +126,14 @@ def _date_of(address: str, *, host: str, port: int) -> float | None:
     return None
 
 
-def certificate(expires: float, *, name: str = "certificate", renew: str = "") -> Check:
-    """Is it valid by this machine's clock, and for some time to come?"""
+def certificate(
+    expires: float, *, name: str = "certificate", renew: str = "", soon: float = EXPIRES_SOON_SECONDS
+) -> Check:
+    """Is it valid by this machine's clock, and for some time to come (`soon`: at least these seconds)?"""
     left = expires - time.time()
     if left <= 0:
         return Check(name, False, f"expired {-left / 86400:.1f} days ago", renew)
-    if left < EXPIRES_SOON_SECONDS:
+    if left < soon:
         return Check(name, False, f"expires in {left / 86400:.1f} days and was not renewed", renew)
     return Check(name, True, f"valid for {left / 86400:.0f} more days")
 
@@ -144,6 +146,16 @@ def home_certificate(service: Mapping[str, object]) -> Check:
     if not expires:
         return Check(name, False, error or "there is none yet", advice)
     return certificate(expires, name=name, renew=error or advice)
+
+
+def orders(problem: str, *, name: str, kinds: Sequence[str]) -> Check:
+    """A certificate that could not be ordered, and what the issuer needs."""
+    if "dns-01" in kinds:
+        advice = "see that the DNS settings in [acme] work"
+    else:
+        ports = " or ".join({"http-01": "80", "tls-alpn-01": "443"}[kind] for kind in kinds)
+        advice = f"the issuer must reach this machine by that name on port {ports}: look at DNS, the firewall, listen"
+    return Check(name, False, problem, f"{advice}; then run: tunnelgw edge certificate renew HOST")
 
 
 def private(path: Path) -> Check:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.admin import doctor
 from tunnelgw.admin.call import NotRunningError, call
+from tunnelgw.config.acme import challenges
 from tunnelgw.config.load import load_connector, load_edge
 from tunnelgw.config.paths import CONNECTOR, EDGE, config_path
 from tunnelgw.errors import LocalError, TunnelgwError
@@ -168,8 +169,14 @@ def _served(config: EdgeConfig) -> Iterator[Check]:
             text = f"{connector['name']} is {connector['state']}"
             yield doctor.Check("tunnel", connector["state"] == "up", text, advice)
     for address in status["addresses"]:
-        if address["certificate_expiry"]:
-            yield doctor.certificate(address["certificate_expiry"], name=f"certificate of {address['address']}")
+        name, expires = f"certificate of {address['address']}", address["certificate_expiry"]
+        acme = config.tls.issuer == "acme"
+        if address["certificate_problem"]:
+            yield doctor.orders(address["certificate_problem"], name=name, kinds=challenges(config) if acme else ())
+        elif expires and acme:  # may live for days only: what matters is whether it could be renewed
+            yield doctor.certificate(expires, name=name, soon=0.0)
+        elif expires:
+            yield doctor.certificate(expires, name=name)
 
 
 def _is_address(host: str) -> bool:
