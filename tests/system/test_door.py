@@ -232,6 +232,23 @@ def test_two_workers(two_workers: tuple[World, int]) -> None:
     assert "tunnelgw_requests_total" in world.metrics()
 
 
+def test_a_ticket_of_another_worker_costs_a_full_handshake_and_nothing_else(two_workers: tuple[World, int]) -> None:
+    world, _ = two_workers
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    session: ssl.SSLSession | None = None
+    resumed = []
+    for _ in range(40):
+        sock = socket.create_connection(("127.0.0.1", world.port), timeout=30)
+        with context.wrap_socket(sock, server_hostname="web.example.com", session=session) as visitor:
+            visitor.sendall(b"GET / HTTP/1.1\r\nHost: web.example.com\r\nConnection: close\r\n\r\n")
+            assert read_all(visitor).endswith(b"hello from web\n")
+            resumed.append(visitor.session_reused)
+            session = session or visitor.session
+    assert any(resumed), "the worker that gave it takes it"
+
+
 def test_a_killed_worker_is_replaced(two_workers: tuple[World, int]) -> None:
     world, port = two_workers
     wait_until(lambda: tunnels(world) == 2, what="a tunnel to each worker")

@@ -25,13 +25,13 @@ ELSEWHERE = ("cert_", "DNS_", "security_headers", "engine_problem")
 QUIET = {"OK", "INFO", "LOW"}
 
 
-def world_of(folder: Path, *, workers: int = 1) -> World:
+def world_of(folder: Path) -> World:
     """An edge with a certificate for NAME and for *.w.example.com, of an authority in `ca.pem`."""
     authority = Authority()
     (folder / "ca.pem").write_text(authority.pem)
     pairs = [authority.write(folder, NAME), authority.write(folder, "*.w.example.com")]
     listed = ", ".join(f'{{ cert = "{cert}", key = "{key}" }}' for cert, key in pairs)
-    world = World(folder, workers=workers)
+    world = World(folder)
     text = world.config.read_text()
     world.config.write_text(
         text.replace('issuer = "self-signed"', f'issuer = "files"\ncertificates = [{listed}]\nhsts_seconds = 31536000')
@@ -101,21 +101,6 @@ def test_a_session_of_one_name_opens_no_other(world: World, version: ssl.TLSVers
         assert answer.startswith(b"HTTP/1.1 421 ")
     _, _, resumed = visit(world, context, NAME, session=session)
     assert not resumed
-
-
-@pytest.mark.slow
-def test_two_workers_resume_their_own_tickets(tmp_path: Path) -> None:
-    """A ticket that another worker gave costs a full handshake, and nothing else."""
-    with world_of(tmp_path, workers=2) as world:
-        served(world)
-        context = trusting(world)
-        _, session, _ = visit(world, context, NAME)
-        resumed = 0
-        for _ in range(30):
-            answer, _, again = visit(world, context, NAME, session=session)
-            assert answer.endswith(b"hello from home\n")
-            resumed += again
-        assert resumed > 0, "the worker that gave it takes it"
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
