@@ -88,7 +88,7 @@ def test_from_nothing_to_a_visitor_and_back(tmp_path: Path) -> None:
     async def main() -> None:
         authority = Authority()
         certificate, key = authority.write(tmp_path, HOST)
-        files = TlsConfig("files", (CertificateFiles(certificate, key),))
+        files = TlsConfig("files", (CertificateFiles(certificate, key),), hsts_seconds=3600)
         target = await Target1().listen()
         edge = await FakeEdge(tmp_path).listen()
         make_identity(tmp_path / "state", edge)
@@ -109,6 +109,7 @@ def test_from_nothing_to_a_visitor_and_back(tmp_path: Path) -> None:
         await until(lambda: browser.ready)
         browser.say(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
         await until(lambda: browser.body.endswith(b"]"))
+        assert b"strict-transport-security: max-age=3600\r\n" in browser.body.lower()
         status = connector.status()
         assert status["services"][0]["certificate_expires"] > 0
         assert status["acme_account"] == ""

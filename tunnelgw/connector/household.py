@@ -95,11 +95,12 @@ class Household:
         """Of the certificates of a service, the worst one: when it ends (0.0: there is none), and what is wrong."""
         hosts = hosts_of(service, self._served[1])
         found = self.certificates.expiries(hosts)
-        troubles = self.certificates.troubles(hosts)
+        asked, troubles = self.certificates.asked(), self.certificates.troubles(hosts)
+        problems = {host: "being ordered" if host in asked else why for host, (_, why) in troubles.items()}
         return {
             "tls": "home",
             "certificate_expires": min(found.values(), default=0.0),
-            "certificate_error": "; ".join(f"{host}: {why}" for host, (_, why) in troubles.items() if why),
+            "certificate_error": "; ".join(f"{host}: {why}" for host, why in problems.items() if why),
         }
 
 

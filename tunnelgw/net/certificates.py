@@ -184,6 +184,10 @@ class Certificates:
         """For wanted hosts, the orders that failed since one succeeded; nothing where nothing is ordered."""
         return {} if self._issuer.local else {host: self._issuer.trouble(host)[0] for host in self._wanted}
 
+    def asked(self) -> frozenset[str]:
+        """Hosts whose certificates are being made or ordered at this moment."""
+        return frozenset(self._asked)
+
     def expiries(self, hosts: Iterable[str] | None = None) -> dict[str, float]:
         """These hosts (None: all that are wanted) with the end of their certificate in Unix seconds; 0.0: none yet."""
         result, now = {}, time.time()
