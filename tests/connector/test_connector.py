@@ -396,11 +396,14 @@ def test_renewal_over_the_tunnel(tmp_path: Path) -> None:
         await connector.start()
         await until(lambda: connector.is_ready)
         connector.edges[0].renew_if_due()
-        await until(lambda: connector.edges[0].identity.expires > identity.expires)
+
+        def saved() -> float:  # by another thread, a moment after it is known here
+            found = home.load(tmp_path / "state", str(edge.endpoint))
+            return found.expires if found is not None else 0.0
+
+        await until(lambda: saved() > identity.expires)
         connector.edges[0].renew_if_due()  # not due any more
-        saved = home.load(tmp_path / "state", str(edge.endpoint))
-        assert saved is not None
-        assert saved.expires == connector.edges[0].identity.expires
+        assert saved() == connector.edges[0].identity.expires
         assert edge.link is not None
         edge.link.abort()
         await until(lambda: edge.resumed == 1)  # with the new certificate
