@@ -18,9 +18,10 @@ from tunnelgw.connector import app, supervise
 from tunnelgw.connector.app import Connector
 from tunnelgw.errors import LocalError
 from tunnelgw.identity import home
+from tunnelgw.identity.material import digest
 from tunnelgw.net.watch import FileWatch
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import ClaimResult, RefusedMessage
+from tunnelgw.wire.control import ClaimResult, RefusedMessage, Trust
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -408,6 +409,39 @@ def test_renewal_over_the_tunnel(tmp_path: Path) -> None:
         edge.link.abort()
         await until(lambda: edge.resumed == 1)  # with the new certificate
         assert edge.renewals == 1
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+
+
+def test_another_authority_is_learned_over_the_tunnel(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Trusted beside the old one, saved, said in the next hello; once it signs, the certificate is renewed at once."""
+
+    async def main() -> None:
+        edge = await FakeEdge(tmp_path).listen()
+        old, new = edge.authority.pem, TestAuthority("successor").pem
+        make_identity(tmp_path / "state", edge)
+        connector = Connector(config(tmp_path))
+        await connector.start()
+        await until(lambda: connector.is_ready)
+        assert edge.hellos[0].trust == digest(old)
+        assert edge.session is not None
+        edge.session.send_control(Trust(ca=TestAuthority("stranger").pem))
+        await until(lambda: "none was trusted before" in caplog.text)
+        joined = connector.edges[0]
+        assert joined.identity.authority == old
+        edge.session.send_control(Trust(ca=old + new))
+        await until(lambda: joined.identity.authority == old + new)
+        assert edge.renewals == 0
+        assert edge.link is not None
+        edge.link.abort()
+        await until(lambda: edge.resumed == 1)
+        assert edge.hellos[-1].trust == digest(old + new)
+        edge.session.send_control(Trust(ca=new + old))
+        await until(lambda: edge.renewals == 1)
+        await until(lambda: joined.identity.authority == old)  # what this edge's renewal says
+        assert home.load(tmp_path / "state", str(edge.endpoint)) == joined.identity
         await connector.stop(grace=0.1)
         await edge.close()
 

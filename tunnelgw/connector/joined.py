@@ -239,7 +239,8 @@ class JoinedEdge:
         except TunnelgwError as error:
             log.error("the renewed certificate from edge %s was not installed: %s", self.endpoint, error.text)
             return
-        self._renewal_at = 0.0
+        if not self.identity.outdated:  # signed just before the edge changed its authority: not again at once
+            self._renewal_at = 0.0
         log.info("the certificate for edge %s was renewed", self.endpoint)
         self._changed()
 
