@@ -249,3 +249,15 @@ def test_lines_are_readable(page: Path) -> None:
     for line in prose(page).splitlines():
         assert line.startswith("|") or len(line) <= 130, line
         assert line == line.rstrip()
+
+
+def test_what_holds_a_promise_exists() -> None:
+    """Every file and folder of tests that security.md names."""
+    named = re.findall(
+        r"`(?:tests/)?([a-z0-9_]+/(?:[a-z0-9_]+\.py)?|test_[a-z0-9_]+\.py)`", text_of(DOCS / "security.md")
+    )
+    folders = {"tests/", "loadtest/", "tunnel/", "acme/", "hosts/", "identities/"}  # others, and those of state_dir
+    wanted = set(named) - folders
+    assert len(wanted) > 20
+    for name in sorted(wanted):
+        assert (ROOT / "tests" / name).exists(), name

@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import bcrypt
 import pytest
 
 from tests.system import planted
@@ -144,7 +145,13 @@ def test_nothing_secret_is_written(tmp_path: Path, watcher: Watcher) -> None:
             target = {free_port()}
             [services.web]
             target = {world.service("web")}
+            [services.closed]
+            target = {world.service("closed")}
+            basic_auth_file = "{tmp_path / "passwords"}"
         """
+        hashed = bcrypt.hashpw(f"{MARK}-password".encode(), bcrypt.gensalt(4))
+        (tmp_path / "passwords").write_bytes(b"me:" + hashed + b"\n")
+        (tmp_path / "passwords").chmod(0o600)
         home = Connector(world, "home", services)
         invitation = world.edge_command("invite", "home").stdout.strip()
         options = ["--config", str(home.config), "--state-dir", str(home.state)]
@@ -158,8 +165,16 @@ def test_nothing_secret_is_written(tmp_path: Path, watcher: Watcher) -> None:
         fields = ["-H", f"Cookie: a={MARK}-cookie", "-u", f"me:{MARK}-password", "-H", f"Proxy-Authorization: {MARK}"]
         for version in ("--http1.1", "--http2"):
             bad = [f"bad.example.com/{path}" for path in ("good", "two", "field", "line", "chunk")]
-            for url in (*bad, "down.example.com/", "web.example.com/headers", "none.example.com/"):
+            for url in (
+                *bad,
+                "down.example.com/",
+                "closed.example.com/",
+                "web.example.com/headers",
+                "none.example.com/",
+            ):
                 world.curl(f"https://{url}", version, *fields, "-o", "/dev/null", check=False)
+        assert world.code("https://closed.example.com/", *fields) == 200
+        assert world.code("https://closed.example.com/", "-u", f"me:{MARK}-guess") == 401
         for data in wrong_requests():
             raw(world, data)
         raw(world, wrong_requests()[0], tls=False)
@@ -172,7 +187,7 @@ def test_nothing_secret_is_written(tmp_path: Path, watcher: Watcher) -> None:
         assert len(keys) >= 4, "both authorities, the edge, the connector"
         process.signal(signal.SIGKILL)
         world.edge_command("revoke", "home")
-        world.secrets |= {MARK.encode(), BASIC.encode(), b"plant3d"}
+        world.secrets |= {MARK.encode(), BASIC.encode(), hashed}
         for secret in world.secrets | keys:
             assert secret.decode() not in shown
         assert edge.stop() == 0
