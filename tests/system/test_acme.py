@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -66,6 +67,16 @@ def children(pid: int) -> list[str]:
             except OSError:
                 continue
             found += children(int(child))
+    return found
+
+
+def processes(argument: str) -> list[int]:
+    """Processes with this argument, whoever started them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if argument.encode() in (folder / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
     return found
 
 
@@ -244,12 +255,15 @@ def test_updates_signed_by_tsig(tmp_path: Path) -> None:
 
 def test_an_account_that_was_made_beforehand(tmp_path: Path) -> None:
     secret = base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
-    with World(tmp_path, issuer="acme") as world:
+    with World(tmp_path, issuer="self-signed") as world:
         world.secrets.add(secret.encode())
         pebble = Pebble(world, externalAccountBindingRequired=True, externalAccountMACKeys={"kid-1": secret})
         pebble.start()
         begin(world, pebble, "a", options='challenge = "http-01"\n')
         assert world.edge is not None
+        assert world.code("https://a.example.com/") == 200
+        world.issuer = "acme"  # taken over while it runs
+        configure(world, pebble, 'challenge = "http-01"\n')
         world.edge.wait_for("set eab_kid and eab_hmac_file")
         key = tmp_path / "eab.key"
         key.write_text(secret)
@@ -297,7 +311,7 @@ def test_an_edge_that_stops_in_mid_order(tmp_path: Path) -> None:
         pebble = Pebble(world)
         pebble.start()
         hook, log = tmp_path / "hook", tmp_path / "hook.log"
-        hook.write_text(f'#!/bin/sh\necho "$1" >>{log}\n[ "$1" = cleanup ] || sleep 60\n')
+        hook.write_text(f'#!/bin/sh\necho "$1" >>{log}\n[ "$1" = cleanup ] || tail -f {log}\n')
         hook.chmod(0o700)
         begin(world, pebble, "a", options=f'dns = {{ hook = "{hook}" }}\n')
         wait_until(log.exists, what="the hook runs")
@@ -306,6 +320,7 @@ def test_an_edge_that_stops_in_mid_order(tmp_path: Path) -> None:
         record = json.loads(next((world.state / "acme").glob("*/hosts/a.example.com.json")).read_text())
         assert record["failures"] == 0
         assert "Traceback" not in world.edge.text()
+        assert not processes(str(log)), "what the hook started is gone as well"
         configure(world, pebble, 'challenge = "http-01"\n')
         world.start_edge()
         wait_until(lambda: has_certificate(world, pebble, "a.example.com"), seconds=40, what="a certificate")

@@ -119,7 +119,10 @@ class Certificates:
     async def stop(self) -> None:
         """Stop looking, and end what issuers are doing, their child processes included."""
         self.close()
-        for task in tuple(self._tasks):
+        tasks = tuple(self._tasks)
+        for task in tasks:  # all first: each may take seconds to put things back
+            task.cancel()
+        for task in tasks:
             await cancel(task)
 
     def replace(self, issuer: Issuer) -> None:

@@ -7,6 +7,8 @@ the whole set replaced. Invariant: what was added is taken away again, whatever 
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -83,21 +85,27 @@ def run_hook(settings: dict[str, Any], action: str, name: str, value: str) -> No
     """Raises `Failed` with the last line that the program wrote to its standard error."""
     command = [*settings["hook"], action, name, value]
     try:
-        done = subprocess.run(
+        # Its own session, so that what it started ends with it; its output must not mix with our protocol.
+        hook = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # ours carries the protocol
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            timeout=settings["hook_seconds"],
-            check=False,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        raise Failed(f"the hook {command[0]} was not done within {settings['hook_seconds']:g} seconds") from None
     except OSError as error:
         raise Failed(f"the hook {command[0]} cannot be run: {error.strerror}") from None
-    if done.returncode:
-        last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise Failed(f"the hook {command[0]} {action} ended with {done.returncode}: {last}")
+    with hook:
+        try:
+            _, errors = hook.communicate(timeout=settings["hook_seconds"])
+        except subprocess.TimeoutExpired:
+            raise Failed(f"the hook {command[0]} was not done within {settings['hook_seconds']:g} seconds") from None
+        finally:
+            if hook.poll() is None:  # too slow, or we are to leave
+                os.killpg(hook.pid, signal.SIGKILL)
+    if hook.returncode:
+        last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise Failed(f"the hook {command[0]} {action} ended with {hook.returncode}: {last}")
 
 
 def update(settings: dict[str, Any], action: str, name: str, value: str) -> None:
