@@ -244,7 +244,7 @@ def test_a_certificate_outlives_the_connector_and_is_renewed(started: tuple[Worl
 
 def test_links_that_break_in_the_middle(tmp_path: Path) -> None:
     """Files instead of ACME, and a download over a link that is cut three times."""
-    size = 64 * 1024 * 1024
+    size = 32 * 1024 * 1024
     with World(tmp_path) as world:
         world.start_edge()
         relay = free_port()
