@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.wire.wirepair import REQUEST, End, Pair, Sink
@@ -14,6 +16,9 @@ from tunnelgw.wire.flow import INITIAL_WINDOW, KIB, MIB, PRESSED_WINDOW, Budget,
 from tunnelgw.wire.frames import HEADER, MAX_PAYLOAD, MORE, OPEN_WINDOWS, U32, U64, encode
 from tunnelgw.wire.hello import GreetingReader
 from tunnelgw.wire.stream import MARK_COST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def open_frame(number: int, granted: int = INITIAL_WINDOW, assumed: int = INITIAL_WINDOW) -> bytes:
@@ -542,3 +547,35 @@ def test_a_sink_may_close_the_session_in_the_middle_of_a_feed() -> None:
     assert end.session.streams == {}
     assert end.budget.used == 0
     assert end.pull_all() == b""
+
+
+def test_what_waits_to_be_sent_counts_and_the_stalest_of_it_goes() -> None:
+    later: list[Callable[[], None]] = []
+    budget = Budget(512 * KIB, later=later.append)
+    first, second = home(budget=budget), home(budget=budget)
+    for end, at in ((first, 1.0), (second, 2.0)):
+        end.session.feed(open_frame(1), at)
+        end.session.streams[1].write(bytes(250 * KIB))
+    assert (budget.queued, budget.held, later) == (500 * KIB, 500 * KIB, [])
+    second.session.feed(open_frame(3), 2.0)
+    assert resets(second.pull_all()) == [(3, Reason.BUFFER_LIMIT.code)]
+    sent = 500 * KIB - budget.queued  # pulled just now: that one moves
+    assert sent > 0
+    first.session.streams[1].write(bytes(sent + 13 * KIB))
+    first.session.streams[1].write(b"x")
+    assert len(later) == 1  # not from within the write
+    later.pop()()
+    assert first.handler.sinks[1].reason is Reason.BUFFER_LIMIT
+    assert 1 in second.session.streams
+    assert budget.held == budget.queued == second.session.streams[1].queued
+    second.session.close(Reason.CANCELLED)
+    assert budget.held == 0
+
+
+def test_at_the_cap_nothing_is_opened_either() -> None:
+    pair = Pair()
+    pair.edge.session.budget.limit = 1024
+    pair.edge.session.budget.used = 1000
+    with pytest.raises(Refused) as raised:
+        pair.edge.open()
+    assert raised.value.reason is Reason.BUFFER_LIMIT

@@ -113,6 +113,7 @@ def _limits(section: Section) -> LimitsConfig:
         request_head_bytes=section.get("request_head_bytes", values.whole(1024, 1 << 20), default.request_head_bytes),
         request_head_seconds=section.get("request_head_seconds", seconds, default.request_head_seconds),
         idle_seconds=section.get("idle_seconds", seconds, default.idle_seconds),
+        buffered_bytes=section.get("buffered_bytes", values.whole(16 << 20, 1 << 40), default.buffered_bytes),
     )
     section.finish()
     return found

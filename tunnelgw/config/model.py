@@ -270,12 +270,14 @@ class LimitsConfig:
     connections_per_address: open connections of one IPv4 address or IPv6 /64.
     request_head_bytes: request line and fields together. request_head_seconds: until they are complete.
     idle_seconds: between requests only.
+    buffered_bytes: of everything that streams hold, received or to be sent, in all workers together.
     """
 
     connections_per_address: int = 1024
     request_head_bytes: int = 32768
     request_head_seconds: float = 10.0
     idle_seconds: float = 75.0
+    buffered_bytes: int = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ TURN = 1.0  # seconds between two looks at the clock
 SLEPT = 8.0  # a turn that comes so late means: stopped or suspended, and links are dead or about to be
 CLAIM_SECONDS = 5.0  # `ready` waits so long for the edge's answer once a tunnel is up
 IMPATIENT = 20.0  # systemd is told READY by then even without an edge: dialling on is what we are for
+# What streams hold here, received or to be sent: a machine at home has more memory than the smallest VPS.
+BUFFERED_BYTES = 256 << 20
 GRACE = 10.0  # streams in progress may end within this at a stop
 
 
@@ -61,7 +63,7 @@ class Connector:
         self.household: Household | None = None  # made when a service first needs it
         self.is_ready = False
         self._on_ready = on_ready
-        self._instance = Instance(secrets.token_hex(16), Budget(), self.served)
+        self._instance = Instance(secrets.token_hex(16), Budget(BUFFERED_BYTES, later=_soon), self.served)
         self._changed = asyncio.Event()  # replaced each time it is set: a broadcast
         self._stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -337,6 +339,10 @@ def _claim_answer(results: list[ClaimResult]) -> dict[str, Any]:
     for result in results:
         return {"state": "refused", "reason": result.refused, "message": result.message, "hint": result.hint}
     return {"state": "waiting", "message": "no edge has answered yet"}
+
+
+def _soon(work: Callable[[], None]) -> object:
+    return asyncio.get_running_loop().call_soon(work)
 
 
 def _clock() -> float:

@@ -117,8 +117,12 @@ class Edge:
         self._look_handle: asyncio.TimerHandle | None = None
         self._deciding: dict[str, asyncio.Lock] = {}
 
+    def _share_memory(self) -> None:
+        self.connectors.budget.limit = self.config.limits.buffered_bytes // self.peers.count
+
     def _make_gateway(self, log_request: Callable[[Any], object] | None) -> None:
         config = self.config
+        self._share_memory()
         self.gateway = Gateway(
             table=self.table,
             opener=self.connectors,
@@ -223,6 +227,7 @@ class Edge:
         self.gateway.reload(gateway_settings(config), Networks(config.trusted_proxies).__contains__)
         self.connectors.resume_seconds = config.resume_seconds
         self.connectors.park_seconds = config.park_seconds
+        self._share_memory()
         self.certificates.replace(issuer_of(config))
 
     # What the store says.
@@ -328,7 +333,7 @@ class Edge:
 
     def snapshot(self) -> ProcessSnapshot:
         """This worker's numbers, for metrics."""
-        self.counters.buffered = self.connectors.budget.used
+        self.counters.buffered = self.connectors.budget.held
         self.live.account()
         numbers = self.counters.snapshot()
         numbers["certificates"] = self.certificates.expiries()

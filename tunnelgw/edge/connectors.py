@@ -102,7 +102,7 @@ class Connector:
                 raise NoStream(refusal.reason) from None
         if session is None and now >= self.away_until:
             raise NoStream(Reason.CONNECTOR_AWAY, self.since)
-        if self.all.lot.full:
+        if not self.all.lot.room_for(visitor, self.lane):
             raise NoStream(Reason.PARK_LIMIT, self.since)
         self.lane.park(route, visitor, waiter, until=now + self.all.park_seconds)
         return None
@@ -302,7 +302,7 @@ class Connectors:
         self.loop = loop
         self.wheel = wheel
         self.counters = counters
-        self.budget = Budget()
+        self.budget = Budget(later=loop.call_soon)
         self.resume_seconds = resume_seconds
         self.park_seconds = park_seconds
         self.worker = worker

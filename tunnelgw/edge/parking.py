@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tunnelgw.access.addresses import address_key
 from tunnelgw.net.timers import INF
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import Open
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Requests parked in one process: each holds a visitor connection and its head, about 40 KB; 1,024 are 40 MB at worst.
 PARKED_MAX = 1024
+# Of them for one connector, so that another one's visitors may wait too; and of one address (IPv6: /64).
+PARKED_PER_CONNECTOR, PARKED_PER_ADDRESS = 512, 128
 
 
 class Parked:
@@ -48,20 +51,24 @@ class Parked:
 class ParkingLot:
     """All parked requests of a process, by waiter."""
 
-    __slots__ = ("_by_waiter", "_counters", "wheel")
+    __slots__ = ("_addresses", "_by_waiter", "_counters", "wheel")
 
     def __init__(self, wheel: Wheel, counters: ProcessCounters) -> None:
         self._by_waiter: dict[StreamWaiter, Parked] = {}
+        self._addresses: dict[str, int] = {}
         self._counters = counters
         self.wheel = wheel
 
-    @property
-    def full(self) -> bool:
-        """No further request may wait."""
-        return len(self._by_waiter) >= PARKED_MAX
+    def room_for(self, visitor: Visitor, lane: Lane) -> bool:
+        """Whether a further request may wait."""
+        if len(self._by_waiter) >= PARKED_MAX or len(lane) >= PARKED_PER_CONNECTOR:
+            return False
+        return self._addresses.get(address_key(visitor.address), 0) < PARKED_PER_ADDRESS
 
     def add(self, parked: Parked) -> None:
         """It waits from now on."""
+        key = address_key(parked.visitor.address)
+        self._addresses[key] = self._addresses.get(key, 0) + 1
         self._by_waiter[parked.waiter] = parked
         self._counters.park()
 
@@ -70,6 +77,10 @@ class ParkingLot:
         parked.deadline = INF
         if self._by_waiter.pop(parked.waiter, None) is None:
             return False
+        key = address_key(parked.visitor.address)
+        self._addresses[key] -= 1
+        if not self._addresses[key]:
+            del self._addresses[key]
         self._counters.unpark()
         return True
 
@@ -89,6 +100,9 @@ class Lane:
         self._lot = lot
         self._parked: dict[Parked, None] = {}
         self._since = since
+
+    def __len__(self) -> int:
+        return len(self._parked)
 
     def park(self, route: Route, visitor: Visitor, waiter: StreamWaiter, *, until: float) -> None:
         """Wait until then (loop time) at most."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tunnelgw.wire.session import Session
     from tunnelgw.wire.stream import Stream
@@ -53,23 +53,45 @@ DEFAULT_LIMITS = SessionLimits()
 
 
 class Budget:
-    """Bytes that all sessions of a process hold for their consumers, and by how much windows grew.
+    """Bytes that all sessions of a process hold, received or to be sent, and by how much windows grew.
 
-    One object per process, given to each session, which adds and subtracts directly.
+    One object per process, given to each session, which adds and subtracts directly. `later` calls a function soon, but
+    not from within the caller: relief resets streams, and whoever writes to one must not find it gone in its hands.
     """
 
-    __slots__ = ("limit", "used", "grown", "sessions")
+    __slots__ = ("limit", "used", "queued", "grown", "sessions", "_due", "_later")
 
-    def __init__(self, limit: int = 128 * MIB) -> None:
+    def __init__(self, limit: int = 128 * MIB, *, later: Callable[[Callable[[], None]], object] | None = None) -> None:
         self.limit = limit
-        self.used = 0
+        self.used = 0  # received, not consumed
+        self.queued = 0  # written, not sent
         self.grown = 0
         self.sessions: set[Session] = set()
+        self._due = False
+        self._later = later
+
+    @property
+    def held(self) -> int:
+        """All of it."""
+        return self.used + self.queued
+
+    @property
+    def full(self) -> bool:
+        """Whether all sessions together hold so much that nothing new may begin."""
+        return self.held >= relieved(self.limit)
+
+    def overflow(self) -> None:
+        """More is held than may be: relieve soon."""
+        if not self._due and self._later is not None:
+            self._due = True
+            self._later(self.relieve)
 
     def relieve(self) -> None:
         """Above the cap: reset whichever streams of the process are longest without progress."""
-        streams = [stream for session in self.sessions for stream in session.streams.values()]
-        reset_stalest(streams, self.used - relieved(self.limit))
+        self._due = False
+        if self.held > self.limit:
+            streams = [stream for session in self.sessions for stream in session.streams.values()]
+            reset_stalest(streams, self.held - relieved(self.limit), sending=True)
 
 
 class Windows:
@@ -92,7 +114,7 @@ class Windows:
         """Compare with the caps; whether `initial` changed. Pressure ends below three eighths, or it would flap."""
         eighths = 3 if self.pressed else 4
         limits, budget = self._limits, self._budget
-        pressed = buffered * 8 > limits.buffered * eighths or budget.used * 8 > budget.limit * eighths
+        pressed = buffered * 8 > limits.buffered * eighths or budget.held * 8 > budget.limit * eighths
         changed = pressed != self.pressed
         self.pressed = pressed
         return changed
@@ -147,12 +169,16 @@ def relieved(cap: int) -> int:
     return cap - cap // 16
 
 
-def reset_stalest(streams: Iterable[Stream], excess: int) -> None:
-    """Reset the streams longest without progress until `excess` bytes are free."""
-    for stream in sorted((s for s in streams if s.unread), key=lambda s: s.progress_at):
+def reset_stalest(streams: Iterable[Stream], excess: int, *, sending: bool = False) -> None:
+    """Reset the streams longest without progress until `excess` bytes are free. `sending`: of what they send, too."""
+    if sending:
+        found = sorted((s for s in streams if s.unread or s.queued), key=lambda s: s.stalled_since)
+    else:
+        found = sorted((s for s in streams if s.unread), key=lambda s: s.progress_at)
+    for stream in found:
         if excess <= 0:
             return
-        excess -= stream.held
+        excess -= stream.held + stream.queued if sending else stream.held
         sink = stream.sink
         stream.reset(Reason.BUFFER_LIMIT)
         sink.stream_reset(Reason.BUFFER_LIMIT)

@@ -177,6 +177,9 @@ class Scheduler:
             stream.turn -= size
             queued -= size
             stream.queued = queued
+            session = self._session
+            session.budget.queued -= size
+            stream.sent_at = session.now
             if stream.paused and queued * 2 <= HIGH_WATER:
                 stream.paused = False
                 self._resumed.append(stream)

@@ -143,6 +143,7 @@ class Session:
         gap = now - self._detached_at
         for stream in self.streams.values():
             stream.progress_at += gap  # stall timers stood still
+            stream.sent_at += gap
         self.now = now
         self.attached = True
         self.link_dead = False
@@ -182,7 +183,7 @@ class Session:
         limits, budget = self.limits, self.budget
         if self.buffered > limits.buffered:
             reset_stalest(self.streams.values(), self.buffered - relieved(limits.buffered))
-        if budget.used > budget.limit:
+        if budget.held > budget.limit:
             budget.relieve()
         if self.windows.review(self.buffered):
             self.out.initial_window(self.windows.initial)
@@ -248,6 +249,8 @@ class Session:
             raise Refused("the session is over", reason=Reason.CONNECTOR_AWAY)
         if self.peer_leaving is not None:
             raise Refused("the peer takes no new streams", reason=self.peer_leaving)
+        if self.budget.full:
+            raise Refused("this process holds as much as it may", reason=Reason.BUFFER_LIMIT)
         stream = Stream(self, self.table.next_id(), request, sink)
         self.table.add(stream)
         self.scheduler.open(stream)
@@ -340,7 +343,7 @@ class Session:
             return self.out.leaving
         if self.table.crowded(self.now):
             return Reason.STREAM_LIMIT
-        if self.buffered >= relieved(self.limits.buffered) or self.budget.used >= relieved(self.budget.limit):
+        if self.buffered >= relieved(self.limits.buffered) or self.budget.full:
             return Reason.BUFFER_LIMIT
         return None
 

@@ -78,7 +78,7 @@ class Stream:
         "session", "gone", "shut",
         "queue", "offset", "credit", "paused", "place", "turn", "fin_sent",
         "granted", "window", "owed", "owing", "grown", "epoch_at", "epoch_consumed", "progress_at", "fin_received",
-        "_frames", "_marks", "_passed",
+        "sent_at", "_frames", "_marks", "_passed",
     )  # fmt: skip
 
     def __init__(self, session: Session, number: int, request: Open, sink: StreamSink) -> None:
@@ -100,6 +100,7 @@ class Stream:
         self.place = IDLE
         self.turn = 0  # bytes left of the round robin's turn
         self.fin_sent = False
+        self.sent_at = 0.0  # when bytes were last pulled, or began to wait
         # Receiving half.
         self.granted = 0  # what the peer may still send; -1 after its FIN
         self.window = 0
@@ -119,6 +120,13 @@ class Stream:
         """What this stream is charged with against the caps: unread bytes, and what their objects cost."""
         marks = self._marks
         return self.unread if marks is None else self.unread + len(marks) * MARK_COST
+
+    @property
+    def stalled_since(self) -> float:
+        """When the half that holds bytes last moved; of two, the one that stands still for longer."""
+        if not self.queued:
+            return self.progress_at
+        return min(self.progress_at, self.sent_at) if self.unread else self.sent_at
 
     @property
     def closed(self) -> bool:
@@ -149,12 +157,19 @@ class Stream:
             queue[-1] = b"".join((queue[-1], data))
         else:
             queue.append(data)
+        session = self.session
+        if not self.queued:
+            self.sent_at = session.now
         queued = self.queued = self.queued + size
+        budget = session.budget
+        budget.queued += size
+        if budget.used + budget.queued > budget.limit:
+            budget.overflow()
         if queued > HIGH_WATER and not self.paused:
             self.paused = True
             self.sink.pause_sending()
         if not self.place:
-            self.session.scheduler.activate(self)  # last: this may pull at once
+            session.scheduler.activate(self)  # last: this may pull at once
 
     def finish(self) -> None:
         """FIN our half after what is queued. Idempotent."""
@@ -192,9 +207,10 @@ class Stream:
     def abandon(self) -> None:
         """Drop everything held for this stream (the session's part of a reset)."""
         self.gone = self.shut = True
+        session = self.session
+        session.budget.queued -= self.queued
         self.queue.clear()
         self.queued = self.offset = 0
-        session = self.session
         held = self.held
         session.buffered -= held
         session.budget.used -= held
