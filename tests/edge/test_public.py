@@ -639,7 +639,7 @@ def test_stalled_handshakes_do_not_delay_a_visitor(tmp_path: Path) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with Front(tmp_path) as front:
-            stalled = [await front.knock() for _ in range(200)]
+            stalled = await asyncio.gather(*(front.knock() for _ in range(200)))
             for _, writer in stalled:
                 writer.write(hello("a.example.com")[:200])
             await until(lambda: front.door.ledger.pending == 200)
