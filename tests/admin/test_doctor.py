@@ -149,3 +149,18 @@ def test_certificates_and_state(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     assert "chmod 700" in str(doctor.private(tmp_path))
     assert not doctor.private(tmp_path / "none").ok
+
+
+def test_a_certificate_that_could_not_be_ordered() -> None:
+    check = doctor.orders("the issuer said no", name="certificate of x", kinds=("tls-alpn-01", "http-01"))
+    assert not check.ok
+    assert "port 443 or 80" in str(check)
+    assert "edge certificate renew" in str(check)
+    assert "DNS settings" in str(doctor.orders("no", name="certificate of x", kinds=("dns-01",)))
+
+
+def test_short_lives_are_no_failure() -> None:
+    soon = time.time() + 3 * 86400
+    assert not doctor.certificate(soon).ok
+    assert doctor.certificate(soon, soon=0.0).ok
+    assert not doctor.certificate(time.time() - 1, soon=0.0).ok

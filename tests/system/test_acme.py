@@ -100,6 +100,8 @@ def test_a_new_service_gets_its_certificate_by_http_01(site: tuple[World, Pebble
     assert not list((world.state / "acme" / "challenges").iterdir())
     assert world.edge is not None
     wait_until(lambda: children(world.edge.pid) == [], what="the children are gone")
+    mapped = Path(f"/proc/{world.edge.pid}/maps").read_text()
+    assert "cryptography" not in mapped, "an idle edge carries nothing of what makes keys"
     address = world.status()["addresses"][0]
     assert address["certificate_problem"] == ""
     assert address["certificate_expiry"] > 0

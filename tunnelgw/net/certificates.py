@@ -301,7 +301,7 @@ class Certificates:
             self.refresh()
             now = self._loop.time()
             for host in hosts:
-                if self._needs_now(host):
+                if self._needs_now(host) and (self._issuer.local or host in self._wanted):
                     last = before.get(host, _NEVER)[1]
                     wait = POSTPONED_SECONDS if postponed else min(last * 2, RETRY_SECONDS[1])
                     self._failed[host] = (now + wait, last if postponed else wait)
