@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import World, free_port, wait_until
+from tests.system.harness import Connector, World, free_port, run, wait_until
 from tests.system.targets import RawTarget, read_exactly
 from tunnelgw.config.load import load_edge
 
@@ -254,3 +254,40 @@ def test_a_full_disk_harms_no_visitor(tmp_path: Path) -> None:
         assert "\ntunnelgw_state_failing 0.0" in world.metrics()
         world.edge_command("invite", "again")
         assert world.code("https://web.example.com/") == 200
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_read_only_folder_harms_no_visitor(tmp_path: Path) -> None:
+    """Who is there is served; who wants something new is refused, and told whose problem it is; then it works again."""
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(World(tmp_path))
+        edge = world.start_edge()
+        world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
+        assert world.code("https://web.example.com/") == 200
+        second = Connector(world, "second", "")
+        invitation = world.edge_command("invite", "second").stdout.strip()
+        options = ["--config", str(second.config), "--state-dir", str(second.state)]
+        if subprocess.run(["mount", "--bind", world.state, world.state], capture_output=True, check=False).returncode:
+            pytest.skip("nothing can be mounted here")
+        unmount = stack.enter_context(contextlib.ExitStack())
+        unmount.callback(subprocess.run, ["umount", "-l", world.state], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", world.state], check=True)
+        done = run("join", "-", *options, stdin=invitation, check=False)
+        assert done.returncode == 1
+        assert "the edge has a problem of its own" in done.stderr
+        edge.wait_for("cannot be answered: .*(read-only|cannot be opened|cannot write)")
+        assert world.code("https://web.example.com/") == 200
+        other = run("edge", "run", "--config", str(world.config), check=False)
+        assert (other.returncode, len(other.stderr.strip().splitlines())) == (1, 1)
+        unmount.close()
+        run("join", "-", *options, stdin=invitation)
+        assert world.code("https://web.example.com/") == 200
+        edge.stop()
+        stack.callback(subprocess.run, ["umount", "-l", world.state], check=True)
+        subprocess.run(["mount", "--bind", world.state, world.state], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", world.state], check=True)
+        done = world.edge_command("run", check=False)
+        assert done.returncode == 1
+        (line,) = done.stderr.strip().splitlines()
+        assert "read-only" in line or "cannot be opened" in line
