@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
 import socket
@@ -67,10 +66,13 @@ class Visitor:
     def __exit__(self, *_: object) -> None:
         self.sock.close()
 
-    def send(self, data: bytes) -> None:
-        """An edge that refused already may have closed: that is no error of the case."""
-        with contextlib.suppress(OSError):
+    def send(self, data: bytes) -> bool:
+        """False where the edge closed already, which is no error of the case."""
+        try:
             self.sock.sendall(data)
+        except OSError:
+            return False
+        return True
 
     def fill(self) -> bool:
         try:

@@ -86,6 +86,7 @@ NOISES = [
     window(0, 1),
     frame(0x20, 0, 0, b"unknown"),
     frame(0, 0, 1),
+    frame(0, 8, 1, b"\xff" + bytes(255)),
 ]
 
 

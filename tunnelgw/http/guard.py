@@ -18,15 +18,16 @@ _PREFACE_BYTES = 24
 _HEADER_BYTES = 9
 _WITH_NUMBER_BYTES = 13
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 2, 3, 8, 9
-_END_STREAM, _END_HEADERS = 1, 4
+_END_STREAM, _END_HEADERS, _PADDED = 1, 4, 8
+_PADDING_BYTES = 256  # of a DATA frame that may hold nothing else
 # RFC 9113 section 7.
 _PROTOCOL_ERROR, _STREAM_CLOSED, _ENHANCE_YOUR_CALM = 1, 5, 11
 
 # Streams that a visitor may still send on. 128 are open at a time; those that we have reset stay until it noticed, or
 # until this many newer ones came: then frames on them are no longer judged here.
 _SENDING_LIMIT = 1024
-# Frames that mean nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA, unknown ones. A peer that acknowledges
-# each small DATA frame twice stays far below one for each 32 octets that it was sent; a browser's first second is 50.
+# Frames that mean nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or padded small DATA, others. A peer that
+# acknowledges each small DATA frame twice stays below one for each 32 octets it was sent; a browser begins with 50.
 NOISE_BURST = 2000
 _NOISE_RATE = 200.0  # a second
 _NOISE_SHIFT = 5
@@ -157,7 +158,7 @@ class FrameGuard:
                 raise FrameError("data on a stream that is over", _STREAM_CLOSED)
         elif flags & _END_STREAM:
             del sending[stream]
-        elif not length:
+        elif length <= _PADDING_BYTES and (flags & _PADDED or not length):
             self.noise += 1
 
     def _calm(self, now: float) -> None:
