@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelgw.errors import LocalError
-from tunnelgw.net.accept import ACCEPTS_PER_WAKEUP, Acceptor, Reserve, listen_all, listen_on, most_descriptors
+from tunnelgw.net.accept import (
+    ACCEPTS_PER_WAKEUP,
+    Acceptor,
+    Reserve,
+    listen_all,
+    listen_on,
+    most_connections,
+    most_descriptors,
+)
 from tunnelgw.net.ledger import Ledger, counted
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.obs.counters import ProcessCounters
@@ -99,6 +107,13 @@ def test_the_limit_of_files_is_raised() -> None:
         assert most_descriptors() == most
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_visitors_fit_in_descriptors_and_in_memory() -> None:
+    assert most_connections(20_000, memory=512 << 20) == 5461
+    assert most_connections(2_000, memory=512 << 20) == 1872
+    assert most_connections(20_000, workers=4, memory=512 << 20) == 1365
+    assert most_connections(0) == 64
 
 
 def test_one_address_cannot_take_all_handshakes() -> None:

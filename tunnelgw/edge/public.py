@@ -21,7 +21,7 @@ from tunnelgw.edge.addressing import plain_address, visitor_of, worker_of
 from tunnelgw.edge.handshakes import Handshakes
 from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage
 from tunnelgw.net import tls
-from tunnelgw.net.accept import KEPT_DESCRIPTORS, Acceptor, Reserve, defer_accept, dress, most_descriptors
+from tunnelgw.net.accept import Acceptor, Reserve, defer_accept, dress, most_connections, most_descriptors
 from tunnelgw.net.farewell import Farewell
 from tunnelgw.net.handshake import shake_hands
 from tunnelgw.net.ledger import CountedSocket, Ledger, counted
@@ -114,7 +114,7 @@ class FrontDoor:
         if descriptors is None:
             descriptors = most_descriptors()
         self.ledger = Ledger(
-            counters, limit=rules.connections_per_address, open_limit=max(64, descriptors - KEPT_DESCRIPTORS)
+            counters, limit=rules.connections_per_address, open_limit=most_connections(descriptors, workers=peers.count)
         )
         self.reserve = Reserve()
         self._handshakes = Handshakes(loop, self.ledger, refused=self._crowded_out)
