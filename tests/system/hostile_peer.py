@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 def identity_of(state: Path) -> Path:
