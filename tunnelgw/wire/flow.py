@@ -89,9 +89,10 @@ class Budget:
     def relieve(self) -> None:
         """Above the cap: reset whichever streams of the process are longest without progress."""
         self._due = False
-        if self.held > self.limit:
+        if self.full:
             streams = [stream for session in self.sessions for stream in session.streams.values()]
-            reset_stalest(streams, self.held - relieved(self.limit), sending=True)
+            # Well below where new streams are refused, or those that stand still would keep everybody else out.
+            reset_stalest(streams, self.held - self.limit // 8 * 7, sending=True)
 
 
 class Windows:

@@ -250,6 +250,7 @@ class Session:
         if self.peer_leaving is not None:
             raise Refused("the peer takes no new streams", reason=self.peer_leaving)
         if self.budget.full:
+            self.budget.overflow()
             raise Refused("this process holds as much as it may", reason=Reason.BUFFER_LIMIT)
         stream = Stream(self, self.table.next_id(), request, sink)
         self.table.add(stream)
