@@ -1,6 +1,6 @@
 """Run a target under Atheris: `python -m tests.fuzz.wire_run TARGET [libFuzzer's options] [CORPUS...]`.
 
-TARGET: wire_session, wire_pair, hello_greeting, clienthello_parse or proxyproto_header. Needs the group `fuzz`.
+TARGET: a module of this folder with `one(data)`, such as wire_session or http_request. Needs the group `fuzz`.
 """
 
 from __future__ import annotations
