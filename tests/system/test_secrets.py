@@ -113,21 +113,22 @@ def raw(world: World, data: bytes, *, tls: bool = True) -> bytes:
 
 
 def wrong_requests() -> list[bytes]:
-    """Heads and bodies that are refused at different places, each with secrets in it."""
+    """Heads and bodies that are refused at different places, with secrets after their first lines, which are logged."""
     host = b"Host: bad.example.com\r\n"
     secrets = f"Cookie: a={MARK}-cookie\r\nAuthorization: Basic {BASIC}\r\nX-Token: {MARK}-token\r\n".encode()
     return [
-        b"GET /?key=" + MARK.encode() + b" HTTP/1.1\r\n" + secrets + b"\r\n",
+        b"GET / HTTP/1.1\r\n" + secrets + b"\r\n",
+        b"GET / HTTP/1.1\n" + host + secrets + b"\n",
+        b"GET / HTTP/1.1\r" + host + secrets + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + host + secrets + b"Cookie " + MARK.encode() + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + host + secrets + b"Content-Length: " + MARK.encode() + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + host + secrets + b"Transfer-Encoding: " + MARK.encode() + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + host + secrets + b"X: " + MARK.encode() * 20_000 + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + host + b"Authorization: Basic\x00" + BASIC.encode() + b"\r\n\r\n",
-        b"GET / " + MARK.encode() + b"\r\n" + host + secrets + b"\r\n",
-        MARK.encode() + b" / HTTP/1.1\r\n" + host + secrets + b"\r\n",
+        b"GET / nonsense\r\n" + host + secrets + b"\r\n",
+        b"nonsense / HTTP/1.1\r\n" + host + secrets + b"\r\n",
         b"POST / HTTP/1.1\r\n" + host + secrets + b"Transfer-Encoding: chunked\r\n\r\n" + MARK.encode() + b"\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + MARK.encode() * 20,
-        MARK.encode() * 500,
     ]
 
 

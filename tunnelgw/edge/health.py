@@ -40,11 +40,12 @@ class StateHealth:
     def look(self) -> None:
         """Try a write from time to time, and say what changed."""
         self.looks += 1
+        if self.failing and not self._said:
+            log.error("state cannot be saved: %s; visitors are served from memory", self._store.trouble)
+            self._said = True
         if self.looks % (RETRY_LOOKS if self.failing else PROBE_LOOKS) == 0:
             with contextlib.suppress(LocalError):  # `trouble` remembers
                 self._store.probe()
-        if self.failing and not self._said:
-            log.error("state cannot be saved: %s; visitors are served from memory", self._store.trouble)
-        elif self._said and not self.failing:
+        if self._said and not self.failing:
             log.warning("state can be saved again")
-        self._said = self.failing
+            self._said = False

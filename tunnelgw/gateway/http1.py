@@ -212,7 +212,8 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
 
     def _refuse_head(self, reason: Reason, came: bytes | bytearray) -> None:
         """What came is no head: answer, and log its first line."""
-        line = bytes(came[:_LINE_BYTES]).partition(b"\r\n")[0]
+        # To the first end of line of any kind: fields that follow a bare one may hold passwords.
+        line = bytes(came[:_LINE_BYTES]).partition(b"\n")[0].partition(b"\r")[0]
         self._ahead = b""
         since = self._since
         self.bytes_out = 0

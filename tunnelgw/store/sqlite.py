@@ -54,7 +54,7 @@ class SqliteStore:
         self._migrations = migrations
         self._lock = threading.RLock()
         self._boot = _boot_id()
-        self.trouble = ""  # why the last write failed
+        self.trouble = ""  # why a write failed, until `probe` succeeds
         make_private_folder(path.parent)
         create_private(path)
         with explained(path):
@@ -148,9 +148,10 @@ class SqliteStore:
     # The file
 
     def probe(self) -> None:
-        """Can the state be written? LocalError if not; `trouble` remembers."""
+        """Can the state be written? LocalError if not; `trouble` is what went wrong since this last succeeded."""
         with self._transaction("IMMEDIATE"):
             self._db.execute("UPDATE meta SET value = value WHERE name = 'schema'")
+        self.trouble = ""
 
     def backup(self, path: Path) -> None:
         """A consistent copy (0600), taken while others write. LocalError; an old file there stays until it is whole."""
@@ -198,8 +199,6 @@ class SqliteStore:
             if writes and not error.passing:
                 self.trouble = error.text
             raise
-        if writes:
-            self.trouble = ""
 
     def _meta(self, name: str) -> int:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
