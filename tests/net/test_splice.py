@@ -72,6 +72,12 @@ class FakeTransport(asyncio.Transport):
         self.calls.append("resume")
 
 
+def arrive(splice: Splice, data: bytes) -> None:
+    """Bytes from the transport's peer, as a loop hands them over."""
+    splice.get_buffer(-1)[: len(data)] = data
+    splice.buffer_updated(len(data))
+
+
 def joined(**options: bool) -> tuple[Splice, FakeStream, FakeTransport]:
     stream, transport = FakeStream(), FakeTransport(**options)
     splice = Splice(stream)
@@ -89,7 +95,7 @@ def test_bytes_and_credit() -> None:
     assert stream.credited == 3  # accepted, but not while unpaused
     splice.resume_writing()
     assert stream.credited == 7
-    splice.data_received(b"xy")
+    arrive(splice, b"xy")
     assert stream.written == [b"xy"]
     assert (splice.sent, splice.received) == (7, 2)
 
@@ -146,7 +152,7 @@ def test_reset_after_the_end_lets_bytes_drain() -> None:
 
 def test_a_peer_that_sent_all_and_left() -> None:
     splice, stream, transport = joined()
-    splice.data_received(b"upload")
+    arrive(splice, b"upload")
     splice.eof_received()
     stream.queued = 6
     splice.connection_lost(None)

@@ -42,7 +42,7 @@ class Folder:
         self._listing = listing
         self._server = web.Server(self._answer, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS)
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+    async def connect(self, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         """Connect the protocol that `factory` makes to the folder's HTTP server."""
         loop = asyncio.get_running_loop()
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

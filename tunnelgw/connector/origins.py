@@ -40,7 +40,7 @@ METADATA = frozenset(
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
 
 if TYPE_CHECKING:
-    Factory = Callable[[], asyncio.Protocol]
+    Factory = Callable[[], asyncio.BaseProtocol]
 
 
 class Origin:

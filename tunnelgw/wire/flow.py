@@ -59,10 +59,11 @@ class Budget:
     not from within the caller: relief resets streams, and whoever writes to one must not find it gone in its hands.
     """
 
-    __slots__ = ("limit", "used", "queued", "grown", "sessions", "_due", "_later")
+    __slots__ = ("limit", "high", "used", "queued", "grown", "sessions", "_due", "_later")
 
     def __init__(self, limit: int = 128 * MIB, *, later: Callable[[Callable[[], None]], object] | None = None) -> None:
         self.limit = limit
+        self.high = limit - limit // 16  # where `relief` begins
         self.used = 0  # received, not consumed
         self.queued = 0  # written, not sent
         self.grown = 0
@@ -78,21 +79,21 @@ class Budget:
     @property
     def full(self) -> bool:
         """Whether all sessions together hold so much that nothing new may begin."""
-        return self.held >= relieved(self.limit)
+        return self.used + self.queued >= self.limit
 
     def overflow(self) -> None:
-        """More is held than may be: relieve soon."""
+        """More is held than `high`: relieve soon."""
         if not self._due and self._later is not None:
             self._due = True
             self._later(self.relieve)
 
     def relieve(self) -> None:
-        """Above the cap: reset whichever streams of the process are longest without progress."""
+        """Above `high`: reset whichever streams of the process are longest without progress."""
         self._due = False
-        if self.full:
+        excess = relief(self.held, self.limit)
+        if excess:
             streams = [stream for session in self.sessions for stream in session.streams.values()]
-            # Well below where new streams are refused, or those that stand still would keep everybody else out.
-            reset_stalest(streams, self.held - self.limit // 8 * 7, sending=True)
+            reset_stalest(streams, excess, sending=True)
 
 
 class Windows:
@@ -165,9 +166,11 @@ def fitting_window(consumed: int, *, elapsed: float, min_rtt: float) -> int:
     return int(3.0 * consumed * rtt / max(elapsed, rtt))
 
 
-def relieved(cap: int) -> int:
-    """Where relief stops: a sixteenth below the cap, so that stalled streams are not searched for at each frame."""
-    return cap - cap // 16
+def relief(held: int, cap: int) -> int:
+    """Bytes to free, if any. Relief begins a sixteenth below the cap, where new streams are refused: those that stand
+    still make room before they keep anybody else out. It stops as much again below, or it would search at each frame.
+    """
+    return held - (cap - cap // 8) if held > cap - cap // 16 else 0
 
 
 def reset_stalest(streams: Iterable[Stream], excess: int, *, sending: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import encode as encode_json
-from tunnelgw.wire.flow import DEFAULT_LIMITS, INITIAL_WINDOW, Budget, SessionLimits, Windows, relieved, reset_stalest
+from tunnelgw.wire.flow import DEFAULT_LIMITS, INITIAL_WINDOW, Budget, SessionLimits, Windows, relief, reset_stalest
 from tunnelgw.wire.fragments import MAX_DATAGRAM, Assembler
 from tunnelgw.wire.frames import (
     OPEN,
@@ -181,9 +181,9 @@ class Session:
             keep_partial(self, data[offset:])
             self._begin_frame(now)
         limits, budget = self.limits, self.budget
-        if self.buffered > limits.buffered:
-            reset_stalest(self.streams.values(), self.buffered - relieved(limits.buffered))
-        if budget.held > budget.limit:
+        if excess := relief(self.buffered, limits.buffered):
+            reset_stalest(self.streams.values(), excess)
+        if budget.held > budget.high:
             budget.relieve()
         if self.windows.review(self.buffered):
             self.out.initial_window(self.windows.initial)
@@ -250,7 +250,6 @@ class Session:
         if self.peer_leaving is not None:
             raise Refused("the peer takes no new streams", reason=self.peer_leaving)
         if self.budget.full:
-            self.budget.overflow()
             raise Refused("this process holds as much as it may", reason=Reason.BUFFER_LIMIT)
         stream = Stream(self, self.table.next_id(), request, sink)
         self.table.add(stream)
@@ -344,7 +343,7 @@ class Session:
             return self.out.leaving
         if self.table.crowded(self.now):
             return Reason.STREAM_LIMIT
-        if self.buffered >= relieved(self.limits.buffered) or self.budget.full:
+        if self.buffered >= self.limits.buffered or self.budget.full:
             return Reason.BUFFER_LIMIT
         return None
 

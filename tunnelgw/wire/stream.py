@@ -163,7 +163,7 @@ class Stream:
         queued = self.queued = self.queued + size
         budget = session.budget
         budget.queued += size
-        if budget.used + budget.queued > budget.limit:
+        if budget.used + budget.queued > budget.high:
             budget.overflow()
         if queued > HIGH_WATER and not self.paused:
             self.paused = True
