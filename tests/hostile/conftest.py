@@ -50,12 +50,12 @@ class Hostile:
         assert not self.recorder.problems, self.recorder.problems
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def recorder() -> Recorder:
     return Recorder()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def hostile(tmp_path_factory: pytest.TempPathFactory, recorder: Recorder) -> Iterator[Hostile]:
     tables = "[limits]\nrequest_head_seconds = 2\nidle_seconds = 120\n"
     with World(tmp_path_factory.mktemp("hostile"), tables=tables) as world, serve(recorder) as target:
@@ -63,7 +63,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, recorder: Recorder) -> Ite
         world.connector("home", SERVICES.format(port=target.port), allow=("--allow-host", "*.example.com",
                         "--allow-host", "*.wild.example.com"))  # fmt: skip
         hostile = Hostile(world, recorder)
-        yield hostile
-        hostile.beside()
-        hostile.close()
+        try:
+            yield hostile
+            hostile.beside()
+        finally:
+            hostile.close()
         assert not recorder.problems, recorder.problems
