@@ -441,7 +441,8 @@ def test_another_authority_is_learned_over_the_tunnel(tmp_path: Path, caplog: py
         edge.session.send_control(Trust(ca=new + old))
         await until(lambda: edge.renewals == 1)
         await until(lambda: joined.identity.authority == old)  # what this edge's renewal says
-        assert home.load(tmp_path / "state", str(edge.endpoint)) == joined.identity
+        # by another thread, a moment after it is known here
+        await until(lambda: home.load(tmp_path / "state", str(edge.endpoint)) == joined.identity)
         await connector.stop(grace=0.1)
         await edge.close()
 
