@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.http_request import Forwarded, forwarded
-from tests.fuzz.test_http_corpus import BODIES, CORPUS
+from tests.fuzz.test_http_messages import BODIES, CORPUS
 from tests.http.test_differential import requests
 from tests.system.harness import Process, free_port, port_answers, wait_until
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.hostile.visitor import Visitor
 from tests.system.harness import World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 SERVICES = """
 [services.web]
@@ -48,6 +48,19 @@ class Hostile:
         answer = self._beside.get(target)
         assert (answer.status, answer.body) == (200, b"served GET " + target)
         assert not self.recorder.problems, self.recorder.problems
+
+
+def run_all(hostile: Hostile, cases: Sequence[Any], run: Callable[[Hostile, Any, int], None], *, least: int) -> None:
+    """Every case of a table in one test: a case takes milliseconds. The figure is the documentation's."""
+    failed = []
+    for number, case in enumerate(cases):
+        try:
+            run(hostile, case, number)
+        except (AssertionError, OSError, ValueError) as error:
+            failed.append(f"{case.id}\n    {error!r}")
+    assert not hostile.recorder.problems, hostile.recorder.problems
+    assert not failed, f"{len(failed)} of {len(cases)} failed:\n" + "\n".join(failed)
+    assert len(cases) >= least
 
 
 @pytest.fixture(scope="package")

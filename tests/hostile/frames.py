@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import hpack
 
-from tests.hostile.visitor import connect
+from tests.hostile.visitor import Peer, connect
 
 if TYPE_CHECKING:
     from tests.system.harness import World
@@ -59,7 +59,7 @@ class Gone(Exception):  # noqa: N818 - an answer
     """The edge closed the connection."""
 
 
-class Visitor2:
+class Visitor2(Peer):
     """One HTTP/2 connection. `wait` until a stream or the connection has its outcome."""
 
     def __init__(self, world: World, *, settings: bytes = b"", name: str = "web.example.com") -> None:
@@ -75,19 +75,6 @@ class Visitor2:
         self.closed = False
         self.credit = True  # give back what arrives
         self.send(PREFACE + frame(SETTINGS, 0, 0, settings))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def send(self, data: bytes) -> bool:
-        try:
-            self.sock.sendall(data)
-        except OSError:
-            return False
-        return True
 
     def outcome(self, stream: int) -> tuple[str, int]:
         """("status", n), ("reset", code), ("goaway", code) or ("closed", 0)."""

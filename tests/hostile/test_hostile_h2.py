@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.hostile.conftest import run_all
 from tests.hostile.frames import Visitor2
 from tests.hostile.requests2 import CASES, Case2
 
@@ -34,14 +35,4 @@ def run(hostile: Hostile, case: Case2, number: int) -> None:
 
 
 def test_all(hostile: Hostile) -> None:
-    """In one test: a case takes milliseconds. The figure is the documentation's."""
-    failed = []
-    for number, case in enumerate(CASES):
-        try:
-            run(hostile, case, number)
-        except (AssertionError, OSError, ValueError) as error:
-            failed.append(f"{case.id}\n    {error!r}")
-    assert not hostile.recorder.problems, hostile.recorder.problems
-    assert not failed, f"{len(failed)} of {len(CASES)} failed:\n" + "\n".join(failed)
-    assert len(CASES) >= 250
-    print(f"{len(CASES)} of {len(CASES)} hostile requests over HTTP/2")
+    run_all(hostile, CASES, run, least=250)

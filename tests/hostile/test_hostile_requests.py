@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.hostile.conftest import run_all
 from tests.hostile.requests import CASES, Case
 from tests.hostile.visitor import Answer, Ended, Visitor
 
@@ -66,14 +67,4 @@ def run(hostile: Hostile, case: Case, number: int) -> None:
 
 
 def test_all(hostile: Hostile) -> None:
-    """In one test: a case takes milliseconds. The figure is the documentation's."""
-    failed = []
-    for number, case in enumerate(CASES):
-        try:
-            run(hostile, case, number)
-        except (AssertionError, OSError, ValueError) as error:
-            failed.append(f"{case.id}\n    {error!r}")
-    assert not hostile.recorder.problems, hostile.recorder.problems
-    assert not failed, f"{len(failed)} of {len(CASES)} failed:\n" + "\n".join(failed)
-    assert len(CASES) >= 450
-    print(f"{len(CASES)} of {len(CASES)} hostile requests")
+    run_all(hostile, CASES, run, least=450)

@@ -53,12 +53,10 @@ class Ended(Exception):  # noqa: N818 - an answer
     """The edge closed the connection between two answers."""
 
 
-class Visitor:
-    """One HTTP/1.1 connection."""
+class Peer:
+    """A connection that a case may find closed."""
 
-    def __init__(self, world: World, name: str = "web.example.com") -> None:
-        self.sock = connect(world, name, "http/1.1")
-        self.buffer = b""
+    sock: ssl.SSLSocket
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +71,14 @@ class Visitor:
         except OSError:
             return False
         return True
+
+
+class Visitor(Peer):
+    """One HTTP/1.1 connection."""
+
+    def __init__(self, world: World, name: str = "web.example.com") -> None:
+        self.sock = connect(world, name, "http/1.1")
+        self.buffer = b""
 
     def fill(self) -> bool:
         try:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-TARGETS = ("wire_session", "wire_pair", "hello_greeting", "clienthello_parse", "proxyproto_header")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TARGETS = (
+    "wire_session", "wire_pair", "hello_greeting", "clienthello_parse", "proxyproto_header",
+    "http/http_request", "http/http_response", "http/http_fields", "http/http_frames",
+)  # fmt: skip
 CORPUS = Path(__file__).parent.parent / "corpus"
+
+
+def target(name: str) -> Callable[[bytes], None]:
+    one: Callable[[bytes], None] = importlib.import_module(f"tests.fuzz.{name.rpartition('/')[2]}").one
+    return one
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_corpus(name: str) -> None:
-    one = importlib.import_module(f"tests.fuzz.{name}").one
+    one = target(name)
     inputs = sorted((CORPUS / name).iterdir())
     assert inputs
     for path in inputs:
@@ -28,7 +40,7 @@ def test_the_corpus(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_random_programs(name: str) -> None:
-    one = importlib.import_module(f"tests.fuzz.{name}").one
+    one = target(name)
 
     @settings(max_examples=150)
     @given(st.binary(min_size=1, max_size=300))
