@@ -143,3 +143,12 @@ def test_what_cannot_serve_is_found_when_it_is_loaded(authority: Authority, tmp_
     client_only = authority.write(tmp_path, "c.example.com", client=True)
     with pytest.raises(ssl.SSLError):
         tls.describe(tls.visitor_context(*client_only), client_only[0].read_text())
+
+
+def test_records_are_read_and_written_without_a_python_call(authority: Authority, tmp_path: Path) -> None:
+    """What uvloop takes from an SSL object once and calls for every record."""
+    far, near = shake(tls.visitor_context(*authority.write(tmp_path, "a.example.com")), visitor(authority))
+    for call in (far.read, far.write, far.pending):
+        assert type(call).__name__ == "builtin_function_or_method"
+    assert far.write(b"ab") == 2
+    assert near.server_side is False

@@ -41,12 +41,28 @@ WRITE_HIGH = 64 * 1024
 WRITE_LOW = 16 * 1024
 
 
+class _Direct(ssl.SSLObject):
+    """TLS whose records the loop reads and writes without a Python call in between.
+
+    uvloop asks its SSL object once for `read`, `write` and `pending` and calls them for every record; in Python's own
+    class they are methods that call those of the C object inside (measured: 6 % of a small request's CPU).
+    """
+
+    @classmethod
+    def _create(cls, *arguments: Any, **options: Any) -> Any:
+        made = super()._create(*arguments, **options)  # type: ignore[misc]
+        inner = made._sslobj
+        made.read, made.write, made.pending = inner.read, inner.write, inner.pending
+        return made
+
+
 def visitor_context(certificate: Path | str, key: Path | str, *, alpn: tuple[str, ...] = HTTP_ALPN) -> ssl.SSLContext:
     """For visitors of one certificate. `alpn` empty: the extension is not answered (TLS-ended TCP services).
 
     Raises `OSError` or `ssl.SSLError` when the files cannot be read or do not belong together.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _Direct
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | PRIORITIZE_CHACHA
@@ -106,6 +122,7 @@ def joining_context() -> ssl.SSLContext:
 
 
 def _tunnel(context: ssl.SSLContext, certificate: Path | str | None, key: Path | str | None, authority: str) -> None:
+    context.sslobject_class = _Direct
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
     context.load_verify_locations(cadata=authority)
