@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON ?= python3
+PYTHON ?= $(shell tools/python)
 DEMO_PORT ?= 8443
 PYTEST_ARGS ?=
 
