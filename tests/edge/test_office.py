@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import errno
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 from tests.edge.front import run
 from tunnelgw.edge import office
 from tunnelgw.edge.office import Office
-from tunnelgw.errors import Refused
+from tunnelgw.errors import LocalError, Refused
 from tunnelgw.identity.registry import Registry
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.sqlite import SqliteStore
@@ -95,5 +96,19 @@ def test_few_wait_for_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert len(calls) <= office.CHILDREN_MAX
         gate.set()
         await asyncio.gather(*waiting)
+
+    run(main)
+
+
+def test_a_process_that_cannot_be_started_is_our_own_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of descriptors or memory: an error that is answered and tried again, not one that leaves somebody waiting."""
+
+    async def fails(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def main() -> None:
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", fails)
+        with pytest.raises(LocalError, match="could not be started: Too many open files"):
+            await office.call_child(tmp_path, {"call": "renew"})
 
     run(main)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import ssl
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tests.edge.front import Front, run, until
 from tests.net.certs import DAY, NOW, Authority, shake
@@ -16,6 +18,7 @@ from tunnelgw.net.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
 from tunnelgw.net.timers import Wheel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pytest
@@ -211,6 +214,122 @@ def test_self_signed_ones_are_renewed_in_their_last_third(tmp_path: Path) -> Non
         book.want(["a.example.com"])
         assert await book.context("a.example.com", "a.example.com", http=True) is not None  # serves meanwhile
         await until(lambda: book._by_name["a.example.com"] is not before)
+        book.close()
+
+    run(main)
+
+
+class Shaky(FilesIssuer):
+    """Its pairs cannot be seen while `error` is set."""
+
+    error: OSError | None = None
+    looks = 0
+
+    def pairs(self) -> Iterable[Pair]:
+        self.looks += 1
+        if self.error is not None:
+            raise self.error
+        return super().pairs()
+
+
+def test_one_failed_look_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of descriptors for a moment: what is in use stays, and what is renewed afterwards is taken over."""
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
+
+    async def main() -> None:
+        authority = Authority()
+        pair = Pair(*authority.write(tmp_path, "a.example.com"))
+        loop = asyncio.get_running_loop()
+        wheel = Wheel(loop, granularity=0.02)
+        issuer = Shaky([pair])
+        book = Certificates(loop, wheel, issuer)
+        book.start()
+        book.want(["a.example.com"])
+        before = book._by_name["a.example.com"]
+        issuer.error = OSError(errno.EMFILE, "Too many open files")
+        seen = issuer.looks
+        await until(lambda: issuer.looks > seen + 3)
+        assert book._by_name["a.example.com"] is before
+        assert caplog.text.count("certificates not looked at") == 1
+        assert "Traceback" not in caplog.text
+        authority.write(tmp_path, "a.example.com")
+        issuer.error = None
+        await until(lambda: book._by_name["a.example.com"] is not before)
+        book.close()
+        wheel.close()
+
+    run(main)
+
+
+def test_a_new_pair_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        authority = Authority()
+        pair = Pair(*authority.write(tmp_path, "a.example.com"))
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), FilesIssuer([pair]))
+        book.start()
+        before = book._by_name["a.example.com"]
+        authority.write(tmp_path, "a.example.com")
+
+        def too_many(*_: object, **__: object) -> NoReturn:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module.tls, "visitor_context", too_many)
+            book.refresh()
+        assert book._by_name["a.example.com"] is before
+        book.refresh()
+        assert book._by_name["a.example.com"] is not before
+        book.close()
+
+    run(main)
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        folder = tmp_path / "hosts"
+        folder.mkdir()
+        Authority().write(folder, "a.example.com")
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), self_signed(folder))
+        book.start()
+        for code in (errno.EACCES, errno.EMFILE, errno.EIO):
+
+            def fails(*_: object, code: int = code) -> NoReturn:
+                raise OSError(code, os.strerror(code))
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "listdir", fails)
+                patch.setattr(os, "scandir", fails)
+                book.refresh()
+            assert "a.example.com" in book._by_name
+        assert "certificates not looked at, they stay" in caplog.text
+        book.close()
+
+    run(main)
+
+
+def test_both_contexts_are_of_the_pair_that_is_described(tmp_path: Path) -> None:
+    """Files that go away, or are another pair by now, cost nobody a handshake: nothing is read when a visitor comes."""
+
+    async def main() -> None:
+        authority = Authority()
+        pair = Pair(*authority.write(tmp_path, "a.example.com"))
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), FilesIssuer([pair]))
+        book.start()
+        pair.certificate.unlink()
+        authority.write(tmp_path, "b.example.com")
+        (tmp_path / "b.example.com.crt").rename(pair.certificate)
+        (tmp_path / "b.example.com.key").rename(pair.key)
+        for http in (True, False):
+            context = await book.context("a.example.com", "a.example.com", http=http)
+            assert context is not None
+            shake(context, ssl.create_default_context(cadata=authority.pem))  # raises for another name
         book.close()
 
     run(main)

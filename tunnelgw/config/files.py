@@ -60,6 +60,18 @@ def make_private_folder(path: Path) -> None:
         raise LocalError(f"{path} is not a folder; move it away or name another state_dir")
 
 
+def listed(folder: Path, suffix: str) -> list[Path]:
+    """What a folder holds with this ending, in order; nothing where there is no folder.
+
+    Raises `OSError` for one that cannot be read; pathlib's `glob` would show it as an empty one.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted(names) if name.endswith(suffix)]
+
+
 def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Replace a file by `data`. LocalError if that is not possible; the old file is then as it was.
 

@@ -178,10 +178,13 @@ class Office:
 
 async def call_child(state_dir: Path, request: dict[str, Any]) -> dict[str, Any]:
     """One call of `identity.child`; secrets go over its standard input. Refused, RemoteError, LocalError."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tunnelgw.identity.child", "call", str(state_dir / FILE_NAME),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tunnelgw.identity.child", "call", str(state_dir / FILE_NAME),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as error:  # no descriptors, no memory
+        raise LocalError(f"the signing process could not be started: {error.strerror or error}") from None
     try:
         out, errors = await asyncio.wait_for(child.communicate(json.dumps(request).encode()), CHILD_SECONDS)
     except TimeoutError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 import time
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,10 @@ from tunnelgw.identity.acme.keeper import AT_ONCE, Postponed
 from tunnelgw.net import tls
 from tunnelgw.net.tasks import cancel, spawn
 from tunnelgw.net.timers import INF
+from tunnelgw.obs.sparing import Sparing
 from tunnelgw.routing.hostname import wildcard_of
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable
 
     from tunnelgw.net.issuers import Issuer, Pair
@@ -41,7 +42,7 @@ _NEVER = (0.0, RETRY_SECONDS[0] / 2)
 
 
 class Loaded:
-    """A pair in use: what it says, and its contexts by policy, made when first needed."""
+    """A pair in use: what it says, and its contexts by policy. Both are read at once, and are of the same pair."""
 
     __slots__ = ("_contexts", "_until", "described", "pair", "stamp")
 
@@ -49,10 +50,9 @@ class Loaded:
         """Raises `OSError` (which `ssl.SSLError` is) for a pair that cannot be used."""
         self.pair = pair
         self.stamp = _stamp(pair)
-        context = tls.visitor_context(pair.certificate, pair.key)
-        self._contexts = {True: context}
-        self.described = tls.describe(context, pair.certificate.read_text("ascii", "replace"))
-
+        text = pair.certificate.read_text("ascii", "replace")
+        self._contexts = self._read()
+        self.described = tls.describe(self._contexts[True], text)
         self._until = time.monotonic() + tls.TICKET_SECONDS
 
     def valid(self, now: float) -> bool:
@@ -60,14 +60,11 @@ class Loaded:
         return self.described.not_before <= now < self.described.not_after
 
     def freshen(self, now: float) -> None:
-        """New contexts, hence new ticket keys and no kept sessions, when it is time (monotonic seconds).
-
-        The files must be those of `stamp`, or the new contexts would be of another certificate than is described.
-        """
+        """New contexts, hence new ticket keys and no kept sessions, when it is time (monotonic seconds)."""
         if now < self._until and not any(tls.keeps_much(context) for context in self._contexts.values()):
             return
         try:
-            self._contexts = {True: tls.visitor_context(self.pair.certificate, self.pair.key)}
+            self._contexts = self._read()
         except OSError as error:  # replaced in this very moment: the next look says what is wrong
             log.debug("certificate %s not read again: %s", self.pair.certificate, error)
         else:
@@ -75,10 +72,18 @@ class Loaded:
 
     def context(self, *, http: bool) -> ssl.SSLContext:
         """For HTTP (ALPN h2 and http/1.1), or for TCP inside TLS (no ALPN)."""
-        context = self._contexts.get(http)
-        if context is None:
-            context = self._contexts[http] = tls.visitor_context(self.pair.certificate, self.pair.key, alpn=())
-        return context
+        return self._contexts[http]
+
+    def _read(self) -> dict[bool, ssl.SSLContext]:
+        """By `http`. `OSError` also for files that are no longer those of `stamp`: another pair than is described."""
+        pair = self.pair
+        made = {
+            True: tls.visitor_context(pair.certificate, pair.key),
+            False: tls.visitor_context(pair.certificate, pair.key, alpn=()),
+        }
+        if _stamp(pair) != self.stamp:
+            raise OSError("it was replaced while it was read")
+        return made
 
 
 class Certificates:
@@ -90,7 +95,7 @@ class Certificates:
         self._issuer = issuer
         self._loaded: dict[Pair, Loaded] = {}
         self._by_name: dict[str, Loaded] = {}
-        self._bad: dict[Pair, _STAMP | None] = {}  # what was complained about already
+        self._bad: dict[Pair, _STAMP | None] = {}  # what was complained about already; None: to be tried again
         self._asked: dict[str, asyncio.Future[None]] = {}  # hosts that an issuer is working on
         self._failed: dict[str, tuple[float, float]] = {}  # host → (until when the issuer is left alone, for how long)
         self._wanted: frozenset[str] = frozenset()
@@ -98,6 +103,7 @@ class Certificates:
         self._few = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._look: asyncio.Task[None] | None = None
+        self._sparing = Sparing(log)
         self._told: dict[str, float] = {}  # host → when somebody was turned away and the log said so
         self.deadline = INF
         self.armed_until = INF
@@ -207,15 +213,25 @@ class Certificates:
 
     def on_deadline(self, now: float) -> None:
         """Time to look at the files."""
+        self._wheel.arm(self, now + CHECK_SECONDS)  # first: whatever fails below, there is a next time
         self.on_change()
         if not self._issuer.local and (self._look is None or self._look.done()):
-            self._look = spawn(self._issuer.look(self._wanted), name="renewal windows")
+            self._look = spawn(self._ask(), name="renewal windows")
             self._keep(self._look)
-        self._wheel.arm(self, now + CHECK_SECONDS)
+
+    async def _ask(self) -> None:
+        try:
+            await self._issuer.look(self._wanted)
+        except (LocalError, OSError) as error:
+            self._sparing.warning("windows", self._loop.time(), "renewal windows not looked at: %s", error)
 
     def refresh(self) -> None:
-        """Read pairs that are new or changed, forget those that are gone."""
-        pairs = tuple(self._issuer.pairs())
+        """Read pairs that are new or changed, forget those that are gone; if that cannot be seen, all stay."""
+        try:
+            pairs = tuple(self._issuer.pairs())
+        except OSError as error:
+            self._sparing.warning("pairs", self._loop.time(), "certificates not looked at, they stay: %s", error)
+            return
         changed = False
         for pair in pairs:
             changed |= self._read(pair)
@@ -241,8 +257,11 @@ class Certificates:
             return False
         try:
             loaded = Loaded(pair)
-        except (OSError, KeyError, ValueError) as error:
+        except (ssl.SSLError, KeyError, ValueError) as error:
             self._complain(pair, stamp, error)
+            return False
+        except OSError as error:  # says nothing about the files: they are read again at the next look
+            self._complain(pair, None, error)
             return False
         self._bad.pop(pair, None)
         self._loaded[pair] = loaded

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from tunnelgw.config.files import make_private_folder
+from tunnelgw.config.files import listed, make_private_folder
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.locks import locked
 
@@ -45,7 +45,7 @@ class Issuer(Protocol):
     local: bool
 
     def pairs(self) -> Iterable[Pair]:
-        """Every pair there is now; looked at again every few seconds."""
+        """Every pair there is now; looked at again every few seconds. OSError where that cannot be seen now."""
 
     def due(self, host: str, described: Described, now: float) -> bool:
         """Should this certificate, which covers the host, be replaced by now (Unix seconds)?"""
@@ -131,10 +131,7 @@ class SelfSignedIssuer(Quiet):
         self._command = tuple(command)
 
     def pairs(self) -> Iterable[Pair]:
-        if not self._folder.is_dir():
-            return ()
-        found = sorted(self._folder.glob("*.crt"))
-        return tuple(Pair(path, path.with_suffix(".key")) for path in found)
+        return tuple(Pair(path, path.with_suffix(".key")) for path in listed(self._folder, ".crt"))
 
     def due(self, host: str, described: Described, now: float) -> bool:  # noqa: ARG002 - the same for every host
         """In the last third of its life."""

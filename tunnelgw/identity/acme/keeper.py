@@ -24,7 +24,7 @@ import urllib.parse
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tunnelgw.config.files import make_private_folder, write_atomic
+from tunnelgw.config.files import listed, make_private_folder, write_atomic
 from tunnelgw.config.names import is_private
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.acme.job import OrderFailed, Presenter, run_job
@@ -72,8 +72,8 @@ class Keeper:
         return self._hosts / f"{_file_name(name)}.pem"
 
     def paths(self) -> list[Path]:
-        """Every certificate that there is."""
-        return sorted(self._hosts.glob("*.pem")) if self._hosts.is_dir() else []
+        """Every certificate that there is. OSError where that cannot be seen."""
+        return listed(self._hosts, ".pem")
 
     def record(self, name: str) -> Record:
         """What is remembered of a name; read again when another process wrote it."""
