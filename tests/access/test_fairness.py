@@ -86,3 +86,26 @@ def test_everything_that_waits_comes_out_once(joins: list[tuple[int, int]]) -> N
         turns.join(key, number, under_way)
     assert sorted(turns.take() for _ in joins) == list(range(len(joins)))  # type: ignore[type-var]
     assert turns.take() is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 300), st.integers(0, 5)), max_size=200))
+def test_what_is_discarded_is_not_kept(steps: list[tuple[int, int, int]]) -> None:
+    turns: Turns[int] = Turns()
+    model: dict[int, None] = {}
+    for number, (key, under_way, what) in enumerate(steps):
+        turns.join(key, number, under_way)
+        model[number] = None
+        if what == 0:
+            gone = next(iter(model))
+            turns.discard(gone)
+            turns.discard(gone)
+            del model[gone]
+        elif what == 1:
+            taken = turns.take()
+            assert taken in model
+            del model[taken]
+        assert len(turns) == len(model)
+        assert sum(len(items) for keys in turns._classes for items in keys.values()) == len(model)
+        assert all(items for keys in turns._classes for items in keys.values())
+    assert sorted(turns.take() for _ in model) == sorted(model)  # type: ignore[type-var]
+    assert turns.take() is None

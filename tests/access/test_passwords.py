@@ -32,6 +32,7 @@ def test_lines_of_htpasswd(line: str) -> None:
         (f"ann:$2b$05${TAIL}x", "another kind"),
         (f"ann:$2b$15${TAIL}", "cost at 15"),
         (f"ann:$2b$03${TAIL}", "cost at 3"),
+        (f"ann:$2b$\u0661\u0662${TAIL}", "another kind"),
         (f"{'a' * 65}:$2b$05${TAIL}", "name"),
         (f"a\x07:$2b$05${TAIL}", "name"),
     ],
@@ -62,4 +63,4 @@ def test_credentials() -> None:
 
 
 def test_users_by_name() -> None:
-    assert users_of((LINE,)) == {b"ann": LINE[4:].encode()}
+    assert users_of((LINE,)).hashes == {b"ann": LINE[4:].encode()}

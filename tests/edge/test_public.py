@@ -497,6 +497,27 @@ def test_a_flood_of_half_done_handshakes_locks_nobody_out(tmp_path: Path) -> Non
     run(main)
 
 
+def test_who_is_crowded_out_before_its_handshake_is_not_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            front.door.ledger.looking.most = 20
+            handshakes = front.door._handshakes
+            handshakes._left, handshakes._scheduled = 0, True  # no turn begins
+            flood = [await front.knock(f"127.0.1.{number % 10}") for number in range(60)]
+            for _, writer in flood:
+                writer.write(hello("a.example.com"))
+            await until(lambda: front.counters.refused(Reason.HANDSHAKE_LIMIT) == 40)
+            await until(lambda: len(handshakes._turns) == 20)
+            assert len(handshakes._starts) == 20
+            handshakes._turn()
+            await until(lambda: not handshakes._starts)
+            assert not len(handshakes._turns)
+            for _, writer in flood:
+                writer.transport.abort()
+
+    run(main)
+
+
 def test_handshakes_that_stop_half_way_make_room_for_others(tmp_path: Path) -> None:
     async def main() -> None:
         async with Front(tmp_path) as front:

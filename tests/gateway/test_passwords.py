@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gc
 from typing import Any
 
 import bcrypt
 import pytest
 
 from tests.gateway.fakes import HOST, Browser2, World, make_route
-from tunnelgw.gateway.doorkeeper import FAILURES_MAX, REMEMBER_SECONDS, WAITING_MAX, verify
+from tunnelgw.gateway.doorkeeper import FAILURES_MAX, REMEMBER_SECONDS, WAITING_MAX, Examination, verify
 from tunnelgw.obs.reasons import Reason
 
 HASH = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
@@ -181,6 +182,70 @@ def test_a_flood_of_guesses_from_many_addresses_lets_a_visitor_in(world: World) 
     assert not gateway.doorkeeper._waiting
 
 
+def knock(world: World, address: str, data: bytes) -> Any:
+    visitor = world.visitor()
+    visitor.address = address
+    protocol: Any = world.gateway.http1(visitor)
+    protocol.connection_made(_transport(protocol))
+    protocol.data_received(data)
+    return protocol
+
+
+def examinations() -> list[Examination]:
+    gc.collect()
+    return [found for found in gc.get_objects() if isinstance(found, Examination)]
+
+
+def test_what_is_crowded_out_is_not_kept(world: World) -> None:
+    """Who failed before waits behind addresses that did not, which never end here: nothing of it may pile up."""
+    ask(world, get("wrong"))
+    doorkeeper = world.gateway.doorkeeper
+    for number in range(20 * WAITING_MAX):
+        knock(world, "192.0.2.7", get("x" * 700))  # the address that failed
+        if number % WAITING_MAX == 0:
+            knock(world, f"198.51.100.{number // WAITING_MAX}", get("wrong"))
+            world.loop.threads[0].finish()
+        assert len(doorkeeper._turns) == len(doorkeeper._waiting) <= WAITING_MAX
+    assert len(examinations()) <= WAITING_MAX + 1
+
+
+def test_who_leaves_keeps_no_place(world: World) -> None:
+    protocols = [knock(world, f"198.51.100.{number}", get("wrong")) for number in range(WAITING_MAX)]
+    doorkeeper = world.gateway.doorkeeper
+    assert len(doorkeeper._waiting) == WAITING_MAX - 1  # one is in the thread
+    for protocol in protocols:
+        protocol.connection_lost(None)
+    assert not doorkeeper._waiting
+    assert not len(doorkeeper._turns)
+    finish(world)
+
+
+@pytest.mark.parametrize("name", ["ann", "old", "nobody"])
+def test_each_name_costs_what_the_dearest_of_the_file_does(name: str) -> None:
+    """A file whose hashes differ in cost does not tell which names it holds."""
+    dear = bcrypt.hashpw(b"right", bcrypt.gensalt(6)).decode()
+    world = World(make_route(users=(f"old:{HASH}", f"ann:{dear}")))
+    work: list[int] = []
+    real_check, real_hash = bcrypt.checkpw, bcrypt.hashpw
+
+    def check(password: bytes, hashed: bytes) -> bool:
+        work.append(2 ** int(hashed[4:6]))
+        return real_check(password, hashed)
+
+    def hashpw(password: bytes, salt: bytes) -> bytes:
+        work.append(2 ** int(salt[4:6]))
+        return real_hash(password, salt)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bcrypt, "checkpw", check)
+        patch.setattr(bcrypt, "hashpw", hashpw)
+        assert ask(world, get("wrong", name=name)).startswith(b"HTTP/1.1 401 ")
+        assert sum(work) == 2**6
+        answer = ask(world, get(name=name))
+    assert sum(work) == 2 * 2**6
+    assert (not answer) is (name != "nobody")  # let in: the service answers
+
+
 def _transport(protocol: Any) -> Any:
     from tests.gateway.fakes import FakeTransport
 
@@ -190,7 +255,7 @@ def _transport(protocol: Any) -> Any:
 def test_passwords_of_any_length_and_kind() -> None:
     long = b"p" * 100
     hashed = bcrypt.hashpw(long[:72], bcrypt.gensalt(4))
-    assert verify(hashed, long)
-    assert not verify(hashed, b"p" * 71)
-    assert not verify(hashed, b"\x00")
-    assert not verify(b"$2b$04$nonsense", b"x")
+    assert verify(hashed, long, 4)
+    assert not verify(hashed, b"p" * 71, 4)
+    assert not verify(hashed, b"\x00", 4)
+    assert not verify(b"$2b$04$nonsense", b"x", 4)

@@ -12,7 +12,7 @@ import base64
 import binascii
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tunnelgw.http.head import Fields
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 USERS_MAX = 256  # of one service; they travel to the edge in the service's offer, 33 KB at most
 NAME_MAX = 64
 COST_LEAST, COST_MOST = 4, 14  # bcrypt's own least; 14 is about a second on a small VPS
-_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+_BCRYPT = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}")
 _HOW = "make the line with: htpasswd -nB NAME"
 # RFC 7617: the credentials of one request; longer ones are nobody's.
 _CREDENTIALS_MAX = 1024
@@ -48,10 +48,25 @@ def _kind(hashed: str) -> str:
     return "another kind of hash" if hashed.startswith("$") else "a plain password or an old hash"
 
 
+class Users(NamedTuple):
+    """A password file: hashes by name, the dearest of them to compute, and its cost."""
+
+    hashes: dict[bytes, bytes]
+    dearest: bytes
+    cost: int
+
+
+def cost_of(hashed: bytes) -> int:
+    """bcrypt's cost in a checked hash: each step is twice the work."""
+    return int(hashed[4:6])
+
+
 @lru_cache(maxsize=256)
-def users_of(lines: tuple[str, ...]) -> dict[bytes, bytes]:
-    """Names and hashes of checked lines, as routes carry them; built once."""
-    return {name.encode(): hashed.encode() for name, _, hashed in (line.partition(":") for line in lines)}
+def users_of(lines: tuple[str, ...]) -> Users:
+    """The users of checked lines, of which there is at least one, as routes carry them; built once."""
+    hashes = {name.encode(): hashed.encode() for name, _, hashed in (line.partition(":") for line in lines)}
+    dearest = max(hashes.values(), key=cost_of)
+    return Users(hashes, dearest, cost_of(dearest))
 
 
 def credentials(fields: Fields) -> tuple[bytes, bytes, bytes] | None:

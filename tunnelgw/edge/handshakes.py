@@ -5,7 +5,8 @@ lasts. So a loop turn begins a few, addresses with few under way go first (`acce
 under way the oldest of whoever has most is cut (`access/crowd.py`). Without a crowd a handshake begins at once.
 
 Who owns a socket: the front door until `join`, this file until `start`, whoever `start` calls after that.
-Invariant: each socket that joined is started once, or refused once, or closed while it waited.
+Invariant: each socket that joined is started once, or refused once, or left while it waited; only those that wait are
+kept.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ STARTS_PER_TURN = 4
 
 
 class Handshakes:
-    """Inputs: `join`. `refused(sock)` takes back a socket whose turn did not come in time."""
+    """Inputs: `join`, `leave`. `refused(sock)` takes back a socket whose turn did not come in time."""
 
-    __slots__ = ("_ledger", "_left", "_loop", "_refused", "_scheduled", "_turns")
+    __slots__ = ("_ledger", "_left", "_loop", "_refused", "_scheduled", "_starts", "_turns")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, ledger: Ledger, *, refused: Callable[[CountedSocket], None]
@@ -35,24 +36,29 @@ class Handshakes:
         self._loop = loop
         self._ledger = ledger
         self._refused = refused
-        self._turns: Turns[tuple[CountedSocket, Callable[[], object], float]] = Turns()
+        self._turns: Turns[CountedSocket] = Turns()
+        self._starts: dict[CountedSocket, tuple[Callable[[], object], float]] = {}  # what to do then, and until when
         self._left = STARTS_PER_TURN
         self._scheduled = False
 
     def join(self, sock: CountedSocket, start: Callable[[], object], *, until: float) -> None:
         """Call `start` when it is this socket's turn; `until` (loop time) at the latest."""
         key = sock.peer if sock.key is None else sock.key
-        self._turns.join(key, (sock, start, until), self._ledger.under_way(sock.key))
+        self._turns.join(key, sock, self._ledger.under_way(sock.key))
+        self._starts[sock] = start, until
         self._serve()
+
+    def leave(self, sock: CountedSocket) -> None:
+        """It is closed before its turn. Idempotent."""
+        self._turns.discard(sock)
+        self._starts.pop(sock, None)
 
     def _serve(self) -> None:
         while self._left:
-            item = self._turns.take()
-            if item is None:
+            sock = self._turns.take()
+            if sock is None:
                 break
-            sock, start, until = item
-            if sock.fileno() < 0:
-                continue  # crowded out while it waited
+            start, until = self._starts.pop(sock)
             if self._loop.time() > until:
                 self._refused(sock)
                 continue

@@ -372,6 +372,7 @@ class FrontDoor:
         self._drop(sock, Reason.HANDSHAKE_LIMIT)
 
     def _forget(self, sock: CountedSocket) -> None:
+        self._handshakes.leave(sock)
         peek = self._peeks.pop(sock, None)
         if peek is not None:
             peek.cancel()

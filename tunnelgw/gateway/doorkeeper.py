@@ -6,7 +6,8 @@ for them is kept. Who guesses is turned away after a few failures; who has few u
 bounded, and the oldest of whoever has most makes room.
 
 Invariants: a request reaches its service only after its own credentials were found right, now or within
-`REMEMBER_SECONDS`, against the hash that is in force; a name that does not exist takes as long as one that does.
+`REMEMBER_SECONDS`, against the hash that is in force; each name takes as long as the dearest hash of its file, whether
+it exists or not; only requests that wait are kept, at most `WAITING_MAX`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.access.addresses import address_key
 from tunnelgw.access.crowd import Crowd
-from tunnelgw.access.passwords import credentials, users_of
+from tunnelgw.access.passwords import cost_of, credentials, users_of
 from tunnelgw.access.turns import Turns
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from tunnelgw.gateway.exchange import Exchange
     from tunnelgw.http.head import Fields
@@ -37,10 +39,15 @@ ADDRESSES_MAX = 4096  # with failures, remembered at once; the oldest are forgot
 WAITING_MAX = 64  # requests that wait for the thread: a few seconds of its work
 
 
-def verify(hashed: bytes, password: bytes) -> bool:
-    """Whether the password belongs to the hash. In a thread; bcrypt lets the loop run meanwhile."""
+def verify(hashed: bytes, password: bytes, cost: int) -> bool:
+    """Whether the password belongs to the hash, after the work of a hash of that cost, which may be higher.
+
+    In a thread; bcrypt lets the loop run meanwhile.
+    """
     import bcrypt
 
+    for spare in range(cost_of(hashed), cost):  # each doubles what the hash itself takes: together, all of `cost`
+        bcrypt.hashpw(b"", b"$2b$%02d$" % spare + b"." * 22)
     try:
         return bcrypt.checkpw(password[:72], hashed)  # bcrypt never looks at more
     except ValueError:
@@ -50,13 +57,26 @@ def verify(hashed: bytes, password: bytes) -> bool:
 class Examination:
     """A request whose password is being looked at: an `Upstream` that is not ready, so its body waits."""
 
-    __slots__ = ("digest", "exchange", "hashed", "key", "known", "linked", "password", "ready", "reused")
+    __slots__ = (
+        "_left", "cost", "digest", "exchange", "hashed", "key", "known", "linked", "password", "ready", "reused",
+    )  # fmt: skip
 
     def __init__(
-        self, exchange: Exchange, key: str, *, digest: bytes, hashed: bytes, password: bytes, known: bool
+        self,
+        exchange: Exchange,
+        key: str,
+        *,
+        digest: bytes,
+        hashed: bytes,
+        cost: int,
+        password: bytes,
+        known: bool,
+        left: Callable[[Examination], None],
     ) -> None:
         self.exchange: Exchange | None = exchange
+        self._left = left
         self.key = key
+        self.cost = cost
         self.digest = digest
         self.hashed = hashed
         self.password = password
@@ -92,10 +112,12 @@ class Examination:
     def done(self, now: float) -> None:  # noqa: ARG002 - the interface
         """The visitor got another answer."""
         self.exchange = None
+        self._left(self)
 
     def abort(self, reason: Reason) -> None:  # noqa: ARG002 - the interface
         """The visitor left."""
         self.exchange = None
+        self._left(self)
 
 
 class Doorkeeper:
@@ -121,8 +143,8 @@ class Doorkeeper:
             return False
         value, name, password = given
         users = users_of(route.users)
-        known = name in users
-        hashed = users[name] if known else next(iter(users.values()))  # as much work for a name that does not exist
+        known = name in users.hashes
+        hashed = users.hashes[name] if known else users.dearest
         digest = hashlib.blake2b(hashed + value, key=self._secret, digest_size=32).digest()
         if known and self._remembers(digest):
             return True
@@ -130,15 +152,23 @@ class Doorkeeper:
         if self._tired_of(key):
             exchange.refuse(Reason.RATE_LIMIT)
             return False
-        examination = Examination(exchange, key, digest=digest, hashed=hashed, password=password, known=known)
+        examination = Examination(
+            exchange, key, digest=digest, hashed=hashed, cost=users.cost, password=password, known=known,
+            left=self._forget,
+        )  # fmt: skip
         exchange.upstream = examination
+        self._turns.join(key, examination, 1 + self._failures.get(key, 0))
         gone = self._waiting.add(key, examination)
         if gone is not None:
+            self._turns.discard(gone)
             gone.finish(Reason.RATE_LIMIT)
-        if gone is not examination:
-            self._turns.join(key, examination, 1 + self._failures.get(key, 0))
-            self._next()
+        self._next()
         return False
+
+    def _forget(self, examination: Examination) -> None:
+        """Nobody waits for the answer any more."""
+        self._waiting.discard(examination)
+        self._turns.discard(examination)
 
     def _next(self) -> None:
         while not self._busy:
@@ -146,8 +176,6 @@ class Doorkeeper:
             if examination is None:
                 return
             self._waiting.discard(examination)
-            if examination.exchange is None:
-                continue  # left, or crowded out
             if examination.known and self._remembers(examination.digest):  # a page asks for all its parts at once
                 examination.finish(None)
             elif self._tired_of(examination.key):
@@ -159,7 +187,9 @@ class Doorkeeper:
         self._busy = True
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="passwords")
-        work = self._loop.run_in_executor(self._executor, verify, examination.hashed, examination.password)
+        work = self._loop.run_in_executor(
+            self._executor, verify, examination.hashed, examination.password, examination.cost
+        )
         work.add_done_callback(lambda done: self._examined(examination, done))
 
     def _examined(self, examination: Examination, done: asyncio.Future[bool]) -> None:
