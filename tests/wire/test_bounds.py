@@ -573,9 +573,60 @@ def test_what_waits_to_be_sent_counts_and_the_stalest_of_it_goes() -> None:
     assert budget.held == 0
 
 
+class Body:
+    """Bytes that are in no stream."""
+
+    def __init__(self, budget: Budget, since: float) -> None:
+        self.budget, self.stalled_since, self.weight, self.was_shed = budget, since, 0, False
+
+    def set(self, weight: int) -> None:
+        change, self.weight = weight - self.weight, weight
+        self.budget.hold(self, change)
+
+    def shed(self) -> None:
+        self.was_shed = True
+        self.set(0)
+
+
+def test_what_waits_outside_of_streams_counts_and_goes_in_its_turn() -> None:
+    later: list[Callable[[], None]] = []
+    budget = Budget(512 * KIB, later=later.append)
+    old, new = Body(budget, 1.0), Body(budget, 3.0)
+    end = home(budget=budget)
+    end.session.feed(open_frame(1), 2.0)
+    end.session.streams[1].write(bytes(100 * KIB))
+    old.set(200 * KIB)
+    new.set(150 * KIB)
+    assert (budget.held, later) == (450 * KIB, [])
+    new.set(200 * KIB)
+    assert len(later) == 1
+    later.pop()()
+    assert (old.was_shed, new.was_shed) == (True, False)
+    assert 1 in end.session.streams
+    old.stalled_since = 4.0
+    old.set(200 * KIB)
+    later.pop()()
+    assert end.handler.sinks[1].reason is Reason.BUFFER_LIMIT
+    assert not new.was_shed
+    new.set(0)
+    old.set(0)
+    assert (budget.held, budget.holders) == (0, set())
+
+
+def test_a_smaller_limit_sheds_below_it() -> None:
+    """The limit of the configuration comes after the budget was made."""
+    later: list[Callable[[], None]] = []
+    budget = Budget(later=later.append)
+    budget.resize(512 * KIB)
+    body = Body(budget, 1.0)
+    body.set(500 * KIB)
+    later.pop()()
+    assert body.was_shed
+
+
 def test_at_the_cap_nothing_is_opened_either() -> None:
     pair = Pair()
-    pair.edge.session.budget.limit = 1024
+    pair.edge.session.budget.resize(1024)
     pair.edge.session.budget.used = 1024
     with pytest.raises(Refused) as raised:
         pair.edge.open()

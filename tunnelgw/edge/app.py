@@ -118,7 +118,7 @@ class Edge:
         self._deciding: dict[str, asyncio.Lock] = {}
 
     def _share_memory(self) -> None:
-        self.connectors.budget.limit = self.config.limits.buffered_bytes // self.peers.count
+        self.connectors.budget.resize(self.config.limits.buffered_bytes // self.peers.count)
 
     def _make_gateway(self, log_request: Callable[[Any], object] | None) -> None:
         config = self.config

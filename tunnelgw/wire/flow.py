@@ -11,9 +11,7 @@ their many or few objects cost, is held under a cap per session and, through `Bu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from tunnelgw.obs.reasons import Reason
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -52,24 +50,55 @@ class SessionLimits:
 DEFAULT_LIMITS = SessionLimits()
 
 
-class Budget:
-    """Bytes that all sessions of a process hold, received or to be sent, and by how much windows grew.
+class Holder(Protocol):
+    """Whoever holds bytes that may be given up: a stream, or an exchange with a body that no stream takes yet."""
 
-    One object per process, given to each session, which adds and subtracts directly. `later` calls a function soon, but
-    not from within the caller: relief resets streams, and whoever writes to one must not find it gone in its hands.
+    @property
+    def weight(self) -> int:
+        """How many."""
+
+    @property
+    def stalled_since(self) -> float:
+        """When any of them last moved."""
+
+    def shed(self) -> None:
+        """Give all of it up, and whatever it was for (`buffer_limit`)."""
+
+
+class Budget:
+    """Bytes that a process holds for others, received or to be sent, and by how much windows grew.
+
+    One object per process, given to each session, which adds and subtracts directly; who holds bytes that are in no
+    stream tells by `hold`. `later` calls a function soon, but not from within the caller: relief resets streams, and
+    whoever writes to one must not find it gone in its hands.
     """
 
-    __slots__ = ("limit", "high", "used", "queued", "grown", "sessions", "_due", "_later")
+    __slots__ = ("limit", "high", "used", "queued", "grown", "holders", "sessions", "_due", "_later")
 
     def __init__(self, limit: int = 128 * MIB, *, later: Callable[[Callable[[], None]], object] | None = None) -> None:
-        self.limit = limit
-        self.high = limit - limit // 16  # where `relief` begins
+        self.resize(limit)
         self.used = 0  # received, not consumed
-        self.queued = 0  # written, not sent
+        self.queued = 0  # written, not sent; or in no stream
         self.grown = 0
         self.sessions: set[Session] = set()
+        self.holders: set[Holder] = set()  # beside the streams of `sessions`
         self._due = False
         self._later = later
+
+    def resize(self, limit: int) -> None:
+        """Another limit from now on."""
+        self.limit = limit
+        self.high = limit - limit // 16  # where `relief` begins
+
+    def hold(self, holder: Holder, change: int) -> None:
+        """The weight of a holder that is no stream has just changed by so much."""
+        self.queued += change
+        if holder.weight:
+            self.holders.add(holder)
+            if self.used + self.queued > self.high:
+                self.overflow()
+        else:
+            self.holders.discard(holder)
 
     @property
     def held(self) -> int:
@@ -88,12 +117,14 @@ class Budget:
             self._later(self.relieve)
 
     def relieve(self) -> None:
-        """Above `high`: reset whichever streams of the process are longest without progress."""
+        """Above `high`: give up what is longest without progress in the process."""
         self._due = False
         excess = relief(self.held, self.limit)
         if excess:
-            streams = [stream for session in self.sessions for stream in session.streams.values()]
-            reset_stalest(streams, excess, sending=True)
+            found: list[Holder] = [*self.holders]
+            found += [stream for session in self.sessions for stream in session.streams.values() if stream.weight]
+            found.sort(key=lambda holder: holder.stalled_since)
+            shed(((holder, holder.weight) for holder in found), excess)
 
 
 class Windows:
@@ -173,19 +204,13 @@ def relief(held: int, cap: int) -> int:
     return held - (cap - cap // 8) if held > cap - cap // 16 else 0
 
 
-def reset_stalest(streams: Iterable[Stream], excess: int, *, sending: bool = False) -> None:
-    """Reset the streams longest without progress until `excess` bytes are free. `sending`: of what they send, too."""
-    if sending:
-        found = sorted((s for s in streams if s.unread or s.queued), key=lambda s: s.stalled_since)
-    else:
-        found = sorted((s for s in streams if s.unread), key=lambda s: s.progress_at)
-    for stream in found:
+def shed(holders: Iterable[tuple[Holder, int]], excess: int) -> None:
+    """Give up one after another, with the bytes that each frees, until `excess` are free."""
+    for holder, freed in holders:
         if excess <= 0:
             return
-        excess -= stream.held + stream.queued if sending else stream.held
-        sink = stream.sink
-        stream.reset(Reason.BUFFER_LIMIT)
-        sink.stream_reset(Reason.BUFFER_LIMIT)
+        excess -= freed
+        holder.shed()
 
 
 class TokenBucket:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import encode as encode_json
-from tunnelgw.wire.flow import DEFAULT_LIMITS, INITIAL_WINDOW, Budget, SessionLimits, Windows, relief, reset_stalest
+from tunnelgw.wire.flow import DEFAULT_LIMITS, INITIAL_WINDOW, Budget, SessionLimits, Windows, relief, shed
 from tunnelgw.wire.fragments import MAX_DATAGRAM, Assembler
 from tunnelgw.wire.frames import (
     OPEN,
@@ -182,7 +182,9 @@ class Session:
             self._begin_frame(now)
         limits, budget = self.limits, self.budget
         if excess := relief(self.buffered, limits.buffered):
-            reset_stalest(self.streams.values(), excess)
+            unread = [stream for stream in self.streams.values() if stream.unread]
+            unread.sort(key=lambda stream: stream.progress_at)
+            shed(((stream, stream.held) for stream in unread), excess)
         if budget.held > budget.high:
             budget.relieve()
         if self.windows.review(self.buffered):

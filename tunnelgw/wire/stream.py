@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.flow import KIB
 
 if TYPE_CHECKING:
-    from tunnelgw.obs.reasons import Reason
     from tunnelgw.wire.control import Open
     from tunnelgw.wire.events import StreamSink
     from tunnelgw.wire.session import Session
@@ -122,6 +122,11 @@ class Stream:
         return self.unread if marks is None else self.unread + len(marks) * MARK_COST
 
     @property
+    def weight(self) -> int:
+        """All that it holds in memory, of both halves."""
+        return self.held + self.queued
+
+    @property
     def stalled_since(self) -> float:
         """When the half that holds bytes last moved; of two, the one that stands still for longer."""
         if not self.queued:
@@ -182,6 +187,12 @@ class Stream:
         """Give up both halves, tell the peer why. Idempotent; the sink gets no further call."""
         if not self.gone:
             self.session.reset_stream(self, reason)
+
+    def shed(self) -> None:
+        """Make room: given up, and the sink hears of it."""
+        sink = self.sink
+        self.reset(Reason.BUFFER_LIMIT)
+        sink.stream_reset(Reason.BUFFER_LIMIT)
 
     def consumed(self, count: int) -> None:
         """The next transport accepted `count` of the bytes given to the sink: the peer may send as many more."""
