@@ -20,6 +20,7 @@ from tunnelgw.gateway.service import Gateway
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.routing.table import Route, RouteTable
+from tunnelgw.wire.flow import Budget
 
 HOST = "a.example.com"
 FIELDS = (
@@ -97,7 +98,9 @@ class Bench:
         table = RouteTable()
         table.replace("home", [Route("http", HOST, "home", "web", counters.route(HOST), label=HOST)])
         opener: Any = self.opener
-        self.gateway = Gateway(table=table, opener=opener, wheel=Wheel(loop), loop=loop, counters=counters)
+        self.gateway = Gateway(
+            table=table, opener=opener, wheel=Wheel(loop), loop=loop, counters=counters, memory=Budget()
+        )
 
     def connect(self, *, h2: bool) -> tuple[Any, Any]:
         visitor = Visitor("192.0.2.7", 40000, edge_port=443, server_name=HOST, alpn="h2" if h2 else "http/1.1")

@@ -23,6 +23,7 @@ from tunnelgw.net.pair import stream_pair
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import Open
+from tunnelgw.wire.flow import Budget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -158,7 +159,7 @@ class Home:
     async def start(self, *services: ServiceConfig) -> None:
         self.target = await Target1().listen()
         self.wheel = Wheel(asyncio.get_running_loop(), granularity=0.02)
-        self.ending = Ending(join=self.served.join, contexts=self.certificates, wheel=self.wheel)
+        self.ending = Ending(join=self.served.join, contexts=self.certificates, wheel=self.wheel, memory=Budget())
         self.served.ending = self.ending
         self.declare(*(services or (self.service("photos"), self.service("other"))))
 

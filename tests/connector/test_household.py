@@ -18,6 +18,7 @@ from tunnelgw.connector.app import Connector
 from tunnelgw.net.issuers import FilesIssuer, Pair, Quiet
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import ClaimResult
+from tunnelgw.wire.flow import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -126,7 +127,7 @@ def test_another_issuer_by_reload(tmp_path: Path) -> None:
     async def main() -> None:
         certificate, key = Authority().write(tmp_path, HOST)
         before = config(tmp_path, at_home("photos"), tls=TlsConfig("files"))
-        house = household.Household(before, join=lambda stream, request: False)
+        house = household.Household(before, join=lambda stream, request: False, memory=Budget())
         assert isinstance(house._issuer, FilesIssuer)
         assert await house.certificates.context(HOST, HOST, http=True) is None
         after = config(tmp_path, at_home("photos"), tls=TlsConfig("files", (CertificateFiles(certificate, key),)))

@@ -12,6 +12,7 @@ from tunnelgw.gateway.service import Gateway
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters, RouteCounters
 from tunnelgw.routing.table import NameEntry, Route
+from tunnelgw.wire.flow import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,6 +306,7 @@ class World:
         self.opener = FakeOpener()
         self.log: list[tuple[Any, ...]] = []
         self.counters = ProcessCounters()
+        self.memory = Budget(later=self.loop.call_soon)
         self.routes = list(routes) or [make_route()]
         loop: Any = self.loop
         opener: Any = self.opener
@@ -315,6 +317,7 @@ class World:
             wheel=Wheel(loop),
             loop=loop,
             counters=self.counters,
+            memory=self.memory,
             settings=settings,
             log_request=self.log.append,
             **more,

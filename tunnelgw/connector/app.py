@@ -191,7 +191,7 @@ class Connector:
         elif config.ends_tls:
             from tunnelgw.connector.household import Household  # 8 MB, for who needs it
 
-            self.household = Household(config, join=self.served.join)
+            self.household = Household(config, join=self.served.join, memory=self._instance.budget)
             self.served.ending = self.household.ending
             self.household.look(self.edges)
 

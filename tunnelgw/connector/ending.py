@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tunnelgw.config.model import ServiceConfig
     from tunnelgw.gateway.opener import StreamWaiter
     from tunnelgw.wire.events import StreamEnd
+    from tunnelgw.wire.flow import Budget
     from tunnelgw.wire.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -76,14 +77,18 @@ class Ending:
 
     __slots__ = ("_contexts", "_join", "_loop", "counters", "gateway", "ledger", "table", "wheel")
 
-    def __init__(self, *, join: Callable[[StreamEnd, Open], bool], contexts: Contexts, wheel: Wheel) -> None:
+    def __init__(
+        self, *, join: Callable[[StreamEnd, Open], bool], contexts: Contexts, wheel: Wheel, memory: Budget
+    ) -> None:
         loop = self._loop = asyncio.get_running_loop()
         self._join = join
         self._contexts = contexts
         self.wheel = wheel
         self.counters = ProcessCounters()
         self.table = RouteTable()
-        self.gateway = Gateway(table=self.table, opener=self, wheel=self.wheel, loop=loop, counters=self.counters)
+        self.gateway = Gateway(
+            table=self.table, opener=self, wheel=self.wheel, loop=loop, counters=self.counters, memory=memory
+        )
         room = max(64, (most_descriptors() - KEPT_DESCRIPTORS) // DESCRIPTORS_PER_VISITOR)
         self.ledger = Ledger(self.counters, limit=CONNECTIONS_PER_ADDRESS, open_limit=room)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tunnelgw.connector.joined import JoinedEdge
     from tunnelgw.wire.control import Open
     from tunnelgw.wire.events import StreamEnd
+    from tunnelgw.wire.flow import Budget
 
 
 class Household:
@@ -36,15 +37,15 @@ class Household:
 
     __slots__ = ("_config", "_issuer", "_served", "_wheel", "certificates", "ending")
 
-    def __init__(self, config: ConnectorConfig, *, join: Callable[[StreamEnd, Open], bool]) -> None:
-        """`join`: as `Ending` needs it."""
+    def __init__(self, config: ConnectorConfig, *, join: Callable[[StreamEnd, Open], bool], memory: Budget) -> None:
+        """`join`, `memory`: as `Ending` needs them."""
         loop = asyncio.get_running_loop()
         self._config = config
         self._served: tuple[tuple[ServiceConfig, ...], tuple[str, ...]] = (), ()  # services, domains of edges
         self._issuer = issuer_of(config)
         self._wheel = Wheel(loop)
         self.certificates = Certificates(loop, self._wheel, self._issuer)
-        self.ending = Ending(join=join, contexts=self.certificates, wheel=self._wheel)
+        self.ending = Ending(join=join, contexts=self.certificates, wheel=self._wheel, memory=memory)
         self.ending.gateway.reload(GatewaySettings(hsts=config.tls.hsts), trusted_nobody)
         self.certificates.start()
         self.certificates.open()  # whether an edge leads here yet is for `look` to say

@@ -129,6 +129,7 @@ class Edge:
             wheel=self.wheel,
             loop=self.loop,
             counters=self.counters,
+            memory=self.connectors.budget,
             settings=gateway_settings(config),
             trusted=Networks(config.trusted_proxies).__contains__,
             allowed=allowed_from,

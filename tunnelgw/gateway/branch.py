@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import OriginError
+from tunnelgw.gateway.holding import Holding
 from tunnelgw.gateway.pages import PHRASES
 from tunnelgw.gateway.upstream import INTERIM_LIMIT
 from tunnelgw.http import pseudo
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 _UPLOAD_HIGH = 128 * 1024
 
 
-class Branch:
+class Branch(Holding):
     """One exchange on a trunk."""
 
     __slots__ = ("_ended", "_heard", "_interim", "_owed", "_paused", "_trunk", "exchange", "number", "ready", "reused")
 
     def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
         self._trunk = trunk
         self.exchange: Exchange | None = None
         self.number = 0
@@ -66,6 +68,7 @@ class Branch:
             if self.exchange is not None:
                 self.exchange.pause_upload()
         trunk.settle_soon()
+        self._weigh()
 
     def send_end(self, trailers: Fields) -> None:
         """The request is complete."""
@@ -81,11 +84,13 @@ class Branch:
             self._owed = held
             self._trunk.engine.pay(self.number, count)
             self._trunk.settle_soon()
+            self._weigh()
 
     def done(self, now: float) -> None:
         """The response was passed on as a whole."""
         self.release()
         self.exchange = None
+        self._weigh()
         if not self._ended:
             self._trunk.engine.reset(self.number, ErrorCode.CANCEL)
         self._trunk.leave(self, now)
@@ -93,6 +98,7 @@ class Branch:
     def abort(self, reason: Reason) -> None:  # noqa: ARG002 - HTTP/2 has one code for it
         """The exchange is over before its time."""
         self.exchange = None
+        self._weigh()
         trunk = self._trunk
         if self.number:
             self._owed = 0
@@ -164,6 +170,7 @@ class Branch:
             exchange.respond_end([])
         else:
             exchange.settle()
+        self._weigh()
 
     def trailers(self, fields: Fields) -> None:
         """The response ended with trailers."""
@@ -182,6 +189,7 @@ class Branch:
     def failed(self, reason: Reason, since: float = 0.0) -> None:
         """No response, or no more of it, will come."""
         exchange, self.exchange = self.exchange, None
+        self._weigh()
         if exchange is not None and not exchange.complete:
             exchange.upstream_failed(reason, heard=self._heard, reused=self.reused, since=since)
 
@@ -192,6 +200,7 @@ class Branch:
             self._paused = False
             if self.exchange is not None:
                 self.exchange.resume_upload()
+        self._weigh()
 
     def pause(self) -> None:
         """The tunnel takes nothing at the moment."""
@@ -199,3 +208,15 @@ class Branch:
             self._paused = True
             if self.exchange is not None:
                 self.exchange.pause_upload()
+
+    # Inside.
+
+    def shed(self) -> None:
+        if self.exchange is not None:
+            self.exchange.give_up(Reason.BUFFER_LIMIT)
+
+    def _weigh(self) -> None:
+        """What the engine holds of an upload, and the visitor's side of a response, is in no window of the tunnel."""
+        trunk = self._trunk
+        held = self._owed + trunk.engine.queued(self.number) if self.exchange is not None else 0
+        self.hold(held, trunk.pool.gateway)

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import TunnelgwError
+from tunnelgw.gateway.holding import Holding
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.gateway.pages import PHRASES, accepted, answer_status, error_page
 from tunnelgw.http.head import Framing, ResponseHead
@@ -36,7 +37,7 @@ _PROOF_PATH = b"/.well-known/acme-challenge/"
 _LOGGED_BYTES = 256  # of what came instead of a request
 
 
-class Exchange:
+class Exchange(Holding):
     """The part of an exchange that does not depend on the visitor's protocol."""
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Exchange:
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
+        super().__init__()
         self.pool = pool
         self.head: RequestHead | None = None
         self.route: Route | None = None
@@ -173,7 +175,7 @@ class Exchange:
         """The upstream is gone. `heard`: some byte of a response had arrived; `reused`: on a kept stream."""
         self.upstream = None
         if self.responded:
-            self.respond_cut(reason)
+            self._cut(reason)
             return
         if not heard and not self.retried and self._repeatable(reason, reused=reused):
             assert self.route is not None
@@ -220,9 +222,17 @@ class Exchange:
         if upstream is not None:
             upstream.abort(Reason.CANCELLED if reason.status < 500 else reason)
         if self.responded:
-            self.respond_cut(reason)
+            self._cut(reason)
         else:
             self.refuse(reason)
+
+    def keep(self, size: int) -> None:
+        """So many bytes from the visitor wait here from now on. An exchange that is over keeps nothing."""
+        self.hold(size if self.head is not None else 0, self.pool.gateway)
+
+    def shed(self) -> None:
+        if self.weight:
+            self.give_up(Reason.BUFFER_LIMIT)
 
     def account(self, now: float, status: int = 0) -> None:
         """The exchange is over: count it, log it, let go of what it held."""
@@ -241,6 +251,7 @@ class Exchange:
             ))  # fmt: skip
         self.head = None
         self.route = None
+        self.keep(0)
 
     def log_refused(self, method: bytes, line: bytes, version: int, since: float) -> None:
         """Log what was refused before there was a head: `line` is as the visitor sent it, to be escaped by the log."""
@@ -250,6 +261,11 @@ class Exchange:
                 time.time(), self.pool.visitor.address, "", method[:_LOGGED_BYTES], "", line[:_LOGGED_BYTES], version,
                 self.status, self.bytes_out, gateway.time() - since, b"",
             ))  # fmt: skip
+
+    def _cut(self, reason: Reason) -> None:
+        """End a response that has begun, visibly: as much a failure as one that is answered with a page."""
+        self.pool.gateway.refused(reason)
+        self.respond_cut(reason)
 
     def _count(self) -> None:
         """Bring the route's bytes up to date: an exchange may last for days."""

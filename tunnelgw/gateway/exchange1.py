@@ -143,6 +143,7 @@ class Http1Exchange(Exchange):
         self._out.append(serialise_response(head, version=11, keep_alive=True))
         self._state = BYTES
         ahead, self._ahead = self._ahead, b""
+        self.keep(0)
         if ahead and self.upstream is not None:
             self.bytes_in += len(ahead)
             self.upstream.send_body(bytes(ahead))
@@ -171,6 +172,7 @@ class Http1Exchange(Exchange):
         self.account(self.pool.gateway.time())
         transport, self._transport = self._transport, None
         self._state = CLOSED
+        self._ahead = b""
         if transport is None:
             return
         if self._out and not transport.is_closing():
@@ -210,6 +212,7 @@ class Http1Exchange(Exchange):
         self.upload_paused = False
         if self._state == UPLOAD and self._ahead:
             data, self._ahead = bytes(self._ahead), b""
+            self.keep(0)
             self._upload(data)
         if self._state in (UPLOAD, BYTES) and not self.upload_paused:
             self._resume_reading()

@@ -48,7 +48,7 @@ class Http2Exchange(Exchange):
         self._connection = connection
         self._number = number
         self._ended = False  # END_STREAM goes with what is in the engine already
-        self._held: list[bytes] | None = None  # body that came before the stream did; at most one window
+        self._held: bytearray | None = None  # body that no stream takes yet; at most one window
         self._trailers: Fields | None = None  # the request's end, held likewise
         self._key = b""
         self._looked_at = 0
@@ -83,8 +83,9 @@ class Http2Exchange(Exchange):
                 self._connection.engine.widen(self._number)
             if not upstream.ready or (self._key and not self.upgraded):
                 if self._held is None:
-                    self._held = []
-                self._held.append(data)
+                    self._held = bytearray()
+                self._held += data
+                self.keep(len(self._held))
             else:
                 upstream.send_body(data)
                 if not self.upload_paused:
@@ -233,8 +234,9 @@ class Http2Exchange(Exchange):
         held, self._held = self._held, None
         if upstream is None:
             return
-        for data in held or ():
-            upstream.send_body(data)
+        if held:
+            self.keep(0)
+            upstream.send_body(bytes(held))
         if not self.upload_paused:
             self._connection.engine.pay(self._number)
             self._connection.settle_soon()
@@ -245,4 +247,5 @@ class Http2Exchange(Exchange):
     def _forget_held(self) -> None:
         if self._held is not None:
             self._held = None
+            self.keep(0)
             self._connection.engine.pay(self._number)

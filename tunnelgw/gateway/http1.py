@@ -83,6 +83,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
                 self.upstream.send_body(data)
         elif state == ANSWER:
             self._ahead = bytearray(self._ahead) + data if self._ahead else data
+            self.keep(len(self._ahead))
             if len(self._ahead) > _AHEAD_BYTES:
                 self._pause_reading()
         elif state == DISCARD:
@@ -236,6 +237,8 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         if self._state == UPLOAD:
             data, self._ahead = bytes(self._ahead), b""
             self._upload(data)
+        elif self._ahead:
+            self.keep(len(self._ahead))
 
     def _upload(self, data: bytes) -> None:
         upstream = self.upstream
@@ -243,6 +246,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
             return
         if not upstream.ready:  # parked: keep what came, and leave the rest to the kernel
             self._ahead = self._ahead + data if self._ahead else data
+            self.keep(len(self._ahead))
             self._pause_reading()
             return
         reader = self._reader
@@ -260,6 +264,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
             self._reader = None
             if end < len(data):
                 self._ahead = data[end:]
+                self.keep(len(self._ahead))
             self.upload_done = True
             self._state = ANSWER
             if self._reading_paused:
@@ -299,6 +304,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
             self._close()
             return
         self._state = DISCARD
+        self._ahead = b""
         self._since = now
         self.bytes_in = 0
         transport = self._transport

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
     from tunnelgw.routing.table import RouteTable
+    from tunnelgw.wire.flow import Budget
 
     LogRequest = Callable[[tuple[object, ...]], object]
 
@@ -69,6 +70,7 @@ def trusted_nobody(address: str) -> bool:  # noqa: ARG001 - the signature of the
 class Gateway:
     """The HTTP proxy of one process.
 
+    `memory`: what bodies occupy that wait outside of streams is charged here, and they go where it is needed.
     `trusted(address)`: whether a peer's forwarding fields are believed. `allowed(allow_from, address)`: whether a route
     that names networks is open to an address.
     `covers(visitor, host)`: whether the connection's certificate and server name stand for `host` (else 421).
@@ -84,6 +86,7 @@ class Gateway:
         wheel: Wheel,
         loop: asyncio.AbstractEventLoop,
         counters: ProcessCounters,
+        memory: Budget,
         settings: GatewaySettings | None = None,
         covers: Callable[[Visitor, str], bool] = covers_same_host,
         trusted: Callable[[str], bool] = trusted_nobody,
@@ -95,6 +98,7 @@ class Gateway:
         self.opener = opener
         self.wheel = wheel
         self.counters = counters
+        self.memory = memory
         self.settings = settings or GatewaySettings()
         self.covers = covers
         self.trusted = trusted

@@ -182,8 +182,7 @@ class Session:
             self._begin_frame(now)
         limits, budget = self.limits, self.budget
         if excess := relief(self.buffered, limits.buffered):
-            unread = [stream for stream in self.streams.values() if stream.unread]
-            unread.sort(key=lambda stream: stream.progress_at)
+            unread = sorted((s for s in self.streams.values() if s.unread), key=lambda s: s.progress_at)
             shed(((stream, stream.held) for stream in unread), excess)
         if budget.held > budget.high:
             budget.relieve()
