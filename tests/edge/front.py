@@ -184,7 +184,7 @@ class Front:
         self.table = Table()
         self.opener = Opener()
         self.counters = ProcessCounters()
-        self.live = Live()
+        self.live = Live(self.counters.refuse)
         self.tunnels: list[tuple[Any, Any]] = []
 
     async def __aenter__(self) -> Self:

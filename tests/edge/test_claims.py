@@ -74,7 +74,7 @@ class Desk:
         self.by_name: dict[str, Any] = {"home": self.home}
         self.desk = ClaimDesk(
             domain="example.com", edge_names=frozenset(), address="edge.example.com", https_port=443,
-            registry=self.registry, table=self.table, ports=self.ports, live=Live(),  # type: ignore[arg-type]
+            registry=self.registry, table=self.table, ports=self.ports, live=Live(print),  # type: ignore[arg-type]
             connectors=SimpleNamespace(  # type: ignore[arg-type]
                 by_name=self.by_name, notify_holder=lambda *a, **k: None
             ),

@@ -419,6 +419,25 @@ def test_failed_handshakes_are_counted_and_leave_nothing(tmp_path: Path) -> None
     run(main)
 
 
+@pytest.mark.parametrize("name", ["shell.example.com", "pass.example.com"])
+def test_a_passage_that_is_reset_is_counted(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            if name.startswith("shell"):
+                reader, writer = await front.visit(name)
+            else:
+                reader, writer = await front.knock()
+                writer.write(hello(name))
+            await until(lambda: front.opener.streams and len(front.live) == 1)
+            front.opener.streams[0].sink.stream_reset(Reason.BUFFER_LIMIT)
+            await ended(reader)
+            await until(lambda: not front.live)
+            assert front.counters.refused(Reason.BUFFER_LIMIT) == 1
+            writer.transport.abort()
+
+    run(main)
+
+
 def test_tunnels_are_handed_on_whole_and_not_counted_once_they_are_known(tmp_path: Path) -> None:
     async def main() -> None:
         async with Front(tmp_path, connections_per_address=1) as front:

@@ -105,7 +105,7 @@ class Edge:
         )
         self._make_gateway(log_request)
         self.certificates = Certificates(loop, self.wheel, issuer_of(config))
-        self.live = Live()
+        self.live = Live(self.counters.refuse)
         self._make_door(door_rules(config))
         self.claims = self._make_claims()
         self.connectors.on_services = Intake(self._decide).offer

@@ -32,11 +32,15 @@ log = logging.getLogger(__name__)
 
 
 class Live:
-    """The open streams of raw routes, so that withdrawing a service can cut them: (connector, service) → passages."""
+    """The open streams of raw routes, so that withdrawing a service can cut them: (connector, service) → passages.
 
-    __slots__ = ("_passages",)
+    `refused` counts those that are reset, by reason.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_passages", "refused")
+
+    def __init__(self, refused: Callable[[Reason], object]) -> None:
+        self.refused = refused
         self._passages: dict[tuple[str, str], set[_Passage]] = {}
 
     def add(self, passage: _Passage) -> None:
@@ -115,7 +119,7 @@ class _Passage:
 
     def _join(self, stream: StreamEnd) -> Splice:
         self._stream = stream
-        splice = self._splice = Splice(stream, on_end=self._ended)
+        splice = self._splice = Splice(stream, on_reset=self._live.refused, on_end=self._ended)
         stream.sink = splice
         self._live.add(self)
         return splice

@@ -140,6 +140,8 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
             elif self._ahead:
                 self._refuse_head(Reason.HEAD_TIMEOUT, self._ahead)
             else:
+                if not self._served:
+                    gateway.refused(Reason.HEAD_TIMEOUT)  # it never said anything
                 self._close()
         elif state == DISCARD:
             if now >= self._since + _LINGER_SECONDS:

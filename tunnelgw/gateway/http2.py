@@ -142,6 +142,8 @@ class Http2Visitor(asyncio.Protocol):
         left = self.pool.rest(now)
         due = self._since + (settings.idle_seconds if self._whole else settings.request_head_seconds)
         if now >= due:
+            if not self._whole:
+                gateway.refused(Reason.HEAD_TIMEOUT)  # it never said anything
             self._end()
         else:
             gateway.wheel.arm(self, min(due, late, now + _TICK) if left else min(due, late))

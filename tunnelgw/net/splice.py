@@ -29,12 +29,12 @@ _ARRIVALS = memoryview(bytearray(64 * 1024))
 class Splice(asyncio.BufferedProtocol):
     """Stream to transport and back. `first` is written to the transport before any byte of the stream.
 
-    `lost` is the reason the stream is reset with when the transport breaks; `on_end` is called once at the end with
-    (bytes to the transport, bytes from it).
+    `lost` is the reason the stream is reset with when the transport breaks; `on_reset` is called with the reason if the
+    stream is reset; `on_end` is called once at the end with (bytes to the transport, bytes from it).
     """
 
     __slots__ = (
-        "_early", "_first", "_lost", "_on_end", "_out", "_reading_paused", "_stream", "_transport",
+        "_early", "_first", "_lost", "_on_end", "_on_reset", "_out", "_reading_paused", "_stream", "_transport",
         "ended_in", "ended_out", "received", "sent",
     )  # fmt: skip
 
@@ -44,6 +44,7 @@ class Splice(asyncio.BufferedProtocol):
         *,
         first: bytes = b"",
         lost: Reason = Reason.CANCELLED,
+        on_reset: Callable[[Reason], object] | None = None,
         on_end: Callable[[int, int], None] | None = None,
     ) -> None:
         self._stream = stream
@@ -52,6 +53,7 @@ class Splice(asyncio.BufferedProtocol):
         self._early: list[bytes] = []  # arrived before the transport; bounded by the stream's window
         self._first = first
         self._lost = lost
+        self._on_reset = on_reset
         self._on_end = on_end
         self._reading_paused = False
         self.ended_in = False  # the stream's peer sent FIN
@@ -135,7 +137,9 @@ class Splice(asyncio.BufferedProtocol):
         if self._out.transport is not None:
             self._end_transport()
 
-    def stream_reset(self, reason: Reason) -> None:  # noqa: ARG002 - the transport cannot say why
+    def stream_reset(self, reason: Reason) -> None:
+        if self._on_reset is not None:
+            self._on_reset(reason)  # the transport cannot say why
         transport = self._transport
         if transport is None:
             self._early.clear()
