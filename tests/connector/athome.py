@@ -48,7 +48,6 @@ class LooseStream:
 
     def __init__(self) -> None:
         self.sink: Any = None
-        self.owner: object = None
         self.received = bytearray()
         self.finished = asyncio.Event()
         self.ended = asyncio.Event()

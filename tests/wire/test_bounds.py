@@ -20,6 +20,8 @@ from tunnelgw.wire.stream import MARK_COST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tunnelgw.wire.stream import Stream
+
 
 def open_frame(number: int, granted: int = INITIAL_WINDOW, assumed: int = INITIAL_WINDOW) -> bytes:
     return encode(frames.OPEN, number, OPEN_WINDOWS.pack(granted, assumed) + encode_json(REQUEST))
@@ -316,6 +318,39 @@ def test_opening_beyond_the_cap_is_refused_here() -> None:
     with pytest.raises(Refused) as caught:
         pair.edge.open()
     assert caught.value.reason is Reason.STREAM_LIMIT
+
+
+def test_one_visitor_leaves_streams_to_the_others() -> None:
+    pair = Pair(SessionLimits(streams=100))
+    session = pair.edge.session
+
+    def take(visitor: str | None) -> list[Stream]:
+        streams: list[Stream] = []
+
+        def until_refused() -> None:
+            while len(streams) < 101:
+                streams.append(session.open(REQUEST, Sink(), 0.0, visitor=visitor))
+
+        with pytest.raises(Refused) as refused:
+            until_refused()
+        assert refused.value.reason is Reason.STREAM_LIMIT
+        return streams
+
+    flood = take("203.0.113.1")
+    assert len(flood) == 20
+    assert len(take("203.0.113.2")) == 16
+    flood.pop().reset(Reason.CANCELLED)
+    assert len(take("203.0.113.1")) == 0, "less is left by now"
+    assert len(take(None)) == 65, "a trusted proxy stands for many"
+    for stream in flood:
+        stream.finish()
+        stream.sink = Sink()
+    pair.run()
+    for stream in list(pair.home.session.streams.values()):
+        stream.finish()
+    pair.run()
+    session.close(Reason.EDGE_STOPPING)
+    assert (session.table.opened.taken, session.table.opened._held) == (0, {})
 
 
 def test_a_ping_flood_costs_one_answer() -> None:

@@ -39,4 +39,6 @@ def visitor_of(sock: CountedSocket, *, secure: bool, server_name: str, alpn: str
         secure=secure,
         server_name=server_name,
         alpn=alpn,
+        key=sock.key,
+        place=sock,
     )

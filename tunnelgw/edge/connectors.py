@@ -97,7 +97,7 @@ class Connector:
         now = self.all.loop.time()
         if session is not None and self.link is not None and not self.draining:
             try:
-                return session.open(request_for(route, visitor), waiter, now)
+                return session.open(request_for(route, visitor), waiter, now, visitor=visitor.key)
             except Refused as refusal:
                 raise NoStream(refusal.reason) from None
         if session is None and now >= self.away_until:
@@ -112,7 +112,8 @@ class Connector:
         if session is None:
             return Reason.CONNECTOR_AWAY
         try:
-            return session.open(request_for(parked.route, parked.visitor), parked.waiter, self.all.loop.time())
+            request, now = request_for(parked.route, parked.visitor), self.all.loop.time()
+            return session.open(request, parked.waiter, now, visitor=parked.visitor.key)
         except Refused as refusal:
             return refusal.reason
 

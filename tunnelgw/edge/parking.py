@@ -153,4 +153,5 @@ def request_for(route: Route, visitor: Visitor) -> Open:
         edge=visitor.edge_address,
         edge_port=visitor.edge_port,
         host=visitor.server_name,
+        many=visitor.key is None,
     )

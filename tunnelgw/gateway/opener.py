@@ -14,15 +14,27 @@ from typing import TYPE_CHECKING, Protocol
 from tunnelgw.wire.events import StreamSink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tunnelgw.obs.reasons import Reason
     from tunnelgw.routing.table import Route
     from tunnelgw.wire.events import StreamEnd
 
 
+class Place(Protocol):
+    """What a connection takes up among all of its process; given up for a newcomer where there is no other room."""
+
+    def rest(self, leave: Callable[[], None]) -> None:
+        """Nothing is under way on it: `leave` may be called, once, to make room for somebody else."""
+
+    def work(self) -> None:
+        """Something is under way again."""
+
+
 class Visitor:
     """One visitor connection: where it comes from and what was agreed on before the first byte of HTTP."""
 
-    __slots__ = ("address", "alpn", "edge_address", "edge_port", "port", "secure", "server_name")
+    __slots__ = ("address", "alpn", "edge_address", "edge_port", "key", "place", "port", "secure", "server_name")
 
     def __init__(
         self,
@@ -34,6 +46,8 @@ class Visitor:
         secure: bool = True,
         server_name: str = "",
         alpn: str = "",
+        key: str | None = None,
+        place: Place | None = None,
     ) -> None:
         self.address = address  # textual, as the peer is known (after a trusted PROXY header)
         self.port = port
@@ -42,6 +56,8 @@ class Visitor:
         self.secure = secure  # TLS ended here
         self.server_name = server_name  # SNI, normalised; "" for none or for plain HTTP
         self.alpn = alpn
+        self.key = key  # of its address, for what one may have at once; None: nobody is held responsible
+        self.place = place  # None: it is not asked to leave
 
 
 class StreamWaiter(StreamSink, Protocol):

@@ -30,6 +30,7 @@ class Open(Struct, frozen=True, omit_defaults=True):
     edge: Annotated[str, Meta(max_length=64)] = ""  # address the visitor connected to
     edge_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     host: Annotated[str, Meta(max_length=255)] = ""  # SNI or Host, for logs and PROXY v2 TLVs
+    many: bool = False  # the visitor's address stands for many (a trusted proxy): not bounded as one visitor
 
 
 class Offer(Struct, frozen=True, omit_defaults=True):

@@ -33,7 +33,7 @@ from tunnelgw.wire.stream import Stream
 from tunnelgw.wire.table import StreamTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from tunnelgw.wire.control import Control, Open
     from tunnelgw.wire.events import SessionHandler, StreamSink
@@ -243,8 +243,8 @@ class Session:
 
     # The owner.
 
-    def open(self, request: Open, sink: StreamSink, now: float) -> Stream:
-        """Open a stream; what is written follows its OPEN at once. `Refused` at the cap or when the peer is leaving."""
+    def open(self, request: Open, sink: StreamSink, now: float, *, visitor: Hashable | None = None) -> Stream:
+        """Open a stream; what is written follows its OPEN at once. `Refused` at a cap or when the peer is leaving."""
         self.now = now
         if self.closed:
             raise Refused("the session is over", reason=Reason.CONNECTOR_AWAY)
@@ -252,7 +252,7 @@ class Session:
             raise Refused("the peer takes no new streams", reason=self.peer_leaving)
         if self.budget.full:
             raise Refused("this process holds as much as it may", reason=Reason.BUFFER_LIMIT)
-        stream = Stream(self, self.table.next_id(), request, sink)
+        stream = Stream(self, self.table.next_id(visitor), request, sink, visitor)
         self.table.add(stream)
         self.scheduler.open(stream)
         return stream

@@ -21,6 +21,8 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.flow import KIB
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from tunnelgw.wire.control import Open
     from tunnelgw.wire.events import StreamSink
     from tunnelgw.wire.session import Session
@@ -74,18 +76,20 @@ class Stream:
     """
 
     __slots__ = (
-        "id", "sink", "request", "owner", "queued", "unread", "sent_anything",
+        "id", "sink", "request", "visitor", "queued", "unread", "sent_anything",
         "session", "gone", "shut",
         "queue", "offset", "credit", "paused", "place", "turn", "fin_sent",
         "granted", "window", "owed", "owing", "grown", "epoch_at", "epoch_consumed", "progress_at", "fin_received",
         "sent_at", "_frames", "_marks", "_passed",
     )  # fmt: skip
 
-    def __init__(self, session: Session, number: int, request: Open, sink: StreamSink) -> None:
+    def __init__(
+        self, session: Session, number: int, request: Open, sink: StreamSink, visitor: Hashable | None = None
+    ) -> None:
         self.id = number
         self.sink: StreamSink = sink
         self.request = request
-        self.owner: object = None
+        self.visitor = visitor  # for whom it counts
         self.queued = 0  # bytes written, not yet pulled
         self.unread = 0  # bytes given to the sink, not yet consumed
         self.sent_anything = False  # False while even OPEN has not been pulled

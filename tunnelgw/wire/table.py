@@ -2,7 +2,8 @@
 
 Each side opens ids of its own parity, always larger than any before. A frame for an id that was never opened breaks
 the protocol; one for a stream that is over crossed our FIN or RESET on its way and is ignored. What a peer may
-still send on a stream that was reset here stays charged to the window it had.
+still send on a stream that was reset here stays charged to the window it had. Streams that are opened here count for
+the address of their visitor, so that no one takes all (`access/shares.py`).
 
 Invariant: memory is bounded by the live streams and `lingering`; an id that was once opened is never opened again.
 """
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tunnelgw.access.shares import Shares
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.flow import SessionLimits, TokenBucket
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from tunnelgw.wire.stream import Stream
 
 LAST_ID = 2**32 - 2
@@ -25,13 +29,14 @@ class StreamTable:
     """Live streams and the bookkeeping of ids."""
 
     __slots__ = (
-        "live", "accepted",
+        "live", "accepted", "opened",
         "_limits", "_opens", "_refusals", "_parity", "_last_opened", "_last_sent", "_last_accepted", "_lingering",
     )  # fmt: skip
 
     def __init__(self, *, opens_odd: bool, limits: SessionLimits, now: float) -> None:
         self.live: dict[int, Stream] = {}
         self.accepted = 0  # live streams that the peer opened
+        self.opened = Shares(limits.streams)  # live streams that we opened, by their visitor
         self._limits = limits
         self._opens = TokenBucket(rate=limits.opens_per_second, burst=limits.accepted, now=now)
         self._refusals = TokenBucket(rate=limits.opens_per_second, burst=limits.accepted, now=now)
@@ -41,10 +46,10 @@ class StreamTable:
         self._last_accepted = 0
         self._lingering: dict[int, int] = {}  # reset here, the peer's half open: what it may still send
 
-    def next_id(self) -> int:
-        """The id of a new local stream; `Refused` at the cap."""
+    def next_id(self, visitor: Hashable | None) -> int:
+        """The id of a new local stream for this visitor; `Refused` at the cap, and where one visitor wants too many."""
         number = self._last_opened + 2
-        if len(self.live) - self.accepted >= self._limits.streams or number > LAST_ID:
+        if not self.opened.room_for(visitor) or number > LAST_ID:
             raise Refused("too many streams are open in this tunnel", reason=Reason.STREAM_LIMIT)
         self._last_opened = number
         return number
@@ -75,6 +80,8 @@ class StreamTable:
         self.live[stream.id] = stream
         if stream.id & 1 != self._parity:
             self.accepted += 1
+        else:
+            self.opened.take(stream.visitor)
 
     def remove(self, stream: Stream) -> bool:
         """A stream is over; whether it was live."""
@@ -82,6 +89,8 @@ class StreamTable:
             return False
         if stream.id & 1 != self._parity:
             self.accepted -= 1
+        else:
+            self.opened.give_back(stream.visitor)
         return True
 
     def lookup(self, number: int) -> Stream | None:
