@@ -506,3 +506,21 @@ def test_without_identity_or_invitation_it_says_what_to_do(tmp_path: Path) -> No
             await Connector(config(tmp_path)).start()
 
     run(main)
+
+
+def test_a_stream_that_crosses_the_goodbye_is_served(tmp_path: Path) -> None:
+    """A visitor who asks at the very moment of a restart is not refused: the edge had not heard of it yet."""
+
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            connector.edges[0].main.tunnel.say_goodbye(Reason.CONNECTOR_STOPPING)
+            visitor = edge.open("echo")  # in the same turn: neither has read a byte of the other's
+            visitor.stream.write(b"just now")
+            visitor.stream.finish()
+            await connector.stop(grace=10.0)
+            assert visitor.received == b"just now"
+            assert visitor.finished.is_set()
+        target.close()
+
+    run(main)

@@ -222,13 +222,6 @@ def test_open_and_reset_at_full_speed_meets_the_rate() -> None:
         end.session.feed(b"".join(open_frame(n) for n in range(2001, 2101, 2)), 0.2)
 
 
-def test_refusals_for_other_causes_are_not_held_against_the_peer() -> None:
-    end = home(limits=SessionLimits(accepted=4, opens_per_second=5.0))
-    end.session.go_away(Reason.CONNECTOR_STOPPING)
-    end.session.feed(b"".join(open_frame(n) for n in range(1, 201, 2)), 0.0)
-    assert len(resets(end.pull_all())) == 100
-
-
 def test_a_peer_that_does_not_read_its_refusals_is_cut() -> None:
     end = home(limits=SessionLimits(accepted=0, answers=50 * 73))
     with pytest.raises(RemoteError):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.wire.wirepair import Pair
+from tunnelgw.errors import Refused
+from tunnelgw.obs.reasons import Reason
 
 
 def test_bytes_flow_both_ways_and_end_each_way() -> None:
@@ -27,3 +31,39 @@ def test_bytes_flow_both_ways_and_end_each_way() -> None:
     assert stream.closed
     assert pair.edge.session.streams == pair.home.session.streams == {}
     assert pair.edge.budget.used == pair.home.budget.used == 0
+
+
+def test_what_crosses_a_goaway_is_served_and_nothing_is_opened_after_it() -> None:
+    """Who leaves knows by an answer when no OPEN can follow any more; until then every OPEN is as good as ever."""
+    pair = Pair()
+    pair.run()
+    stream, sink = pair.edge.open()
+    stream.write(b"GET / HTTP/1.1")
+    crossing = pair.edge.pull_all()
+    pair.home.session.go_away(Reason.CONNECTOR_STOPPING)
+    goodbye = pair.home.pull_all()
+    pair.home.session.feed(crossing, 0.0)
+    assert pair.home.handler.sinks[1].data == b"GET / HTTP/1.1"
+    assert not pair.home.session.out.heard
+    pair.edge.session.feed(goodbye, 0.0)
+    assert pair.edge.handler.leaving == [Reason.CONNECTOR_STOPPING]
+    with pytest.raises(Refused):
+        pair.edge.open()
+    pair.run()
+    assert pair.home.session.out.heard
+    pair.home.handler.sinks[1].stream.write(b"served")
+    pair.run()
+    assert sink.data == b"served"
+
+
+def test_a_goaway_that_was_lost_with_its_link_is_heard_on_the_next() -> None:
+    pair = Pair()
+    pair.run()
+    pair.home.session.go_away(Reason.CONNECTOR_STOPPING)
+    pair.home.pull_all()
+    pair.detach()
+    assert not pair.home.session.out.heard
+    pair.attach()
+    pair.run()
+    assert pair.home.session.out.heard
+    assert pair.edge.handler.leaving == [Reason.CONNECTOR_STOPPING]

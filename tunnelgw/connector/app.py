@@ -50,6 +50,9 @@ IMPATIENT = 20.0  # systemd is told READY by then even without an edge: dialling
 # What streams hold here, received or to be sent: a machine at home has more memory than the smallest VPS.
 BUFFERED_BYTES = 256 << 20
 GRACE = 10.0  # streams in progress may end within this at a stop
+TURN_OF_STOP = 0.05  # between two looks at whether they have
+# After an edge knew that we leave: what it had opened by then may wait behind other bytes of its uplink for so long.
+UNDER_WAY = 0.25
 
 
 class Connector:
@@ -112,7 +115,10 @@ class Connector:
         self._announcing = spawn(self._announce(), name="announce readiness")
 
     async def stop(self, *, grace: float = GRACE) -> None:
-        """Take no new streams, let those in progress end for `grace` seconds, hang up."""
+        """Ask for no new streams, let those in progress end for `grace` seconds, hang up.
+
+        What an edge opened before it read that is in progress too: no request fails for the moment it was sent at.
+        """
         systemd.stopping()
         if self._watch is not None:  # first: nothing may start anything from here on
             self._watch.close()
@@ -129,13 +135,20 @@ class Connector:
         if any(edge.up for edge in self.edges):  # without a link no stream can end in order
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
-                    await self.served.idle()
+                    await self._drained()
         for edge in self.edges:
             await edge.stop(Reason.CONNECTOR_STOPPING)
         if self.household is not None:
             await self.household.close()
         await self.served.close()  # last: folders serve streams until their tunnels are gone
         self.edges = []
+
+    async def _drained(self) -> None:
+        """No edge that we can reach opens a stream any more, and none is open."""
+        while not all(tunnel.said_goodbye for edge in self.edges for tunnel in edge.tunnels()):  # noqa: ASYNC110
+            await asyncio.sleep(TURN_OF_STOP)
+        await asyncio.sleep(UNDER_WAY)
+        await self.served.idle()
 
     # Changes
 

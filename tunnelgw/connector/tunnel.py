@@ -142,6 +142,11 @@ class Tunnel:
         if self.session is not None and self.link is not None:
             self.session.go_away(reason)
 
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether the edge knows that we leave, or cannot be told."""
+        return self.session is None or self.link is None or self.session.out.heard
+
     def drop(self, reason: Reason) -> None:
         """End the session; its streams are reset."""
         session, self.session = self.session, None

@@ -153,7 +153,9 @@ def on_ping(session: Session, _number: int, payload: bytes, _more: bool) -> None
 
 def on_pong(session: Session, _number: int, payload: bytes, _more: bool) -> None:
     """A round trip was measured."""
-    session.liveness.answered(U64.unpack(payload)[0], session.now)
+    (number,) = U64.unpack(payload)
+    session.liveness.answered(number, session.now)
+    session.out.answered(number)
 
 
 def on_datagram(session: Session, number: int, payload: bytes, more: bool) -> None:
@@ -164,7 +166,7 @@ def on_datagram(session: Session, number: int, payload: bytes, more: bool) -> No
 
 
 def on_goaway(session: Session, _number: int, payload: bytes, _more: bool) -> None:
-    """The peer takes no new streams; said again on each link, told once."""
+    """The peer asks for no new streams; said again on each link, told once."""
     if session.peer_leaving is None:
         session.peer_leaving = from_code(payload[0])
         session.handler.going_away(session.peer_leaving)

@@ -31,12 +31,14 @@ class Outgoing:
 
     __slots__ = (
         "datagrams",
+        "heard",
         "leaving",
         "urgent",
         "waiting",
         "_ack",
         "_answers",
         "_control",
+        "_farewell",
         "_goaway",
         "_owing",
         "_ping",
@@ -46,6 +48,7 @@ class Outgoing:
     def __init__(self, limits: SessionLimits) -> None:
         self.urgent = False  # something uncounted waits
         self.leaving: Reason | None = None
+        self.heard = False  # the peer has read that we are leaving, hence opens no more streams
         self.waiting = 0  # memory of the queued RESET and CONTROL frames
         self.datagrams = DatagramQueue(limits.datagrams)
         self._answers = limits.answers
@@ -55,6 +58,7 @@ class Outgoing:
         self._ping = False
         self._ack = False
         self._goaway = False
+        self._farewell = 0  # number of the ping that followed our GOAWAY
 
     def __bool__(self) -> bool:
         """Whether something counted waits."""
@@ -74,8 +78,13 @@ class Outgoing:
         self._ack = self.urgent = True
 
     def go_away(self) -> None:
-        """Say (again, on a new link) that we are leaving."""
-        self._goaway = self.urgent = True
+        """Say (again, on a new link) that we are leaving, and ask behind it: the answer proves that it was read."""
+        self._goaway = self._ping = self.urgent = True
+
+    def answered(self, number: int) -> None:
+        """The peer answered that ping, hence has read whatever was sent before it."""
+        if self._farewell and number >= self._farewell:
+            self.heard = True
 
     def datagram(self, flow: int, data: bytes) -> None:
         """Queue a datagram."""
@@ -127,12 +136,13 @@ class Outgoing:
         acked, pinged = self._ack, self._ping
         if self._pong:
             parts.append(encode(PONG, 0, self._pong))
+        if self._goaway and self.leaving is not None:
+            parts.append(encode(GOAWAY, 0, bytes((self.leaving.code,))))
+            self._farewell = ping_number
         if pinged:
             parts.append(encode(PING, 0, U64.pack(ping_number)))
         if acked:
             parts.append(encode(ACK, 0, U64.pack(received)))
-        if self._goaway and self.leaving is not None:
-            parts.append(encode(GOAWAY, 0, bytes((self.leaving.code,))))
         self._pong = b""
         self._ping = self._ack = self._goaway = False
         if self.datagrams:  # half of each pull, so that neither datagrams nor streams wait for the other

@@ -275,7 +275,7 @@ class Session:
             self.out.detach()
 
     def go_away(self, reason: Reason) -> None:
-        """Take no new streams from the peer; those that are open go on."""
+        """Ask the peer for no new streams; `out.heard` once it knows. What it has opened by then is served as ever."""
         self.out.leaving = reason
         if self.attached:
             self.out.go_away()
@@ -340,8 +340,6 @@ class Session:
 
     def refusal(self) -> Reason | None:
         """Why an OPEN that arrives now is refused, if it is."""
-        if self.out.leaving is not None:
-            return self.out.leaving
         if self.table.crowded(self.now):
             return Reason.STREAM_LIMIT
         if self.buffered >= self.limits.buffered or self.budget.full:
