@@ -943,6 +943,25 @@ class TestDraining:
         assert b"connection: close\r\n" in busy_transport.take()
         assert busy_transport.closed
 
+    def test_a_kept_connection_is_never_closed_on_a_request_that_may_be_under_way(self, world: World) -> None:
+        """Winding down: who is idle is served once more and told; who stays idle has the usual time."""
+        idle, idle_transport = world.connect()
+        silent, silent_transport = world.connect()
+        for one, transport in ((idle, idle_transport), (silent, silent_transport)):
+            one.data_received(get())
+            world.opener.last.deliver(ok())
+            assert b"connection:" not in transport.take()
+        world.gateway.wind_down()
+        world.loop.advance(20)
+        assert not idle_transport.closed
+        idle.data_received(get())
+        world.opener.last.deliver(ok())
+        assert b"connection: close\r\n" in idle_transport.take()
+        assert idle_transport.closed
+        assert not silent_transport.closed
+        world.loop.advance(60)
+        assert silent_transport.closed
+
     def test_plain_half_close_still_gets_its_answer(self, codec: str) -> None:
         world = World(make_route(plain_http=True))
         protocol, transport = world.connect(tls=False, server_name="")

@@ -573,6 +573,75 @@ class TestDeadlines:
         assert browser.transport.closed
 
 
+class TestWindingDown:
+    """Another process takes over new connections: no request that a visitor sends meanwhile may fail."""
+
+    def test_a_request_that_crosses_the_last_call_is_served(self, world: World) -> None:
+        browser = Browser2(world)
+        browser.go()
+        world.gateway.wind_down()
+        world.loop.turn()
+        last_call = browser.transport.take()
+        number = browser.get()
+        browser.protocol.data_received(browser.pull())  # before it has read anything of that
+        world.loop.turn()
+        browser.feed(last_call)
+        assert browser.goaway is not None
+        browser.go()
+        assert not browser.transport.closed
+        world.opener.last.deliver(OK)
+        browser.go()
+        assert browser.bodies[number] == b"hi"
+        assert browser.closed == {number: 0}
+        assert browser.transport.closed
+
+    def test_an_idle_visitor_that_knows_is_let_go(self, world: World) -> None:
+        browser = Browser2(world)
+        browser.go()
+        world.gateway.wind_down()
+        world.loop.turn()
+        assert b"lastcall" in browser.transport.take()
+        assert not browser.transport.closed
+        browser.protocol.data_received(b"\0\0\x08\6\1\0\0\0\0lastcall")
+        world.loop.turn()
+        assert browser.transport.closed
+
+    def test_one_that_does_not_answer_gets_the_second_step_in_time(self, world: World) -> None:
+        browser = Browser2(world)
+        number = browser.get()
+        browser.go()
+        world.gateway.wind_down()
+        world.loop.advance(4)
+        assert not browser.protocol.closing
+        world.loop.advance(2)
+        assert browser.protocol.closing
+        assert not browser.transport.closed
+        world.opener.last.deliver(OK)
+        browser.go()
+        assert browser.bodies[number] == b"hi"
+        assert browser.transport.closed
+
+    def test_an_idle_one_that_does_not_answer(self, world: World) -> None:
+        browser = Browser2(world)
+        browser.go()
+        world.gateway.wind_down()
+        world.loop.advance(4)
+        assert not browser.transport.closed
+        world.loop.advance(2)
+        assert browser.transport.closed
+
+    def test_a_connection_that_was_being_made_is_told_at_once(self, world: World) -> None:
+        world.gateway.wind_down()
+        browser = Browser2(world)
+        number = browser.get()
+        browser.go()
+        world.opener.last.deliver(OK)
+        browser.go()
+        assert browser.bodies[number] == b"hi"
+        assert browser.transport.closed
+        world.gateway.wind_down()
+
+
 class TestWebSocket:
     FIELDS: ClassVar = [
         (b":method", b"CONNECT"), (b":protocol", b"websocket"), (b":scheme", b"https"),

@@ -153,6 +153,9 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
             gateway.wheel.arm(self, now + _TICK)
             self.check(now)
 
+    def wind_down(self) -> None:
+        """The next response says that it is the last one."""
+
     def drain(self) -> None:
         """Serve no further request: close now if none is under way."""
         if self._state == READY and not self._ahead:

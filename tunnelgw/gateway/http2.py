@@ -24,6 +24,7 @@ from tunnelgw.http.h2 import (
     ErrorCode,
     FrameError,
     Http2,
+    PingAcknowledged,
     RequestReceived,
     StreamClosed,
     StreamReset,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 _PULL_BYTES = 256 * 1024
 _WRITE_HIGH, _WRITE_LOW = 65536, 16384
 _TICK = 1.0
+# A visitor that does not answer the last call's PING gets the final GOAWAY after this: several of the longest round trips.
+_LAST_CALL_SECONDS = 5.0
 _LONG_PATH = 1024
 
 
@@ -49,7 +52,7 @@ class Http2Visitor(asyncio.Protocol):
     """One connection. The loop calls the protocol's methods, exchanges call `settle_soon`, the wheel `on_deadline`."""
 
     __slots__ = (
-        "_inside_since", "_over", "_since", "_transport", "_whole", "armed_until", "closing", "deadline", "engine",
+        "_inside_since", "_last_call", "_over", "_since", "_transport", "_whole", "armed_until", "closing", "deadline", "engine",
         "exchanges", "gateway", "guard", "pool", "scheduled", "unsettled", "write_paused",
     )  # fmt: skip
 
@@ -66,6 +69,7 @@ class Http2Visitor(asyncio.Protocol):
         self._whole = False  # the visitor said something whole; until then its time for a head runs
         self._inside_since = math.inf  # when it began a head, or another frame but DATA, that is not whole yet
         self._since = 0.0  # when the connection became idle
+        self._last_call = math.inf  # when a visitor that was told to go on elsewhere must have heard it
         self.closing = False  # takes no further requests
         self._over = False  # the engine is at its end
         self.write_paused = False
@@ -82,6 +86,8 @@ class Http2Visitor(asyncio.Protocol):
         gateway.connections.add(self)
         self._since = gateway.time()
         gateway.wheel.arm(self, self._since + gateway.settings.request_head_seconds)
+        if gateway.draining:
+            self.wind_down()
         self.settle_soon()
 
     def data_received(self, data: bytes) -> None:
@@ -133,6 +139,8 @@ class Http2Visitor(asyncio.Protocol):
         if now >= late:
             self._fail(FrameError("a head that is too slow", ErrorCode.ENHANCE_YOUR_CALM, reason=Reason.HEAD_TIMEOUT))
             return
+        if now >= self._last_call and not self.closing:
+            self.drain()
         if self.exchanges:
             self.pool.sweep(now)
             for exchange in list(self.exchanges.values()):
@@ -145,8 +153,9 @@ class Http2Visitor(asyncio.Protocol):
             if not self._whole:
                 gateway.refused(Reason.HEAD_TIMEOUT)  # it never said anything
             self._end()
-        else:
-            gateway.wheel.arm(self, min(due, late, now + _TICK) if left else min(due, late))
+            return
+        due = min(due, late, now + _TICK if left else math.inf, math.inf if self.closing else self._last_call)
+        gateway.wheel.arm(self, due)
 
     # What exchanges and the gateway call.
 
@@ -181,6 +190,16 @@ class Http2Visitor(asyncio.Protocol):
             return
         if self._over or (self.closing and not self.exchanges and not self.write_paused):
             self._close()
+
+    def wind_down(self) -> None:
+        """The first of two steps; the second, `drain`, comes when the visitor knows that there are to be no more."""
+        if self.closing or self._last_call < math.inf:
+            return
+        self._last_call = self.gateway.time() + _LAST_CALL_SECONDS
+        if self._last_call < self.deadline:
+            self.gateway.wheel.arm(self, self._last_call)
+        self.engine.last_call()
+        self.settle_soon()
 
     def drain(self) -> None:
         """Serve what is under way and nothing more."""
@@ -221,6 +240,9 @@ class Http2Visitor(asyncio.Protocol):
                 exchange = exchanges.get(event.stream_id)
                 if exchange is not None:
                     exchange.upload_trailers(list(event.headers))
+            elif isinstance(event, PingAcknowledged):
+                if self._last_call < math.inf and not self.closing:
+                    self.drain()
             elif isinstance(event, ConnectionClosed):
                 self.closing = self._over = True  # GOAWAY of either side, and nothing left to say
             elif isinstance(event, StreamReset):

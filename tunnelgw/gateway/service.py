@@ -48,6 +48,9 @@ class Draining(Protocol):
 
     pool: Pool
 
+    def wind_down(self) -> None:
+        """Serve what comes, and ask the visitor to go on elsewhere."""
+
     def drain(self) -> None:
         """Serve no further request."""
 
@@ -124,6 +127,16 @@ class Gateway:
     def http2(self, visitor: Visitor) -> asyncio.Protocol:
         """The protocol of a connection on which `h2` was agreed."""
         return Http2Visitor(self, visitor)
+
+    def wind_down(self) -> None:
+        """Another process takes new connections: serve those that are here until their visitors know.
+
+        A kept connection must not be closed while a request may be on its way in it. So on HTTP/1.1 the next response
+        says that it is the last one, on HTTP/2 a last call goes out, and who is idle stays until its idle time is over.
+        """
+        self.draining = True
+        for connection in list(self.connections):
+            connection.wind_down()
 
     def drain(self) -> None:
         """Serve what is under way and nothing more; `connections` empties as visitors finish."""

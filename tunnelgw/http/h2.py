@@ -21,6 +21,7 @@ from ngh2 import (
     Event,
     GoAwayReceived,
     InformationalResponseReceived,
+    PingAcknowledged,
     RequestReceived,
     ResponseReceived,
     Setting,
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConnectionClosed", "DataReceived", "ErrorCode", "Event", "FrameError", "GoAwayReceived", "Http2",
-    "InformationalResponseReceived", "RequestReceived", "ResponseReceived", "StreamClosed", "StreamReset",
-    "TrailersReceived",
+    "InformationalResponseReceived", "PingAcknowledged", "RequestReceived", "ResponseReceived", "StreamClosed",
+    "StreamReset", "TrailersReceived",
 ]  # fmt: skip
 
 # One stream's window: 256 KiB carries 20 Mbit/s over 100 ms, and is what one stalled upload may occupy.
@@ -255,6 +256,14 @@ class Http2:
             return min(self._core.remote_window_size, self._core.stream_remote_window_size(stream))
         except ngh2.NGH2Error:
             return 0
+
+    def last_call(self) -> None:
+        """A GOAWAY that still lets every stream in, and a PING: `PingAcknowledged` once the peer knows (RFC 9113, 6.8)."""
+        try:
+            self._core.send_shutdown_notice()
+            self._core.ping(b"lastcall")
+        except ngh2.NGH2Error:
+            return
 
     def refuse_more(self) -> None:
         """GOAWAY: what is under way is finished, nothing new is served."""
