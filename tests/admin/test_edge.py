@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.edge.front import run
-from tunnelgw.admin.edge import _Single
+from tunnelgw.admin.crew import Single
+from tunnelgw.admin.listeners import Listeners
 from tunnelgw.admin.setup import create_state
 from tunnelgw.config.load import load_edge
 from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
@@ -21,9 +22,11 @@ def test_ready_exactly_while_it_serves(tmp_path: Path) -> None:
 
     async def main() -> None:
         store = SqliteStore(state / FILE_NAME)
-        crew = _Single(load_edge(file), store)
+        crew = Single(load_edge(file), store)
         assert crew.missing()
-        await crew.start([], [])
+        await crew.start(Listeners())
+        assert crew.missing()
+        crew.accept()
         assert crew.missing() is None
         await crew.stop()
         assert crew.missing()
@@ -39,7 +42,7 @@ def test_what_never_began_can_be_stopped(tmp_path: Path) -> None:
 
     async def main() -> None:
         store = SqliteStore(state / FILE_NAME)
-        await _Single(load_edge(file), store).stop()
+        await Single(load_edge(file), store).stop()
         store.close()
 
     run(main)

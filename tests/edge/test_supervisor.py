@@ -37,6 +37,7 @@ async def edge(count: int = 2) -> AsyncIterator[tuple[Supervisor, int]]:
             command=lambda index, descriptor: (sys.executable, SCRIPT, str(descriptor)),
         )
         await supervisor.start()
+        supervisor.accept()
         try:
             yield supervisor, https.getsockname()[1]
         finally:

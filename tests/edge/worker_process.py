@@ -20,17 +20,25 @@ async def main() -> None:
     stop = asyncio.Event()
     reloads = 0
     held: list[socket.socket] = []
+    acceptors: list[Acceptor] = []
 
     def tunnel(descriptor: int, peer: tuple[str, int]) -> None:
         with socket.socket(fileno=descriptor) as sock:
             sock.setblocking(True)
             sock.sendall(f"worker {worker.index} for {peer[0]}:{peer[1]} got {sock.recv(100).decode()}".encode())
 
+    def each(do) -> None:
+        for acceptor in acceptors:
+            do(acceptor)
+
     worker = Worker(
         loop,
         socket.socket(fileno=int(sys.argv[1])),
         snapshot=lambda: {"index": worker.index, "pid": os.getpid(), "reloads": reloads},
         tunnel=tunnel,
+        accept=lambda: each(Acceptor.start),
+        pause=lambda: each(Acceptor.close),
+        leave=stop.set,
         orphaned=stop.set,
     )
 
@@ -77,9 +85,7 @@ async def main() -> None:
     loop.add_signal_handler(signal.SIGHUP, hangup)
     https, http = await worker.start()
     reserve = Reserve()
-    acceptors = [Acceptor(loop, sock, accepted=accepted, refused=print, reserve=reserve) for sock in (*https, *http)]
-    for acceptor in acceptors:
-        acceptor.start()
+    acceptors += [Acceptor(loop, sock, accepted=accepted, refused=print, reserve=reserve) for sock in (*https, *http)]
     worker.ready()
     await stop.wait()
     for acceptor in acceptors:

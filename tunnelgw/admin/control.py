@@ -11,6 +11,7 @@ Commands of the edge (see `tunnelgw.admin.api` for the exact keys):
     reload   {}                                    -> {"messages": […]}
     restore  {"staged": folder in state_dir}       -> {}                (see `tunnelgw.admin.restore`)
     certificate {"action", "host", "reason"}       -> {"certificates": […]} or {"messages": […]}
+    upgrade  {}                                    -> {"pid", …}        (see `tunnelgw.admin.upgrade`)
 Commands of the connector:
     status   {}                                    -> {"status": {…}}
     reload   {}                                    -> {"messages": […]}
@@ -57,13 +58,24 @@ class ControlServer:
         self._state_dir = state_dir
         self._handler = handler
         self._server: asyncio.Server | None = None
+        self.listener: socket.socket | None = None
         self._uids = {0, os.geteuid()}
         self.connections: set[_Connection] = set()
 
-    async def start(self) -> None:
-        """Bind the socket. LocalError if another process answers on it."""
+    async def start(self, listener: socket.socket | None = None) -> None:
+        """Listen: on the socket that the process before this one had, or on a new one.
+
+        LocalError if another process answers there.
+        """
         owner = self._state_dir.stat()
         self._uids.add(owner.st_uid)
+        sock = self._bind(owner) if listener is None else listener
+        sock.setblocking(False)
+        self.listener = sock
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=64)
+
+    def _bind(self, owner: os.stat_result) -> socket.socket:
         path = self._state_dir / SOCKET_NAME
         with short_name(path) as name:
             _remove_stale(path, name)
@@ -78,19 +90,22 @@ class ControlServer:
                 os.umask(mask)
         if os.geteuid() == 0:
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-        sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=64)
+        return sock
+
+    def release(self) -> None:
+        """Another process listens on this socket now: commands under way are answered, the file stays."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
 
     async def close(self) -> None:
-        """Stop listening, cut what is open, remove the socket."""
-        if self._server is None:
-            return
-        self._server.close()
+        """Stop listening, cut what is open, remove the socket if it is ours."""
+        ours = self._server is not None
+        self.release()
         for connection in list(self.connections):
             connection.close()
-        (self._state_dir / SOCKET_NAME).unlink(missing_ok=True)
-        self._server = None
+        if ours:
+            (self._state_dir / SOCKET_NAME).unlink(missing_ok=True)
 
     def trusts(self, sock: socket.socket) -> bool:
         """True if the kernel says that the peer is somebody who could replace this process anyway."""

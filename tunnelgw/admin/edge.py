@@ -13,47 +13,48 @@ import contextlib
 import logging
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.admin import metrics
 from tunnelgw.admin.api import EdgeDesk
 from tunnelgw.admin.control import ControlServer
-from tunnelgw.config.diff import diff_edge, restart_warning
+from tunnelgw.admin.crew import Single, Supervised, access_log, logged, reload, view
+from tunnelgw.admin.listeners import Listeners, open_listeners
+from tunnelgw.admin.takeover import Takeover
+from tunnelgw.admin.upgrade import Handover
 from tunnelgw.config.files import make_private_folder
 from tunnelgw.config.hardening import harden
 from tunnelgw.config.load import load_edge
-from tunnelgw.config.problems import ConfigError
 from tunnelgw.edge.app import Edge
 from tunnelgw.edge.office import call_child
-from tunnelgw.edge.supervisor import Supervisor
-from tunnelgw.edge.workers import Alone, Worker
+from tunnelgw.edge.workers import Worker
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.registry import Registry
-from tunnelgw.net import activation, systemd
-from tunnelgw.net.accept import listen_all
+from tunnelgw.net import systemd
 from tunnelgw.net.loop import run
+from tunnelgw.net.tasks import spawn
 from tunnelgw.net.watch import FileWatch
-from tunnelgw.obs.accesslog import AccessLog
 from tunnelgw.obs.snapshot import empty, merge
 from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tunnelgw.admin.status import PublicAddress
-    from tunnelgw.config.model import EdgeConfig, Endpoint
+    from tunnelgw.config.model import EdgeConfig
     from tunnelgw.obs.snapshot import ProcessSnapshot
 
 log = logging.getLogger(__name__)
 
 
-def run_edge(config: EdgeConfig) -> None:
-    """Serve until SIGTERM or SIGINT; prints one line, `ready` and the addresses. LocalError where it cannot begin."""
+def run_edge(config: EdgeConfig, *, upgrade: bool) -> None:
+    """Serve until SIGTERM or SIGINT; prints one line, `ready` and the addresses. LocalError where it cannot begin.
+
+    `upgrade`: take over from the edge that runs on the same state.
+    """
     harden()
     make_private_folder(config.state_dir)
-    run(lambda: _lead(config), require_uvloop=True)
+    run(lambda: _lead(config, upgrade=upgrade), require_uvloop=True)
 
 
 def run_worker(path: Path, descriptor: int) -> None:
@@ -63,36 +64,63 @@ def run_worker(path: Path, descriptor: int) -> None:
     run(lambda: _work(config, descriptor), require_uvloop=True)
 
 
-async def _lead(config: EdgeConfig) -> None:
+async def _lead(config: EdgeConfig, *, upgrade: bool) -> None:
     """The process that the operator started."""
     loop = asyncio.get_running_loop()
     stopping = _stop_event(loop)
     async with contextlib.AsyncExitStack() as stack:
+        # First, to be the last to go: the process before hears what went wrong here, and may need us until it ends.
+        before = await stack.enter_async_context(Takeover(config.state_dir, stopping=stopping)) if upgrade else None
         store = _open_store(config.state_dir)
         stack.callback(store.close)
-        https, http = _listeners(config)
-        stack.callback(_close, [*https, *http])
-        many = _Supervised if config.workers > 1 else _Single
-        crew = many(config, store)
-        control = ControlServer(config.state_dir, _Operator(crew, store).handle)
-        await control.start()
-        stack.push_async_callback(control.close)
-        if config.metrics.listen is not None:
-            numbers = metrics.MetricsServer(
-                metrics.listen(config.metrics.listen), snapshot=crew.numbers, ready=crew.missing
-            )
-            numbers.start()
+        listeners = open_listeners(config, before.listeners if before is not None else Listeners())
+        stack.callback(listeners.close)
+        crew = Supervised(config, store) if config.workers > 1 else Single(config, store)
+        operator = _Operator(crew, store)
+        control = ControlServer(config.state_dir, operator.handle)
+        numbers = None
+        if listeners.metrics is not None:
+            numbers = metrics.MetricsServer(listeners.metrics, snapshot=crew.numbers, ready=crew.missing)
             stack.push_async_callback(numbers.close)
+        stack.push_async_callback(control.close)
+        if before is None:
+            await _open(control, numbers, None)
         stack.push_async_callback(crew.stop)  # first: what began before a failure ends as well
-        await crew.start(https, http)
+        await crew.start(listeners)
+        if before is None:
+            crew.accept()
+        else:
+            stack.callback(before.stop_before)
+            await before.take_over(crew)
+            await _open(control, numbers, listeners.control)
         watch = FileWatch([config.path], crew.reload_logged, loop=loop)
         stack.callback(watch.close)
         loop.add_signal_handler(signal.SIGHUP, crew.reload_logged)
-        line = " ".join(["ready", *(f"{_text(sock)}" for sock in https), *(f"http://{_text(sock)}" for sock in http)])
+        handover = operator.handover = Handover(
+            crew, state_dir=config.state_dir, listeners=listeners, control=control, metrics=numbers, before=before,
+            left=lambda: _left(loop, watch), ended=stopping.set,
+        )  # fmt: skip
+        stack.push_async_callback(handover.stop)
+        loop.add_signal_handler(signal.SIGUSR2, handover.upgrade)
+        line = f"ready {listeners.text()}"
         systemd.ready(line)
         print(line, flush=True)
         await stopping.wait()
-        systemd.stopping()
+        if not handover.left:
+            systemd.stopping()
+
+
+async def _open(control: ControlServer, numbers: metrics.MetricsServer | None, listener: socket.socket | None) -> None:
+    """Answer commands and scrapes."""
+    await control.start(listener)
+    if numbers is not None:
+        numbers.start()
+
+
+def _left(loop: asyncio.AbstractEventLoop, watch: FileWatch) -> None:
+    """The configuration is another process's business."""
+    watch.close()
+    loop.add_signal_handler(signal.SIGHUP, log.info, "not reloaded: another process has taken over")
 
 
 def _open_store(state_dir: Path) -> SqliteStore:
@@ -109,9 +137,11 @@ class _Operator:
 
     running = True
 
-    def __init__(self, crew: _Single | _Supervised, store: SqliteStore) -> None:
+    def __init__(self, crew: Single | Supervised, store: SqliteStore) -> None:
+        self.handover: Handover | None = None  # once it serves
         self._crew = crew
         self._store = store
+        self._restoring = False
         self._reports: list[dict[str, Any]] = []
         self._numbers: ProcessSnapshot = empty()
         self._desk = EdgeDesk(registry=Registry(store), config=lambda: crew.config, live=self)
@@ -120,6 +150,8 @@ class _Operator:
         """One command."""
         if request["command"] == "restore":
             return await self._restore(str(request.get("staged")))
+        if request["command"] == "upgrade":
+            return await self._upgrade()
         await self._look()
         return await self._desk.answer(request)
 
@@ -127,11 +159,22 @@ class _Operator:
         """Everything that follows the store sees that all of it changed, and reads it again."""
         from tunnelgw.admin.restore import apply
 
+        if self.handover is not None and self.handover.under_way:
+            raise LocalError("an upgrade is under way: restore when it is done")
         log.warning("the state is replaced by a backup")
-        # On a thread: it writes to the disk for a while, and visitors do not wait.
-        await asyncio.to_thread(apply, self._crew.config.state_dir, staged, self._store)
+        self._restoring = True
+        try:
+            # On a thread: it writes to the disk for a while, and visitors do not wait.
+            await asyncio.to_thread(apply, self._crew.config.state_dir, staged, self._store)
+        finally:
+            self._restoring = False
         await self._look()
         return {}
+
+    async def _upgrade(self) -> dict[str, Any]:
+        if self._restoring or self.handover is None:
+            raise LocalError("the edge is starting, or its state is being restored: upgrade when that is done")
+        return await self.handover.offer()
 
     async def _look(self) -> None:
         views = [one for one in await self._crew.views() if one]
@@ -191,103 +234,6 @@ class _Operator:
         return self._crew.reload_now()
 
 
-class _Single:
-    """An edge that is one process."""
-
-    def __init__(self, config: EdgeConfig, store: SqliteStore) -> None:
-        self._serving = False
-        self._access = _access_log(config)
-        self._edge = Edge(
-            config,
-            store=store,
-            peers=Alone(config.port_bind, dict),
-            log_request=self._access.add if self._access is not None else None,
-        )
-
-    @property
-    def config(self) -> EdgeConfig:
-        return self._edge.config
-
-    async def start(self, https: list[socket.socket], http: list[socket.socket]) -> None:
-        if self._access is not None:
-            self._access.start(self._edge.loop)
-        await self._edge.start(https, http)
-        self._serving = True
-
-    async def stop(self) -> None:
-        self._serving = False
-        await self._edge.stop()
-        if self._access is not None:
-            self._access.close()
-
-    async def views(self) -> list[dict[str, Any]]:
-        await self._edge.look()  # a command just wrote: it is in force before it says so
-        return [view(self._edge)]
-
-    async def numbers(self) -> ProcessSnapshot:
-        return self._edge.snapshot()
-
-    def missing(self) -> str | None:
-        return None if self._serving else "not serving"
-
-    def certificates_changed(self) -> None:
-        self._edge.certificates.on_change()
-
-    def reload_now(self) -> list[str]:
-        return _reload(self._edge)
-
-    def reload_logged(self) -> None:
-        _logged(self.reload_now)
-
-
-class _Supervised:
-    """An edge of several workers."""
-
-    def __init__(self, config: EdgeConfig, store: SqliteStore) -> None:  # noqa: ARG002 - as _Single
-        self.config = config
-        self._supervisor: Supervisor | None = None
-        self._serving = False
-
-    async def start(self, https: list[socket.socket], http: list[socket.socket]) -> None:
-        self._supervisor = Supervisor(
-            self.config.workers,
-            https=https,
-            http=http,
-            port_bind=self.config.port_bind,
-            command=lambda _index, descriptor: [
-                sys.executable, "-m", "tunnelgw.admin.worker", str(self.config.path), str(descriptor),
-            ],
-        )  # fmt: skip
-        await self._supervisor.start()
-        self._serving = True
-
-    async def stop(self) -> None:
-        self._serving = False
-        if self._supervisor is not None:
-            await self._supervisor.stop()
-
-    async def views(self) -> list[dict[str, Any]]:
-        return await self._supervisor.gather() if self._supervisor is not None else []
-
-    async def numbers(self) -> ProcessSnapshot:
-        return merge(one["numbers"] for one in await self.views())
-
-    def missing(self) -> str | None:
-        return None if self._serving else "not serving"
-
-    def certificates_changed(self) -> None:
-        """Workers see it by themselves."""
-
-    def reload_now(self) -> list[str]:
-        self.config = load_edge(self.config.path)  # what is wrong is said here, to whoever asked
-        if self._supervisor is not None:
-            self._supervisor.reload()
-        return ["every worker reads the configuration again"]
-
-    def reload_logged(self) -> None:
-        _logged(self.reload_now)
-
-
 async def _work(config: EdgeConfig, descriptor: int) -> None:
     """One worker of several."""
     loop = asyncio.get_running_loop()
@@ -298,17 +244,21 @@ async def _work(config: EdgeConfig, descriptor: int) -> None:
         socket.socket(fileno=descriptor),
         snapshot=lambda: view(edges[0]) if edges else {},
         tunnel=lambda number, peer: edges[0].door.adopt(number, peer),
+        accept=lambda: edges[0].accept(),
+        pause=lambda: edges[0].pause(),
+        leave=lambda: _leave(edges[0], stopping),
         orphaned=stopping.set,
     )
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it is meant for the supervisor, but may be sent to all
     https, http = await worker.start()
-    access = _access_log(config)
+    access = access_log(config)
     store = SqliteStore(config.state_dir / FILE_NAME)
     try:
         edge = Edge(config, store=store, peers=worker, log_request=access.add if access is not None else None)
         edges.append(edge)
         if access is not None:
             access.start(loop)
-        loop.add_signal_handler(signal.SIGHUP, lambda: _logged(lambda: _reload(edge)))
+        loop.add_signal_handler(signal.SIGHUP, lambda: logged(lambda: reload(edge)))
         await edge.start(https, http)
         worker.ready()
         await stopping.wait()
@@ -318,35 +268,13 @@ async def _work(config: EdgeConfig, descriptor: int) -> None:
         if access is not None:
             access.close()
         store.close()
-        _close([*https, *http])
+        for sock in (*https, *http):
+            sock.close()
 
 
-def view(edge: Edge) -> dict[str, Any]:
-    """What one worker tells about itself."""
-    return {"numbers": edge.snapshot(), "report": edge.report()}
-
-
-def _reload(edge: Edge) -> list[str]:
-    """Read the file again and use it; ConfigError, and then nothing changed."""
-    config = load_edge(edge.config.path)
-    diff = diff_edge(edge.config, config)
-    edge.reload(config)
-    messages = [f"{name} changed" for name in diff.changed]
-    if diff.restart:
-        messages.append(restart_warning(diff.restart))
-    for message in messages:
-        log.info("reload: %s", message)
-    return messages
-
-
-def _logged(reload: Callable[[], list[str]]) -> None:
-    try:
-        reload()
-    except ConfigError as error:
-        for problem in error.problems:
-            log.error("not reloaded: %s", problem)
-    except LocalError as error:
-        log.error("not reloaded: %s", error.text)
+def _leave(edge: Edge, stopping: asyncio.Event) -> None:
+    edge.leave()
+    spawn(edge.drained(), name="drain").add_done_callback(lambda _: stopping.set())
 
 
 def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
@@ -354,44 +282,3 @@ def _stop_event(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     return stopping
-
-
-def _access_log(config: EdgeConfig) -> AccessLog | None:
-    return None if config.access_log == "off" else AccessLog(config.access_log)
-
-
-def _listeners(config: EdgeConfig) -> tuple[list[socket.socket], list[socket.socket]]:
-    """The listening sockets for TLS and for plain HTTP: systemd's where it passed them, else made here. LocalError."""
-    inherited = activation.inherited()
-    https = activation.take(inherited, _ports(config.listen))
-    http = activation.take(inherited, _ports(config.listen_http))
-    activation.close_unused(inherited)
-    if not https:
-        https = listen_all(_pairs(config.listen), defer=True, optional=config.listen_is_default)
-    if not http:
-        try:
-            http = listen_all(
-                _pairs(config.listen_http), defer=False, optional=config.listen_http_is_default, key="listen_http"
-            )
-        except LocalError:
-            _close(https)
-            raise
-    return https, http
-
-
-def _pairs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, int]]:
-    return [(endpoint.host, endpoint.port) for endpoint in endpoints]
-
-
-def _ports(endpoints: tuple[Endpoint, ...]) -> set[int]:
-    return {endpoint.port for endpoint in endpoints}
-
-
-def _close(sockets: list[socket.socket]) -> None:
-    for sock in sockets:
-        sock.close()
-
-
-def _text(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -83,7 +83,9 @@ class MetricsServer:
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._first_connection)
 
     async def close(self) -> None:
-        """Stop serving and close the socket."""
+        """Stop serving and close the socket. Idempotent."""
+        if self._sock.fileno() < 0:
+            return
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         if self._starting is not None:
             await asyncio.wait([self._starting])

@@ -98,7 +98,7 @@ def run(arguments: Namespace) -> int:
     from tunnelgw.obs import log
 
     log.setup()
-    run_edge(edge_config(arguments.config))
+    run_edge(edge_config(arguments.config), upgrade=arguments.upgrade)
     return 0
 
 

@@ -69,6 +69,17 @@ def _add_demo(commands: Subparsers) -> None:
     )
 
 
+def _add_run(commands: Subparsers) -> None:
+    run = _command(commands, "run", "tunnelgw.cli.edge:run", "run the edge in the foreground")
+    run.add_argument(
+        "--upgrade",
+        action="store_true",
+        help="take over from the edge that runs on the same state_dir, without a lost request: its listening sockets "
+        "first, then its connectors; it ends when what it has in progress has ended",
+    )
+    _config(run)
+
+
 def _add_edge(commands: Subparsers) -> None:
     init = _command(commands, "init", "tunnelgw.cli.edge:init", "make the configuration and the state of a new edge")
     init.add_argument("--domain", required=True, help="services get <service>.DOMAIN")
@@ -81,7 +92,7 @@ def _add_edge(commands: Subparsers) -> None:
     issuer.add_argument("--email", help="for the certificate issuer's notices")
     issuer.add_argument("--self-signed", action="store_true", help="certificates from the edge's own CA")
     _service(init)
-    _config(_command(commands, "run", "tunnelgw.cli.edge:run", "run the edge in the foreground"))
+    _add_run(commands)
     invite = _command(commands, "invite", "tunnelgw.cli.edge:invite", "print an invitation for a new connector")
     invite.add_argument("name", metavar="NAME", help="of the connector; an existing one gets a new key")
     invite.add_argument("--role", choices=("connector", "visitor"), default="connector")

@@ -4,7 +4,11 @@ Strategy: `start` and `stop` are two lists, in order, with the reason for each p
 runs arrives in two ways: the configuration file (`reload`) and the store (`look`, which follows it by revision, so that
 a command, another worker and this one all agree).
 
-Invariant: visitors are accepted only once every part they could reach is there; at a stop they go first.
+An upgrade is a stop in slow motion: another process accepts on the same listeners while this one serves what it has
+(`pause`, `leave`, `drained`), and can be taken back until `leave`.
+
+Invariants: visitors are accepted only once every part they could reach is there; at a stop they go first. Who leaves
+changes nothing that is shared: claims, certificates and orders are the other process's business.
 """
 
 from __future__ import annotations
@@ -25,11 +29,11 @@ from tunnelgw.edge.office import Office
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import Ports
 from tunnelgw.edge.public import DoorRules, FrontDoor
+from tunnelgw.edge.settings import door_rules, gateway_settings
 from tunnelgw.edge.tunnelport import TunnelPort
 from tunnelgw.edge.visitors import issuer_of
 from tunnelgw.errors import LocalError, Refused, RemoteError, TunnelgwError
 from tunnelgw.gateway.service import Gateway
-from tunnelgw.gateway.settings import GatewaySettings
 from tunnelgw.identity.ca import PREFIX as IDENTITY
 from tunnelgw.identity.claims import CLAIMS
 from tunnelgw.identity.registry import CONNECTORS, Registry
@@ -49,7 +53,6 @@ if TYPE_CHECKING:
     from tunnelgw.config.model import EdgeConfig
     from tunnelgw.edge.connectors import Connector
     from tunnelgw.edge.workers import Peers
-    from tunnelgw.obs.snapshot import ProcessSnapshot
     from tunnelgw.store.sqlite import SqliteStore
     from tunnelgw.wire.control import RenewRequest, Services
 
@@ -59,12 +62,19 @@ LOOK_SECONDS = 0.5  # how soon a grant or a revocation made by another process i
 RETRY_LOOKS = 20  # looks between two tries to do what the store did not let us do: ten seconds
 LAST_WORDS_SECONDS = 0.02  # a few turns of the loop: what was just said goes to the kernel
 GRACE_SECONDS = 10.0  # what is in progress may end within this at a stop
+# After an upgrade, streams go on in the old process for so long: most downloads and sessions end by themselves within
+# an hour, and no process with a hole that the upgrade closes serves for days.
+DRAIN_SECONDS = 3600.0
+DRAIN_TURN = 0.25  # between two looks at whether they have
 
 
 class Edge:
     """One worker. `peers` are the others, or nobody; `log_request` takes finished exchanges (None: no access log)."""
 
-    _listeners: tuple[socket.socket, ...] = ()  # ours from `start` on
+    _https: tuple[socket.socket, ...] = ()  # ours from `start` on
+    _http: tuple[socket.socket, ...] = ()
+    _accepted = False  # some time
+    _left = False
 
     def __init__(
         self,
@@ -183,8 +193,12 @@ class Edge:
         )
 
     async def start(self, https: Sequence[socket.socket], http: Sequence[socket.socket]) -> None:
-        """Serve on these listeners, which are ours from here on. LocalError where a part cannot begin."""
-        self._listeners = (*https, *http)
+        """Make everything ready on these listeners, which are ours from here on; `accept` lets visitors in.
+
+        LocalError where a part cannot begin.
+        """
+        self._https, self._http = tuple(https), tuple(http)
+        self.ports.pause()
         await self.office.open()  # first: without its own certificate there is no tunnel
         self._revision = self.store.revision()  # before reading: what changes meanwhile is seen by the first look
         for record in self.registry.connectors():
@@ -193,19 +207,53 @@ class Edge:
         self.certificates.start()
         await self.certificates.ensure(ended_hosts(self.table))
         self.store.serve()
-        self.door.serve(https)  # last: everything a visitor can reach is there
-        self.door.serve_plain(http)
-        self.certificates.open()  # issuers that look at us from outside find an open door
         self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
+
+    def accept(self) -> None:
+        """Let visitors in, for the first time or again after `pause`."""
+        self.ports.resume()
+        if self._accepted:
+            self.door.resume()
+            return
+        self._accepted = True
+        self.door.serve(self._https)
+        self.door.serve_plain(self._http)
+        self.certificates.open()  # issuers that look at us from outside find an open door
+
+    def pause(self) -> None:
+        """Accept nobody for a moment: who comes waits in the kernel. What was accepted goes on."""
+        self.ports.pause()
+        self.door.pause()
+
+    def leave(self) -> None:
+        """Another process accepts from now on: bring what is here to its end, and begin nothing new."""
+        self._left = True
+        self._close_listeners()
+        self.certificates.retire()
+        self.gateway.wind_down()
+        self.connectors.send_away(Reason.EDGE_STOPPING)  # last: they come back at once, to the other process
+
+    async def drained(self, *, seconds: float = DRAIN_SECONDS) -> None:
+        """Return when nothing is in progress any more, or after so long."""
+        end = self.loop.time() + seconds
+        while self._busy() and self.loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_TURN)  # polled only here: nobody else wants to know
+
+    def _busy(self) -> bool:
+        """Visitors, streams, or an order that somebody would have to begin anew."""
+        return bool(self.door.ledger.open or self.gateway.connections or self.live or self.certificates.asked())
+
+    def _close_listeners(self) -> None:
+        self.door.stop_accepting()
+        for listener in (*self._https, *self._http):
+            listener.close()  # a visitor is refused, not left in a queue that nobody empties (systemd keeps its own)
+        self.ports.close_all()
 
     async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
         """Accept nothing new, let what is in progress end for `grace` seconds, close."""
         if self._look_handle is not None:
             self._look_handle.cancel()
-        self.door.stop_accepting()  # first: nobody new
-        for listener in self._listeners:
-            listener.close()  # a visitor is refused, not left in a queue that nobody empties (systemd keeps its own)
-        self.ports.close_all()
+        self._close_listeners()  # first: nobody new
         self.gateway.drain()
         for connector in self.connectors:
             connector.announce(Reason.EDGE_STOPPING)
@@ -237,7 +285,7 @@ class Edge:
         self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
         self.health.look()
         spawn(self.look(), name="look at the store")
-        if time.time() >= self.office.due:
+        if time.time() >= self.office.due and not self._left:
             spawn(self.office.keep_fresh(), name="edge certificate")
 
     async def look(self) -> None:
@@ -261,7 +309,7 @@ class Edge:
                 names = [name for name in names if name not in self.claims.waiting] + sorted(self.claims.waiting)
         for name in names:
             await self._apply(name)
-        if any(key.startswith(IDENTITY) for key in keys):
+        if any(key.startswith(IDENTITY) for key in keys) and not self._left:
             await self.office.keep_fresh()
 
     def _everybody(self) -> list[str]:
@@ -295,12 +343,16 @@ class Edge:
         if connector.serial and all(issued.serial != connector.serial for issued in record.issued):
             log.warning("connector %s joined again with another key: the old one is cut", name)
             connector.cut(Reason.REVOKED)
+        if self._left:
+            return
         async with self._lock(name):
             await self.claims.again(connector)
 
     # What connectors say.
 
     async def _decide(self, connector: Connector, services: Services) -> None:
+        if self._left:
+            return  # what it says to the other process counts
         async with self._lock(connector.name):
             try:
                 await self.claims.decide(connector, services)
@@ -329,71 +381,3 @@ class Edge:
         for route in self.table.routes_of(connector.name):
             if route.port:
                 self.ports.close(route.port)
-
-    # Numbers.
-
-    def snapshot(self) -> ProcessSnapshot:
-        """This worker's numbers, for metrics."""
-        self.counters.buffered = self.connectors.budget.held
-        self.live.account()
-        numbers = self.counters.snapshot()
-        numbers["certificates"] = self.certificates.expiries()
-        numbers["state_failing"] = int(self.health.failing)
-        numbers["order_failures"] = self.certificates.failures()
-        for connector in self.connectors:
-            session = connector.session
-            numbers["connectors"][connector.name] = {
-                "up": int(connector.state == "up"),
-                "detached": int(connector.state == "detached"),
-                "rtt": session.rtt if session is not None else 0.0,
-                "reconnects": connector.reconnects,
-                "resumes": connector.resumes,
-                "streams": session.stream_count if session is not None else 0,
-            }
-        return numbers
-
-    def report(self) -> dict[str, Any]:
-        """This worker's part of `edge status`: what is routed, and how connectors are."""
-        return {
-            "routes": [
-                {
-                    "address": self._address(route.port) or self.claims.url(route.kind, route.host, route.path),
-                    "host": route.host,
-                    "service": route.service,
-                    "connector": route.connector,
-                    "since": route.since,
-                    "tls": "home" if route.kind in ("tls", "home") else "",
-                }
-                for route in self.table.routes()
-            ],
-            "connectors": {
-                connector.name: {"state": connector.state, "since": connector.since, "address": connector.peer}
-                for connector in self.connectors
-            },
-            "troubles": self.certificates.troubles(),
-            "time": time.time(),
-        }
-
-    def _address(self, port: int) -> str:
-        return f"tcp://{self.config.address.host}:{port}" if port else ""
-
-
-def door_rules(config: EdgeConfig) -> DoorRules:
-    """What the configuration says about strangers."""
-    return DoorRules(
-        trusted=Networks(config.trusted_proxies).__contains__,
-        allowed=allowed_from,
-        connections_per_address=config.limits.connections_per_address,
-        proxy_protocol=config.proxy_protocol,
-    )
-
-
-def gateway_settings(config: EdgeConfig) -> GatewaySettings:
-    """What the configuration says about HTTP."""
-    return GatewaySettings(
-        request_head_bytes=config.limits.request_head_bytes,
-        request_head_seconds=config.limits.request_head_seconds,
-        idle_seconds=config.limits.idle_seconds,
-        https_port=config.address.port,
-        hsts=config.tls.hsts,
-    )

@@ -18,6 +18,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from tunnelgw import __version__
 from tunnelgw.edge.parking import Lane, ParkingLot, request_for
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.opener import NoStream
@@ -100,7 +101,7 @@ class Connector:
                 return session.open(request_for(route, visitor), waiter, now, visitor=visitor.key)
             except Refused as refusal:
                 raise NoStream(refusal.reason) from None
-        if session is None and now >= self.away_until:
+        if session is None and (now >= self.away_until or self.all.farewell is not None):
             raise NoStream(Reason.CONNECTOR_AWAY, self.since)
         if not self.all.lot.room_for(visitor, self.lane):
             raise NoStream(Reason.PARK_LIMIT, self.since)
@@ -151,6 +152,8 @@ class Connector:
         self.learn()
         log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
         self.lane.leave(self._open_parked)
+        if self.all.farewell is not None:
+            self.announce(self.all.farewell)
 
     def _resume(self, link: Link, hello: Hello) -> bool:
         session = self.session
@@ -203,7 +206,7 @@ class Connector:
         now = self.all.loop.time()
         session.detach(now)
         self.since = time.time()
-        if self.draining:  # it said that it leaves, and dials no more: nobody comes back for these streams
+        if self.draining or self.all.farewell is not None:  # it dials no more, or elsewhere: these streams are over
             self.give_up(Reason.CONNECTOR_STOPPING)
             return
         self.all.wheel.arm(self, now + self.all.resume_seconds)
@@ -231,8 +234,7 @@ class Connector:
 
     def cut(self, reason: Reason) -> None:
         """Revoked, or the edge stops: say why, then end it."""
-        if self.link is not None:
-            self._say_goodbye(reason)
+        self._say_goodbye(reason)
         self.lane.refuse_all(reason)
         self.give_up(reason)
         self.away_until = 0.0
@@ -311,6 +313,7 @@ class Connectors:
         self.domain = domain
         self.authority = ""  # PEM of the authorities that tunnels trust
         self.trust = ""  # its digest
+        self.farewell: Reason | None = None  # every connector is asked to go on elsewhere
         self.by_name: dict[str, Connector] = {}
         self.lot = ParkingLot(wheel, counters)
         self._sparing = Sparing(log)
@@ -364,6 +367,12 @@ class Connectors:
         if connector is not None:
             connector.cut(reason)
 
+    def send_away(self, reason: Reason) -> None:
+        """Ask every connector, and who still comes, to go on elsewhere; streams, new ones too, go on here meanwhile."""
+        self.farewell = reason
+        for connector in self.by_name.values():
+            connector.announce(reason)
+
     def cut_all(self, reason: Reason) -> None:
         """The edge stops."""
         for connector in tuple(self.by_name.values()):
@@ -371,8 +380,6 @@ class Connectors:
 
     def welcome(self, connector: Connector, *, version: int, resumed: bool, received: int) -> Welcome:
         """The answer to an accepted hello."""
-        from tunnelgw import __version__
-
         return Welcome(
             version=version,
             software=f"tunnelgw/{__version__}",

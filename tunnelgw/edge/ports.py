@@ -24,7 +24,7 @@ from tunnelgw.obs.reasons import Reason
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tunnelgw.edge.public import DoorRules
     from tunnelgw.gateway.opener import StreamOpener
@@ -45,15 +45,34 @@ class PortOpener(Protocol):
 
 
 class LocalPorts:
-    """`PortOpener` of a single process. `bind` is `port_bind` of the configuration."""
+    """`PortOpener` of the process that makes them. `bind` is `port_bind` of the configuration.
 
-    __slots__ = ("_bind",)
+    A listener that was inherited is used instead of a new one, so a port that an upgrade hands over is never closed.
+    """
+
+    __slots__ = ("_bind", "_inherited")
 
     def __init__(self, bind: str) -> None:
         self._bind = bind
+        self._inherited: dict[int, socket.socket] = {}
+
+    def inherit(self, listeners: Mapping[int, socket.socket]) -> None:
+        """These ports are open already, with these listeners, ours from here on."""
+        self._inherited.update(listeners)
+
+    def forget(self) -> None:
+        """Close the inherited ones that nobody asked for."""
+        for listener in self._inherited.values():
+            listener.close()
+        self._inherited.clear()
+
+    def take(self, port: int) -> socket.socket:
+        """As `open_port`."""
+        inherited = self._inherited.pop(port, None)
+        return inherited if inherited is not None else bind_port(self._bind, port)
 
     async def open_port(self, port: int) -> socket.socket:
-        return bind_port(self._bind, port)
+        return self.take(port)
 
     def close_port(self, port: int) -> None:
         """Closing the listener was all."""
@@ -109,6 +128,19 @@ class Ports:
         self._counters = counters
         self._rules = rules
         self._acceptors: dict[int, Acceptor] = {}
+        self._paused = False
+
+    def pause(self) -> None:
+        """Accept nobody until `resume`; ports are opened and closed all the same. Idempotent."""
+        self._paused = True
+        for acceptor in self._acceptors.values():
+            acceptor.close()
+
+    def resume(self) -> None:
+        """Accept again. Idempotent."""
+        self._paused = False
+        for acceptor in self._acceptors.values():
+            acceptor.start()
 
     def reload(self, rules: DoorRules) -> None:
         """New rules, for connections from now on."""
@@ -129,7 +161,8 @@ class Ports:
             refused=self._counters.refuse,
             reserve=self._reserve,
         )
-        acceptor.start()
+        if not self._paused:
+            acceptor.start()
         log.info("port %d is open", port)
 
     def close(self, port: int) -> None:
@@ -154,7 +187,7 @@ class Ports:
         return port in self._acceptors
 
     def listeners(self) -> dict[int, socket.socket]:
-        """Open ports with their listeners, for status and for an upgrade."""
+        """Open ports with their listeners, for an upgrade."""
         return {port: acceptor.listener for port, acceptor in self._acceptors.items()}
 
     def _accepted(self, port: int, raw: socket.socket, address: tuple[str, int]) -> None:

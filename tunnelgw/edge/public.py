@@ -136,6 +136,16 @@ class FrontDoor:
         self._rules = rules
         self.ledger.limit = rules.connections_per_address
 
+    def pause(self) -> None:
+        """Accept nobody until `resume`. Idempotent."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+
+    def resume(self) -> None:
+        """Accept again. Idempotent."""
+        for acceptor in self._acceptors:
+            acceptor.start()
+
     def stop_accepting(self) -> None:
         """No new connections here; those that are being looked at go on."""
         for acceptor in self._acceptors:

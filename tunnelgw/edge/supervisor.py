@@ -4,6 +4,7 @@ Messages over one channel per worker (JSON, descriptors beside them):
 
     to a worker                                   from a worker
     setup {index, count, https} + listeners       ready
+    accept; pause; leave                          paused
     tunnel {peer} + socket                        relay {worker, peer} + socket
     port {id, error} or {id} + listener           open_port {id, port}, close_port {port}
     snapshot {id}                                 snapshot {id, snapshot}
@@ -21,7 +22,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-from tunnelgw.edge.ports import bind_port
+from tunnelgw.edge.ports import LocalPorts
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.net.handover import Channel, channel_pair
 from tunnelgw.net.tasks import spawn
@@ -36,12 +37,13 @@ BACKOFF_SECONDS = (0.2, 30.0)  # first and longest wait before a crashed worker 
 STEADY_SECONDS = 60.0  # a worker that lived this long starts with the first wait again
 SNAPSHOT_SECONDS = 2.0  # a worker that does not answer by then is left out of the numbers
 STOP_SECONDS = 60.0  # a worker's own grace for streams in flight is shorter
+PAUSE_SECONDS = 2.0  # a worker that is too busy to answer by then accepts what it has seen already
 
 
 class _Process:
     """One worker's process and its channel."""
 
-    __slots__ = ("channel", "index", "process", "ready", "reload", "restarts")
+    __slots__ = ("channel", "index", "paused", "process", "ready", "reload", "restarts")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -49,6 +51,7 @@ class _Process:
         self.channel: Channel | None = None
         self.ready = False
         self.reload = False  # asked for while it was starting
+        self.paused = asyncio.Event()
         self.restarts = 0
 
 
@@ -66,7 +69,9 @@ class _Gathering:
 class Supervisor:
     """`command(index, descriptor)` is the worker's command line; the descriptor is its end of the channel.
 
-    `await start()` returns when every worker serves; `reload()` and `await stop()` pass signals on.
+    `await start()` returns when every worker could serve; `accept()` lets visitors in, `await pause()` nobody until
+    `accept`, `leave()` nobody ever: then `await drained()` returns when the workers have ended by themselves.
+    `reload()` and `await stop()` pass signals on.
     """
 
     def __init__(
@@ -82,8 +87,9 @@ class Supervisor:
         self._workers = [_Process(index) for index in range(count)]
         self._https = tuple(https)
         self._http = tuple(http)
-        self._port_bind = port_bind
+        self.ports = LocalPorts(port_bind)
         self._command = command
+        self._accepting = self._leaving = False
         self._ports: dict[int, tuple[socket.socket, set[int]]] = {}
         self._gatherings: dict[int, _Gathering] = {}
         self._next = 0
@@ -101,13 +107,56 @@ class Supervisor:
         return [worker.process.pid for worker in self._workers if worker.process is not None]
 
     async def start(self) -> None:
-        """Start every worker; return when all of them serve. LocalError if one ends before that; then none is left."""
+        """Start every worker; return when all could serve. LocalError if one ends before that; then none is left."""
         self._keepers = [spawn(self._keep(worker), name=f"worker {worker.index}") for worker in self._workers]
         try:
             await asyncio.shield(self._all_ready)
         except LocalError:
             await self.stop()
             raise
+
+    def accept(self) -> None:
+        """Let visitors in, for the first time or again."""
+        self._accepting = True
+        for worker in self._workers:
+            if worker.ready:
+                self._send(worker, {"op": "accept"})
+
+    async def pause(self) -> None:
+        """Accept nobody for a moment; return when no worker does."""
+        self._accepting = False
+        asked = []
+        for worker in self._workers:
+            worker.paused.clear()
+            if worker.ready and self._send(worker, {"op": "pause"}):
+                asked.append(spawn(worker.paused.wait(), name="pause"))
+        if asked:
+            _, late = await asyncio.wait(asked, timeout=PAUSE_SECONDS)
+            for task in late:
+                task.cancel()
+
+    def leave(self) -> None:
+        """Another process accepts on these listeners from now on: the workers end when nothing is in progress."""
+        self._leaving = True
+        self._close_listeners()
+        for worker in self._workers:
+            if worker.ready:
+                self._send(worker, {"op": "leave"})
+            elif worker.process is not None:
+                worker.process.terminate()  # it has nobody yet
+
+    async def drained(self) -> None:
+        """Return when every worker has ended."""
+        await asyncio.wait(self._keepers)
+
+    def listeners(self) -> dict[int, socket.socket]:
+        """The raw ports that are open."""
+        return {port: listener for port, (listener, _) in self._ports.items()}
+
+    def _close_listeners(self) -> None:
+        for sock in (*self._https, *self._http):
+            sock.close()  # as each worker does: a visitor is refused, not left in a queue that nobody empties
+        self.ports.forget()
 
     def reload(self) -> None:
         """Every worker reads its configuration again; one that is starting, and would die of SIGHUP, once it serves."""
@@ -120,8 +169,7 @@ class Supervisor:
         """Close the listeners; every worker ends in its own order, after `STOP_SECONDS` it is killed."""
         if not self._stop_asked.done():
             self._stop_asked.set_result(None)
-        for sock in (*self._https, *self._http):
-            sock.close()  # as each worker does: a visitor is refused, not left in a queue that nobody empties
+        self._close_listeners()
         self._signal(signal.SIGTERM)
         if self._keepers:
             _, late = await asyncio.wait(self._keepers, timeout=STOP_SECONDS)
@@ -155,7 +203,7 @@ class Supervisor:
         while True:
             started = self._loop.time()
             code = await self._run(worker)
-            if self._stop_asked.done():
+            if self._stop_asked.done() or self._leaving:
                 return
             if not self._all_ready.done():
                 self._all_ready.set_exception(LocalError(f"worker {worker.index} ended with {code} before it served"))
@@ -165,7 +213,7 @@ class Supervisor:
                 wait = BACKOFF_SECONDS[0]
             log.error("worker %d ended with %d; started again in %.1f s", worker.index, code, wait)
             await asyncio.wait([self._stop_asked], timeout=wait)
-            if self._stop_asked.done():
+            if self._stop_asked.done() or self._leaving:
                 return
             wait = min(wait * 2, BACKOFF_SECONDS[1])
 
@@ -190,7 +238,9 @@ class Supervisor:
             received=lambda message, descriptors: self._received(worker, message, descriptors),
             closed=lambda: None,
         )
-        stopping = self._stop_asked.done()  # the listeners are closed then, and SIGTERM may have come too early for it
+        stopping = (
+            self._stop_asked.done() or self._leaving
+        )  # the listeners are closed then, and SIGTERM may have come too early for it
         listeners = [] if stopping else [os.dup(sock.fileno()) for sock in (*self._https, *self._http)]
         if stopping:
             worker.process.terminate()
@@ -223,10 +273,14 @@ class Supervisor:
         match message["op"]:
             case "ready":
                 worker.ready = True
+                if self._accepting:
+                    self._send(worker, {"op": "accept"})
                 if worker.reload:
                     self._reload_late(worker)
                 if all(each.ready for each in self._workers) and not self._all_ready.done():
                     self._all_ready.set_result(None)
+            case "paused":
+                worker.paused.set()
             case "relay":
                 self._relay(self._workers[message["worker"]], message["peer"], descriptors)
             case "open_port":
@@ -257,7 +311,7 @@ class Supervisor:
         held = self._ports.get(port)
         if held is None:
             try:
-                held = self._ports[port] = (bind_port(self._port_bind, port), set())
+                held = self._ports[port] = (self.ports.take(port), set())
             except Refused as refusal:
                 self._send(worker, {"op": "port", "id": number, "error": refusal.text})
                 return

@@ -52,10 +52,10 @@ class Peers(Protocol):
 class Alone:
     """`Peers` of an edge with one process."""
 
-    __slots__ = ("_ports", "_snapshot", "count", "index")
+    __slots__ = ("_snapshot", "count", "index", "ports")
 
     def __init__(self, port_bind: str, snapshot: Callable[[], dict[str, Any]]) -> None:
-        self._ports = LocalPorts(port_bind)
+        self.ports = LocalPorts(port_bind)
         self._snapshot = snapshot
         self.index = 0
         self.count = 1
@@ -64,10 +64,10 @@ class Alone:
         return False
 
     async def open_port(self, port: int) -> socket.socket:
-        return await self._ports.open_port(port)
+        return await self.ports.open_port(port)
 
     def close_port(self, port: int) -> None:
-        self._ports.close_port(port)
+        self.ports.close_port(port)
 
     async def gather(self) -> list[dict[str, Any]]:
         return [self._snapshot()]
@@ -77,7 +77,8 @@ class Worker:
     """`Peers` of one worker process; `sock` is its end of the supervisor's pair.
 
     `await start()` returns the listeners. Then `tunnel(descriptor, peer)` is called for tunnels of ours that others
-    accepted, and `orphaned()` once if the supervisor is gone (the worker should stop as on SIGTERM).
+    accepted, `accept()`, `pause()` and `leave()` when the supervisor says so (as the methods of `app.Edge`), and
+    `orphaned()` once if the supervisor is gone (the worker should stop as on SIGTERM).
     """
 
     def __init__(
@@ -87,11 +88,15 @@ class Worker:
         *,
         snapshot: Callable[[], dict[str, Any]],
         tunnel: Callable[[int, tuple[str, int]], None],
+        accept: Callable[[], None],
+        pause: Callable[[], None],
+        leave: Callable[[], None],
         orphaned: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._snapshot = snapshot
         self._tunnel = tunnel
+        self._pause = pause
         self._orphaned = orphaned
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -104,6 +109,9 @@ class Worker:
             "port": self._on_port,
             "snapshot": self._on_snapshot,
             "gathered": self._on_gathered,
+            "accept": lambda _message, _descriptors: accept(),
+            "pause": self._on_pause,
+            "leave": lambda _message, _descriptors: leave(),
         }
         self._channel = Channel(loop, sock, received=self._received, closed=self._closed)
 
@@ -112,7 +120,7 @@ class Worker:
         return await self._setup
 
     def ready(self) -> None:
-        """This worker serves."""
+        """This worker could serve; `accept` is called when it may."""
         self._channel.send({"op": "ready"})
 
     def close(self) -> None:
@@ -183,6 +191,10 @@ class Worker:
             future.set_result(socket.socket(fileno=descriptors[0]))
         else:
             future.set_result(message["error"])
+
+    def _on_pause(self, message: dict[str, Any], descriptors: list[int]) -> None:  # noqa: ARG002 - the table's shape
+        self._pause()
+        self._channel.send({"op": "paused"})
 
     def _on_snapshot(self, message: dict[str, Any], descriptors: list[int]) -> None:  # noqa: ARG002 - the table's shape
         self._channel.send({"op": "snapshot", "id": message["id"], "snapshot": self._snapshot()})

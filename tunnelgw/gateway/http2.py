@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _PULL_BYTES = 256 * 1024
 _WRITE_HIGH, _WRITE_LOW = 65536, 16384
 _TICK = 1.0
-# A visitor that does not answer the last call's PING gets the final GOAWAY after this: several of the longest round trips.
+# A visitor that does not answer the last call's PING gets the final GOAWAY after this: several long round trips.
 _LAST_CALL_SECONDS = 5.0
 _LONG_PATH = 1024
 
@@ -52,8 +52,8 @@ class Http2Visitor(asyncio.Protocol):
     """One connection. The loop calls the protocol's methods, exchanges call `settle_soon`, the wheel `on_deadline`."""
 
     __slots__ = (
-        "_inside_since", "_last_call", "_over", "_since", "_transport", "_whole", "armed_until", "closing", "deadline", "engine",
-        "exchanges", "gateway", "guard", "pool", "scheduled", "unsettled", "write_paused",
+        "_inside_since", "_last_call", "_over", "_since", "_transport", "_whole", "armed_until", "closing", "deadline",
+        "engine", "exchanges", "gateway", "guard", "pool", "scheduled", "unsettled", "write_paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:

@@ -258,7 +258,7 @@ class Http2:
             return 0
 
     def last_call(self) -> None:
-        """A GOAWAY that still lets every stream in, and a PING: `PingAcknowledged` once the peer knows (RFC 9113, 6.8)."""
+        """A GOAWAY that lets every stream in, and a PING: `PingAcknowledged` once the peer knows (RFC 9113, 6.8)."""
         try:
             self._core.send_shutdown_notice()
             self._core.ping(b"lastcall")

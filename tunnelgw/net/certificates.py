@@ -100,6 +100,7 @@ class Certificates:
         self._failed: dict[str, tuple[float, float]] = {}  # host → (until when the issuer is left alone, for how long)
         self._wanted: frozenset[str] = frozenset()
         self._open = False  # visitors can reach the front door
+        self._retired = False
         self._few = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._look: asyncio.Task[None] | None = None
@@ -122,6 +123,12 @@ class Certificates:
         """Stop looking."""
         self.deadline = INF
 
+    def retire(self) -> None:
+        """Another process looks after certificates: begin nothing more. What an issuer works on goes on."""
+        self.close()
+        self._retired = True
+        self._wanted = frozenset()  # of the queued ones none has its turn any more
+
     async def stop(self) -> None:
         """Stop looking, and end what issuers are doing, their child processes included."""
         self.close()
@@ -140,6 +147,8 @@ class Certificates:
 
     def want(self, hosts: Iterable[str]) -> None:
         """Routes exist for exactly these hosts (names or wildcards) now: see that they have certificates."""
+        if self._retired:
+            return
         self._wanted = frozenset(hosts)
         missing = [host for host in self._wanted if self._needs(host)]
         if missing:

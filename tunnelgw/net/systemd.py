@@ -42,5 +42,10 @@ def stopping() -> bool:
     return notify("STOPPING=1\nSTATUS=stopping")
 
 
+def replaced_by(pid: int) -> bool:
+    """Another process is the service from now on, in this one's control group; systemd believes it of the old one."""
+    return pid > 0 and notify(f"MAINPID={pid}")
+
+
 def _line(text: str) -> str:
     return text.replace("\n", " ")
