@@ -1,6 +1,6 @@
 # Works on a fresh Debian machine with Python 3.11+ and make: what is missing is installed.
 # `make demo` tries it, `make test` runs everything, `make lint` checks style and types, `make bench` compares,
-# `make lock` renews requirements.lock, `make audit` looks for known holes in it.
+# `make lab` opens a laboratory, `make lock` renews requirements.lock, `make audit` looks for known holes in it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,7 +10,7 @@ PYTHON ?= $(shell tools/python)
 DEMO_PORT ?= 8443
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint bench lock audit clean
+.PHONY: demo test lint bench lab lock audit clean
 
 demo: $(VENV)/.installed
 	@exec $(BIN)/tunnelgw demo --port $(DEMO_PORT)
@@ -27,6 +27,11 @@ lint: $(VENV)/.developed
 bench: $(VENV)/.developed
 	@tools/debian-packages
 	$(BIN)/python -m loadtest.bench
+
+# A home behind two NATs, a VPS and a visitor in network namespaces, with a prompt (needs root).
+lab: $(VENV)/.developed
+	@tools/debian-packages
+	@exec $(BIN)/python -m tests.lab
 
 # Universal: markers instead of one machine's choice, hashes of every file, no address of an index.
 lock: $(VENV)/.tools

@@ -170,7 +170,7 @@ target = "http://127.0.0.1:{service}"
         if delay:
             relay = free_port()
             script = Path(__file__).parent.parent / "tests" / "system" / "relay.py"
-            group.start("relay", [sys.executable, str(script), str(relay), str(front), str(delay / 2)])
+            group.start("relay", [sys.executable, str(script), str(relay), str(front), "--delay", str(delay / 2)])
             wait_port(relay)
             through = ["--edge", f"127.0.0.1:{relay}"]
         subprocess.run(

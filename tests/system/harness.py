@@ -108,6 +108,25 @@ class Process:
         self.popen.wait()
 
 
+def end_all(children: list[Process]) -> list[str]:
+    """End what still runs, the latest first; what was wrong with it."""
+    for child in reversed(children):
+        with contextlib.suppress(ProcessLookupError):
+            child.popen.send_signal(signal.SIGCONT)
+            child.popen.terminate()
+    problems = []
+    for child in reversed(children):
+        try:
+            child.popen.wait(15)
+        except subprocess.TimeoutExpired:
+            child.popen.kill()
+            child.popen.wait()
+            problems.append(f"{child.name} did not end on SIGTERM")
+        if "Traceback" in child.text() and child.name in ("edge", "home", "other"):
+            problems.append(f"{child.name} wrote a traceback:\n{child.text()[-6000:]}")
+    return problems
+
+
 def run(
     *arguments: str, stdin: str = "", check: bool = True, seconds: float = 60, env=None
 ) -> subprocess.CompletedProcess[str]:
@@ -311,20 +330,7 @@ listen = "127.0.0.1:{self.metrics_port}"
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for child in reversed(self.children):
-            with contextlib.suppress(ProcessLookupError):
-                child.popen.send_signal(signal.SIGCONT)
-                child.popen.terminate()
-        problems = []
-        for child in reversed(self.children):
-            try:
-                child.popen.wait(15)
-            except subprocess.TimeoutExpired:
-                child.popen.kill()
-                child.popen.wait()
-                problems.append(f"{child.name} did not end on SIGTERM")
-            if "Traceback" in child.text() and child.name in ("edge", "home", "other"):
-                problems.append(f"{child.name} wrote a traceback:\n{child.text()[-6000:]}")
+        problems = end_all(self.children)
         secrets = self.secrets | planted.keys_below([self.state, *(home.state for home in self.homes)])
         problems += planted.leaks([child.log for child in self.children], secrets)
         if error is None and problems:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.system.harness import World, free_port, port_answers, wait_until
+from tests.system.sshd import SSHD, configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = [pytest.mark.system, pytest.mark.skipif(SSHD is None, reason="sshd is not installed")]
 SIZE = 100_000_000
-USER = getpass.getuser()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +40,9 @@ class Way:
         return done
 
 
-def make_key(path: Path) -> str:
-    """A new key pair; returns the public half."""
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-    kind, key, *_ = path.with_suffix(".pub").read_text().split()
-    return f"{kind} {key}"
-
-
 def start_sshd(world: World, folder: Path) -> int:
-    """An sshd of our own: its key, its port, its users' keys; nothing of the machine's configuration."""
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # its privilege separation insists on it
-    host_key = make_key(folder / "host")
-    (folder / "authorized_keys").write_text(make_key(folder / "user") + "\n")
-    (folder / "known_hosts").write_text(f"* {host_key}\n")
     port = free_port()
-    (folder / "sshd_config").write_text(f"""
-ListenAddress 127.0.0.1:{port}
-HostKey {folder}/host
-AuthorizedKeysFile {folder}/authorized_keys
-PidFile none
-UsePAM no
-StrictModes no
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-Subsystem sftp internal-sftp
-""")
-    world.add("sshd", [str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")], port=port)
+    world.add("sshd", configure(folder, port), port=port)
     return port
 
 
@@ -88,19 +61,7 @@ def way(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
             host = "shell.example.com"
         """
         world.connector("home", services, allow=("--allow-port", str(port)))
-        config = folder / "ssh_config"
-        config.write_text(f"""
-Host *
-    User {USER}
-    IdentityFile {folder}/user
-    IdentitiesOnly yes
-    UserKnownHostsFile {folder}/known_hosts
-    GlobalKnownHostsFile none
-    StrictHostKeyChecking yes
-    BatchMode yes
-    ConnectTimeout 20
-""")
-        yield Way(world, port, home_port, world.service("web"), config)
+        yield Way(world, port, home_port, world.service("web"), folder / "ssh_config")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import ssl
 import stat
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.asyncio.client import connect
 
+from tests.system.control import ask
 from tests.system.harness import Connector, World, free_port, wait_until
 from tests.system.pebble import Pebble, has_certificate, needs_pebble, shown
 from tests.system.service import BLOCK, pattern
@@ -247,10 +247,9 @@ def test_links_that_break_in_the_middle(tmp_path: Path) -> None:
     size = 32 * 1024 * 1024
     with World(tmp_path) as world:
         world.start_edge()
-        relay = free_port()
-        relaying = world.add(
-            "relay", [sys.executable, str(HERE / "relay.py"), str(relay), str(world.port), "0"], port=relay
-        )
+        relay, control = free_port(), tmp_path / "relay.sock"
+        command = [sys.executable, str(HERE / "relay.py"), str(relay), str(world.port), "--control", str(control)]
+        world.add("relay", command, port=relay)
         certificate, key = tmp_path / "photos.crt", tmp_path / "photos.key"
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
@@ -276,9 +275,7 @@ def test_links_that_break_in_the_middle(tmp_path: Path) -> None:
                 seconds=60, what=f"{mark} bytes of the download\n{world.logs()}",
             )  # fmt: skip
             assert download.poll() is None
-            seen = len(relaying.text())
-            relaying.signal(signal.SIGUSR1)
-            relaying.wait_for("reset", after=seen)
+            ask(control, "reset")
         output, _ = download.communicate(timeout=120)
         assert output == b"200 1"
         assert hashlib.sha256(target.read_bytes()).digest() == _digest(size)

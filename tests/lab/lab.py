@@ -1,0 +1,372 @@
+"""A home, a VPS and a visitor in a network of their own, with the real programs running: what tests and people use.
+
+    with Lab(folder) as lab:
+        lab.relay.freeze()
+        lab.wait_resumed(since)
+
+The edge's name means the relay or the edge itself at home (`through`), and visitors always go straight to the edge.
+Everything ends with the block; what a killed run leaves is swept by the next one (network.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tests.lab import network
+from tests.lab.network import DIRECT, RELAYED, VPS, Network, inside
+from tests.system import planted
+from tests.system.control import ask
+from tests.system.harness import DOMAIN, TUNNELGW, Process, end_all, wait_until
+from tests.system.sshd import configure
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+ROOT = Path(__file__).parents[2]
+EDGE_NAME = f"edge.{DOMAIN}"
+WEB_NAME = f"web.{DOMAIN}"
+SSH_PORT = 2222  # public
+HOME_WEB, HOME_SSH = 8080, 22  # at home, on loopback
+ADDRESSES = {"relay": RELAYED, "direct": DIRECT}  # of the edge's name, by the way a tunnel takes
+_WHERE = {"relay": ("internet", "lo", 32), "direct": ("vps", "wan", 25)}
+
+
+class Program:
+    """One of ours that can be started, ended and started again; `process` is the present one (harness.Process)."""
+
+    def __init__(self, lab: Lab, name: str, role: str, command: list[str], *, ready: str = "ready") -> None:
+        self.lab = lab
+        self.name = name
+        self.role = role
+        self.command = command
+        self.ready = ready
+        self.process: Process | None = None
+
+    def start(self, *, wait: bool = True, env: dict[str, str] | None = None) -> Process:
+        """Begin; wait until it says that it serves."""
+        self.process = self.lab.spawn(self.name, self.role, self.command, env=env)
+        if wait:
+            self.process.wait_for(self.ready)
+        return self.process
+
+    @property
+    def present(self) -> Process:
+        assert self.process is not None, f"{self.name} was never started"
+        return self.process
+
+    def stop(self, *, seconds: float = 30.0) -> int:
+        """SIGTERM; the exit code."""
+        return self.present.stop(seconds=seconds)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.present.kill()
+
+    def signal(self, number: int) -> None:
+        self.present.signal(number)
+
+    def pause(self) -> None:
+        """SIGSTOP: as if the machine slept."""
+        self.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        self.signal(signal.SIGCONT)
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.popen.poll() is None
+
+    def memory(self) -> int:
+        """Resident bytes, of its children too."""
+        pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids())
+        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def descriptors(self) -> int:
+        """Open ones, of its children too."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self._pids())
+
+    def _pids(self) -> list[int]:
+        first = self.present.pid
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        return [first, *map(int, children)]
+
+
+class Relay:
+    """The relay between home and VPS, while it runs; see tests/system/relay.py for what each fault is."""
+
+    def __init__(self, control: Path) -> None:
+        self.control = control
+
+    def reset(self) -> int:
+        return ask(self.control, "reset")
+
+    def freeze(self) -> int:
+        return ask(self.control, "freeze")
+
+    def stall(self, seconds: float) -> None:
+        ask(self.control, "stall", seconds)
+
+    def delay(self, seconds: float) -> None:
+        ask(self.control, "delay", seconds)
+
+    def half_close(self, side: str) -> int:
+        return ask(self.control, "half_close", side)
+
+    def bytewise(self, seconds: float) -> None:
+        ask(self.control, "bytewise", seconds)
+
+    def connections(self) -> int:
+        return ask(self.control, "connections")
+
+
+class Load:
+    """The checker in the visitor's namespace (load.py), while it runs."""
+
+    def __init__(self, process: Process, control: Path) -> None:
+        self.process = process
+        self.control = control
+
+    def report(self) -> dict[str, Any]:
+        """Everything so far: see load.py."""
+        return ask(self.control, "report")
+
+    def mark(self) -> float:
+        """From here on `report` says the longest wait anew; returns the time (monotonic)."""
+        return ask(self.control, "mark")
+
+    def wait_flowing(self, since: float, *, seconds: float = 60.0) -> None:
+        """Until every kind of load got something through that was begun after `since` (monotonic)."""
+
+        def behind() -> list[str]:
+            return [kind for kind, facts in self.report()["kinds"].items() if facts["fresh"] < since]
+
+        wait_until(lambda: not behind(), seconds=seconds, what=f"traffic begun after the fault: {self.report()}")
+
+    def finish(self, *, seconds: float = 90.0) -> dict[str, Any]:
+        """Begin nothing new, end what is under way, and report."""
+        report = ask(self.control, "finish", seconds=seconds)
+        self.process.stop()
+        return report
+
+
+class Lab:
+    """See the module's text. `extra` and `tables` are lines of edge.toml (at its top, and tables)."""
+
+    def __init__(
+        self, folder: Path, *, through: str = "relay", uplink: str = network.UPLINK, workers: int = 1,
+        extra: str = "", tables: str = "", services: str = "",
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.children: list[Process] = []
+        self.through = through
+        self.at = {way: addresses[0] for way, addresses in ADDRESSES.items()}
+        self.workers = workers
+        self.extra = extra
+        self.tables = tables
+        self.services = services
+        self.net = Network(uplink=uplink)
+        edge, home = folder / "edge", folder / "home"
+        self.edge_config, self.home_config = edge / "edge.toml", home / "connector.toml"
+        self.edge_state, self.home_state = edge / "state", home / "state"
+        command = [*TUNNELGW, "edge", "run", "--config", str(self.edge_config)]
+        self.edge = Program(self, "edge", "vps", command)
+        self.connector = Program(self, "home", "home", [*TUNNELGW, "connect", "--config", str(self.home_config)])
+        service = str(ROOT / "tests" / "system" / "service.py")
+        self.service = Program(self, "service", "home", [sys.executable, service, str(HOME_WEB), "web"])
+        self.relay = Relay(folder / "relay.sock")
+        self.loads: list[Load] = []
+        try:
+            self._start(edge, home)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, edge: Path, home: Path) -> None:
+        for part in (edge, home, self.folder / "sshd"):
+            part.mkdir()
+        self.name_edge()
+        names = (WEB_NAME, EDGE_NAME, f"ssh.{DOMAIN}")
+        self.net.hosts("visitor", dict.fromkeys(names, (VPS,)))
+        self.net.hosts("vps", dict.fromkeys(names, (VPS,)))
+        self.tunnelgw("vps", "edge", "init", "--domain", DOMAIN, "--address", f"{EDGE_NAME}:443", "--self-signed",
+                      "--config", str(self.edge_config), "--state-dir", str(self.edge_state))  # fmt: skip
+        self.write_edge()
+        self.write_home()
+        script = str(ROOT / "tests" / "system" / "relay.py")
+        relay = [sys.executable, script, "0.0.0.0:443", f"{VPS}:443", "--control", str(self.relay.control)]
+        self.service.start(wait=False)
+        relaying = self.spawn("relay", "internet", relay)
+        sshd = self.spawn("sshd", "home", configure(self.folder / "sshd", HOME_SSH))
+        self.edge.start()
+        invitation = self.invite("home", "--allow-host", f"*.{DOMAIN}", "--allow-port", f"{SSH_PORT}")
+        relaying.wait_for("ready")
+        self.tunnelgw("home", "join", "-", "--config", str(self.home_config), "--state-dir", str(self.home_state),
+                      stdin=invitation)  # fmt: skip
+        self.service.present.wait_for("ready")
+        sshd.wait_for("listening")
+        self.connector.start()
+        wait_until(lambda: self.metric("tunnelgw_tunnels", state="up") > 0, what="a tunnel")
+
+    def write_edge(self) -> None:
+        """edge.toml as `extra`, `tables` and `workers` say; a running edge reads it on SIGHUP."""
+        self.edge_config.write_text(f"""
+domain = "{DOMAIN}"
+address = "{EDGE_NAME}:443"
+state_dir = "{self.edge_state}"
+workers = {self.workers}
+{self.extra}
+[tls]
+issuer = "self-signed"
+[metrics]
+listen = "127.0.0.1:9150"
+{self.tables}
+""")
+
+    def write_home(self) -> None:
+        """connector.toml: web, ssh and `services`; a running connector notices."""
+        self.home_config.write_text(f"""
+state_dir = "{self.home_state}"
+[services.web]
+target = "http://127.0.0.1:{HOME_WEB}"
+[services.ssh]
+target = "tcp://127.0.0.1:{HOME_SSH}"
+port = {SSH_PORT}
+{self.services}
+""")
+
+    # Programs.
+
+    def spawn(self, name: str, role: str, command: list[str], *, env: dict[str, str] | None = None) -> Process:
+        """Start any program in a namespace; it ends with the lab."""
+        process = Process(name, inside(self.net.namespace(role), command), self.folder, env=env)
+        self.children.append(process)
+        return process
+
+    def exec(self, role: str, *command: str, check: bool = True, seconds: float = 60, stdin: str = ""):
+        """Run a program in a namespace to its end; the CompletedProcess, in text."""
+        done = subprocess.run(
+            inside(self.net.namespace(role), list(command)), input=stdin, capture_output=True, text=True,
+            timeout=seconds, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}\n{self.logs()}"
+        return done
+
+    def tunnelgw(self, role: str, *arguments: str, check: bool = True, stdin: str = "") -> str:
+        """A tunnelgw command there; its output."""
+        return self.exec(role, *TUNNELGW, *arguments, check=check, stdin=stdin).stdout
+
+    def invite(self, name: str, *options: str) -> str:
+        return self.tunnelgw("vps", "edge", "invite", name, *options, "--config", str(self.edge_config)).strip()
+
+    def status(self) -> dict[str, Any]:
+        """`tunnelgw edge status --json`."""
+        return json.loads(self.tunnelgw("vps", "edge", "status", "--json", "--config", str(self.edge_config)))
+
+    def home_status(self) -> dict[str, Any]:
+        """`tunnelgw status --json`."""
+        return json.loads(self.tunnelgw("home", "status", "--json", "--config", str(self.home_config)))
+
+    def curl(self, url: str, *options: str, check: bool = True, seconds: float = 60):
+        """curl at the visitor's; certificates are not checked."""
+        return self.exec("visitor", "curl", "-sk", "--max-time", f"{seconds}", *options, url, check=check,
+                         seconds=seconds + 10)  # fmt: skip
+
+    def code(self, url: str = f"https://{WEB_NAME}/", *options: str) -> int:
+        """The status that a visitor sees."""
+        return int(self.curl(url, "-o", "/dev/null", "-w", "%{http_code}", *options).stdout)
+
+    def ssh(self, *command: str, check: bool = True):
+        """Run a command at home, over ssh and the tunnel."""
+        options = ["-F", str(self.folder / "sshd" / "ssh_config"), "-p", str(SSH_PORT)]
+        return self.exec("visitor", "ssh", *options, f"ssh.{DOMAIN}", *command, check=check)
+
+    def load(self, *options: str) -> Load:
+        """Put load on it, and account for everything; returns once each kind got something through."""
+        control = self.folder / f"load-{len(self.loads)}.sock"
+        command = [sys.executable, "-m", "tests.lab.load", "--control", str(control),
+                   "--ssh-config", str(self.folder / "sshd" / "ssh_config"), *options]  # fmt: skip
+        process = self.spawn("load", "visitor", command, env={"PYTHONPATH": str(ROOT)})
+        process.wait_for("ready")
+        load = Load(process, control)
+        self.loads.append(load)
+        load.wait_flowing(0.001)
+        return load
+
+    # What is known.
+
+    def metrics(self) -> str:
+        """What Prometheus would scrape."""
+        return self.exec("vps", "curl", "-s", "--max-time", "20", "http://127.0.0.1:9150/metrics").stdout
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of one metric's series with these labels."""
+        total = 0.0
+        for labelled, value in re.findall(rf"^{name}(\{{.*\}})? (\S+)$", self.metrics(), re.MULTILINE):
+            if all(f'{key}="{wanted}"' in labelled for key, wanted in labels.items()):
+                total += float(value)
+        return total
+
+    def resumes(self) -> int:
+        """How often tunnels were resumed, as the edge counts."""
+        return int(self.metric("tunnelgw_tunnel_resumes_total"))
+
+    def wait_resumed(self, before: int, *, seconds: float = 60.0) -> None:
+        """Until more than `before` resumes were counted."""
+        wait_until(lambda: self.resumes() > before, seconds=seconds, what=f"a resumed tunnel\n{self.logs()}")
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {child.name}\n{child.text()[-3000:]}" for child in self.children)
+
+    # The way of the tunnel.
+
+    def name_edge(self, *addresses: str) -> None:
+        """What the edge's name means at home: these addresses, or where `through` leads."""
+        self.net.hosts("home", {EDGE_NAME: addresses or (self.at[self.through],)})
+
+    def go(self, through: str) -> None:
+        """From the next dial on tunnels go through the "relay", or "direct"."""
+        self.through = through
+        self.name_edge()
+
+    def move_edge(self) -> None:
+        """The edge (or the relay before it) gets another address, and its name points there. Visitors keep theirs."""
+        way, old = self.through, self.at[self.through]
+        new = ADDRESSES[way][old == ADDRESSES[way][0]]
+        role, interface, length = _WHERE[way]
+        self.at[way] = new
+        self.net.move(role, interface, f"{old}/{length}", f"{new}/{length}")
+        self.name_edge()
+
+    # The end.
+
+    def close(self) -> list[str]:
+        """End everything; what was wrong."""
+        problems = end_all(self.children)
+        self.net.close()
+        return problems
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        problems = self.close()
+        secrets = planted.keys_below([self.edge_state, self.home_state])
+        problems += planted.leaks([child.log for child in self.children], secrets)
+        if error is None and problems:
+            raise AssertionError("\n".join(problems))
+
+
+def now() -> float:
+    """The clock of every time in the lab, the load's included."""
+    return time.monotonic()
