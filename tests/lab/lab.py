@@ -35,6 +35,7 @@ EDGE_NAME = f"edge.{DOMAIN}"
 WEB_NAME = f"web.{DOMAIN}"
 SSH_PORT = 2222  # public
 HOME_WEB, HOME_SSH = 8080, 22  # at home, on loopback
+KINDS = 7  # of load: see load.py
 ADDRESSES = {"relay": RELAYED, "direct": DIRECT}  # of the edge's name, by the way a tunnel takes
 _WHERE = {"relay": ("internet", "lo", 32), "direct": ("vps", "wan", 25)}
 
@@ -151,11 +152,22 @@ class Load:
 
         wait_until(lambda: not behind(), seconds=seconds, what=f"traffic begun after the fault: {self.report()}")
 
+    def table(self) -> str:
+        """The report for people."""
+        head = f"{'':10} {'begun':>8} {'finished':>8} {'failed':>7} {'retried':>7} {'longest wait':>13} {'MB':>8}"
+        lines = [head]
+        for kind, facts in self.report()["kinds"].items():
+            failed = sum(facts["failed"].values())
+            lines.append(
+                f"{kind:10} {facts['begun']:8} {facts['finished']:8} {failed:7} {facts['retried']:7}"
+                f" {facts['longest']:11.2f} s {facts['bytes'] / 1e6:8.1f}"
+            )
+            lines += [f"    {count} times: {cause}" for cause, count in sorted(facts["failed"].items())]
+        return "\n".join(lines)
+
     def finish(self, *, seconds: float = 90.0) -> dict[str, Any]:
         """Begin nothing new, end what is under way, and report."""
-        report = ask(self.control, "finish", seconds=seconds)
-        self.process.stop()
-        return report
+        return ask(self.control, "finish", seconds=seconds)
 
 
 class Lab:
@@ -298,6 +310,7 @@ port = {SSH_PORT}
         process.wait_for("ready")
         load = Load(process, control)
         self.loads.append(load)
+        wait_until(lambda: len(load.report()["kinds"]) == KINDS, what="every kind of load")
         load.wait_flowing(0.001)
         return load
 

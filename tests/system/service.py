@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import itertools
 import sys
+from typing import TYPE_CHECKING
 
 from aiohttp import WSMsgType, web
+
+from tunnelgw.net.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BLOCK = bytes(range(256)) * 256  # 64 KiB
 
@@ -14,6 +22,13 @@ BLOCK = bytes(range(256)) * 256  # 64 KiB
 def pattern(size: int) -> bytes:
     """The body of /bytes/SIZE, for small sizes."""
     return (BLOCK * (size // len(BLOCK) + 1))[:size]
+
+
+def numbered(size: int) -> Iterator[bytes]:
+    """The body of /numbered/SIZE, block by block: each begins with its own number, so that none can be swapped."""
+    for number in range(-(-size // len(BLOCK))):
+        block = number.to_bytes(8, "big") + BLOCK[8:]
+        yield block[: size - number * len(BLOCK)]
 
 
 async def index(request: web.Request) -> web.Response:
@@ -44,6 +59,16 @@ async def produce(request: web.Request) -> web.StreamResponse:
         part = BLOCK if left >= len(BLOCK) else BLOCK[:left]
         await response.write(part)
         left -= len(part)
+    await response.write_eof()
+    return response
+
+
+async def produce_numbered(request: web.Request) -> web.StreamResponse:
+    size = int(request.match_info["size"])
+    response = web.StreamResponse(headers={"Content-Length": str(size)})
+    await response.prepare(request)
+    for block in numbered(size):
+        await response.write(block)
     await response.write_eof()
     return response
 
@@ -100,6 +125,25 @@ async def socket(request: web.Request) -> web.WebSocketResponse:
     return connection
 
 
+async def ticking(request: web.Request) -> web.WebSocketResponse:
+    """Echoes, and says `tick N` ten times a second by itself."""
+    connection = web.WebSocketResponse()
+    await connection.prepare(request)
+
+    async def tick() -> None:
+        with contextlib.suppress(ConnectionError):  # the loop below hears of it too
+            for number in itertools.count():
+                await connection.send_str(f"tick {number}")
+                await asyncio.sleep(0.1)
+
+    ticking = spawn(tick(), name="ticks")
+    async for message in connection:
+        await connection.send_str(f"echo {message.data}")
+    ticking.cancel()
+    await asyncio.wait([ticking])
+    return connection
+
+
 async def closed(request: web.Request) -> web.Response:
     """The close code of the next WebSocket that asked for its telling."""
     return web.json_response(await request.app["closes"].get())
@@ -144,7 +188,8 @@ def main() -> None:
         web.post("/echo", echo), web.get("/bytes/{size}", produce), web.route("*", "/upload", consume),
         web.get("/events", events), web.get("/ws", socket), web.get("/status/{code}", status), web.get("/slow", slow),
         web.get("/page.html", page), web.get("/gated", gated), web.post("/release", release), web.get("/file", itself),
-        web.get("/closed", closed), web.post("/said", say), web.get("/said", said),
+        web.get("/closed", closed), web.get("/numbered/{size}", produce_numbered), web.get("/ticking", ticking),
+        web.post("/said", say), web.get("/said", said),
     ])  # fmt: skip
     options = {"port": int(where), "host": "127.0.0.1"} if where.isdigit() else {"path": where}
     web.run_app(app, print=lambda *_: print("ready", flush=True), shutdown_timeout=0.5, **options)

@@ -1,0 +1,356 @@
+"""Load on a lab, accounting for everything: `python -m tests.lab.load --control SOCKET --ssh-config FILE`.
+
+Runs at the visitor's. Each kind goes on until `finish`: small requests on HTTP/1.1 (GET and POST) and on HTTP/2, whose
+number must come back; a download and an upload after the other, whose hashes must be equal; a WebSocket and an ssh
+session with numbered messages, of which none may be missing, doubled or out of order. What breaks is begun again and
+counted as failed. Commands of the control socket (see tests/system/control.py):
+
+    report    {"kinds": {kind: {begun, finished, under_way, retried, failed: {cause: how many}, longest, fresh, bytes}},
+              "failures": [{kind, cause, number, began, ended}]}: longest is the longest wait since `mark` in seconds,
+              fresh is when the latest one began that got through, times are monotonic
+    mark      measure waits anew; the time
+    finish    begin nothing new, wait for what is under way; the report
+
+`retried` are requests that any browser sends again: of a server that said that it had not looked at them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from tests.lab.clients import H1, H2, PATIENCE, UnprocessedError, trusting
+from tests.lab.tally import Tally, WrongError
+from tests.system import control
+from tests.system.service import numbered
+from tunnelgw.net.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+WEB, SSH, PORT, SSH_PORT = "web.example.com", "ssh.example.com", 443, 2222
+SMALL = 2  # workers on each version of HTTP
+PAUSE = 0.05  # between small requests of a worker, and between messages
+AGAIN = 0.2  # after a failure
+DOWNLOAD = 4_000_000
+UPLOAD = 2_000_000
+UPLOAD_RATE = 1_000_000  # bytes a second: so that one is under way most of the time
+REMOTE = 'echo ready; while read -r line; do echo "line $line"; done; echo over'
+
+
+def digest_of(size: int) -> str:
+    digest = hashlib.sha256()
+    for block in numbered(size):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+class Load:
+    """All kinds; `finishing` is set once nothing new is to begin."""
+
+    def __init__(self, ssh_config: str) -> None:
+        self.ssh_config = ssh_config
+        self.finishing = asyncio.Event()
+        self.done = asyncio.Event()
+        self.tallies: dict[str, Tally] = {}
+        self.numbers = itertools.count(1)
+
+    def tally(self, kind: str) -> Tally:
+        return self.tallies.setdefault(kind, Tally(kind))
+
+    async def pause(self, seconds: float) -> None:
+        """Or until nothing new is to begin."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.finishing.wait()
+
+    async def run(self) -> None:
+        works: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            *[self.small_h1] * SMALL, self.small_h2, self.download, self.upload, self.websocket, self.ssh,
+        ]  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work())
+        self.done.set()
+
+    async def small_h1(self) -> None:
+        tally, connection = self.tally("h1"), None
+        while not self.finishing.is_set():
+            number = str(next(self.numbers)).encode()
+            before = len(tally.failures)
+            with tally.operation():
+                if connection is None:
+                    connection = await H1.connect(WEB, PORT)
+                if int(number) % 2:
+                    await connection.ask("GET", f"/headers/{number.decode()}")
+                    got = json.loads(b"".join([part async for part in connection.answer()]))["path"].encode()
+                    wanted = b"/headers/" + number
+                else:
+                    await connection.ask("POST", "/upload", length=len(number))
+                    connection.writer.write(number)
+                    got = json.loads(b"".join([part async for part in connection.answer()]))["sha256"].encode()
+                    wanted = hashlib.sha256(number).hexdigest().encode()
+                if got != wanted:
+                    raise WrongError(f"{got!r} instead of {wanted!r}")
+            failed = len(tally.failures) > before
+            if connection is not None and (failed or connection.closes):
+                connection.close()
+                connection = None
+            await self.pause(AGAIN if failed else PAUSE)
+
+    async def small_h2(self) -> None:
+        """Several requests at once on one connection; another one once the server wants no more on it."""
+        tally, connection = self.tally("h2"), None
+        while not self.finishing.is_set():
+            before = len(tally.failures)
+            if connection is None or not connection.usable:
+                with tally.operation():
+                    connection = await H2.connect(WEB, PORT)
+            if connection is not None:
+                await asyncio.gather(*(self.get_h2(tally, connection) for _ in range(SMALL)))
+            await self.pause(AGAIN if len(tally.failures) > before else PAUSE)
+
+    async def get_h2(self, tally: Tally, connection: H2) -> None:
+        path = f"/headers/{next(self.numbers)}"
+        another = None
+        with tally.operation():
+            while True:
+                try:
+                    got = json.loads(await connection.get(path))["path"]
+                    break
+                except UnprocessedError:
+                    tally.retried += 1
+                    another = connection = await H2.connect(WEB, PORT)
+            if got != path:
+                raise WrongError(f"{got!r} instead of {path!r}")
+        if another is not None:
+            another.close()
+
+    async def download(self) -> None:
+        tally, wanted = self.tally("download"), digest_of(DOWNLOAD)
+        while not self.finishing.is_set():
+            connection, before = None, len(tally.failures)
+            with tally.operation() as operation:
+                connection = await H1.connect(WEB, PORT)
+                await connection.ask("GET", f"/numbered/{DOWNLOAD}")
+                digest = hashlib.sha256()
+                async for part in connection.answer():
+                    digest.update(part)
+                    tally.moved(operation, len(part))
+                if digest.hexdigest() != wanted:
+                    raise WrongError("another hash")
+            if connection is not None:
+                connection.close()
+            if len(tally.failures) > before:
+                await self.pause(AGAIN)
+
+    async def upload(self) -> None:
+        tally, wanted = self.tally("upload"), {"bytes": UPLOAD, "sha256": digest_of(UPLOAD)}
+        while not self.finishing.is_set():
+            connection, before = None, len(tally.failures)
+            with tally.operation() as operation:
+                connection = await H1.connect(WEB, PORT)
+                await connection.ask("POST", "/upload", length=UPLOAD)
+                for block in numbered(UPLOAD):
+                    connection.writer.write(block)
+                    async with asyncio.timeout(PATIENCE):
+                        await connection.writer.drain()
+                    tally.moved(operation, len(block))
+                    await asyncio.sleep(len(block) / UPLOAD_RATE)
+                got = json.loads(b"".join([part async for part in connection.answer()]))
+                if got != wanted:
+                    raise WrongError(f"{got} instead of {wanted}")
+            if connection is not None:
+                connection.close()
+            if len(tally.failures) > before:
+                await self.pause(AGAIN)
+
+    async def websocket(self) -> None:
+        tally, ticks = self.tally("websocket"), self.tally("ticks")
+        while not self.finishing.is_set():
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    made = await connect(
+                        f"wss://{WEB}:{PORT}/ticking", ssl=trusting("http/1.1"), ping_interval=None, open_timeout=None
+                    )
+            except (OSError, EOFError, InvalidHandshake, ConnectionClosed) as error:
+                tally.fail(tally.begin(), error)
+                await self.pause(AGAIN)
+                continue
+            messages = Messages(tally, "echo")
+            told = Messages(ticks, "tick", ahead=True)
+            async with made:
+                sending = spawn(self.say(messages, made.send), name="messages")
+                try:
+                    while not messages.over:
+                        async with asyncio.timeout(PATIENCE):
+                            text = await made.recv()
+                        (told if text.startswith("tick") else messages).heard(text)
+                    await made.close()
+                except (ConnectionClosed, OSError, WrongError) as error:
+                    messages.fail(error)
+                    told.fail(error)
+                finally:
+                    sending.cancel()
+                    await asyncio.wait([sending])
+                    told.drop()
+            await self.pause(AGAIN)
+
+    async def ssh(self) -> None:
+        tally = self.tally("ssh")
+        while not self.finishing.is_set():
+            session = await asyncio.create_subprocess_exec(
+                "ssh", "-F", self.ssh_config, "-p", str(SSH_PORT), SSH, REMOTE,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            assert session.stdin is not None
+            assert session.stdout is not None
+            messages = Messages(tally, "line")
+            opening, sending = tally.begin(), None
+            try:
+                if await self.line(session.stdout) != "ready":
+                    raise WrongError("no greeting")
+                tally.finish(opening)
+                opening = None
+                sending = spawn(self.say(messages, self.writer(session.stdin)), name="lines")
+                while not messages.over:
+                    messages.heard(await self.line(session.stdout))
+                session.stdin.close()
+                if await self.line(session.stdout) != "over" or await session.wait() != 0:
+                    raise WrongError("another end")
+            except (OSError, EOFError, WrongError) as error:
+                if opening is not None:
+                    tally.fail(opening, error)
+                messages.fail(error)
+            finally:
+                if sending is not None:
+                    sending.cancel()
+                    await asyncio.wait([sending])
+                if session.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        session.kill()
+                    await session.wait()
+            await self.pause(AGAIN)
+
+    @staticmethod
+    async def line(stdout: asyncio.StreamReader) -> str:
+        async with asyncio.timeout(PATIENCE):
+            text = await stdout.readline()
+        if not text.endswith(b"\n"):
+            raise ConnectionResetError("the session ended")
+        return text.decode().rstrip("\n")
+
+    @staticmethod
+    def writer(stdin: asyncio.StreamWriter) -> Callable[[str], Coroutine[Any, Any, None]]:
+        async def write(text: str) -> None:
+            stdin.write(f"{text}\n".encode())
+            await stdin.drain()
+
+        return write
+
+    async def say(self, messages: Messages, send: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+        """Number after number, until nothing new is to begin or the connection is over (who reads says why)."""
+        with contextlib.suppress(OSError, ConnectionClosed):
+            while not messages.last:
+                messages.last = self.finishing.is_set()
+                await send(messages.next())
+                await self.pause(PAUSE)
+
+    # The control socket.
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "kinds": {kind: tally.report() for kind, tally in self.tallies.items()},
+            "failures": [failure for tally in self.tallies.values() for failure in tally.failures],
+        }
+
+    def mark(self) -> float:
+        for tally in self.tallies.values():
+            tally.mark()
+        return time.monotonic()
+
+    async def finish(self) -> dict[str, Any]:
+        self.finishing.set()
+        await self.done.wait()
+        return self.report()
+
+
+class Messages:
+    """Numbered messages of one connection: each is answered with `WORD NUMBER`, in order.
+
+    ahead: nobody asks, the other side counts by itself; the next one is always under way.
+    """
+
+    def __init__(self, tally: Tally, word: str, *, ahead: bool = False) -> None:
+        self.tally = tally
+        self.word = word
+        self.sent = 0
+        self.received = 0
+        self.ahead = ahead
+        self.last = False  # none is sent after the one that was sent last
+        self.waiting = [tally.begin()] if ahead else []
+
+    @property
+    def over(self) -> bool:
+        """True once the last one was answered."""
+        return self.last and not self.waiting
+
+    def next(self) -> str:
+        self.waiting.append(self.tally.begin())
+        self.sent += 1
+        return str(self.sent - 1)
+
+    def heard(self, text: str) -> None:
+        if text != f"{self.word} {self.received}" or not self.waiting:
+            raise WrongError(f"{text!r} instead of {self.word} {self.received}")
+        self.received += 1
+        self.tally.finish(self.waiting.pop(0))
+        if self.ahead:
+            self.waiting.append(self.tally.begin())
+
+    def fail(self, error: BaseException) -> None:
+        """The connection is over; what was under way failed (or, if nothing was, the connection itself)."""
+        for operation in self.waiting or [self.tally.begin()]:
+            self.tally.fail(operation, error)
+        self.waiting = []
+
+    def drop(self) -> None:
+        """The connection ended in order: the next message was never begun."""
+        for operation in self.waiting:
+            self.tally.under_way.remove(operation)
+            self.tally.begun -= 1
+        self.waiting = []
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control", required=True)
+    parser.add_argument("--ssh-config", required=True)
+    options = parser.parse_args()
+    load = Load(options.ssh_config)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await control.serve(options.control, {"report": load.report, "mark": load.mark, "finish": load.finish})
+    running = spawn(load.run(), name="load")
+    stopping = spawn(stop.wait(), name="end")
+    print("ready", flush=True)
+    await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not stop.is_set():
+        await running  # it raises, if the checker itself is at fault; else it has finished
+        await stopping
+    running.cancel()
+    await asyncio.wait([running])
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
