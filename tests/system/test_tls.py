@@ -63,11 +63,12 @@ def visit(
     world: World, context: ssl.SSLContext, name: str, *, host: str = "", session: ssl.SSLSession | None = None
 ) -> tuple[bytes, ssl.SSLSession | None, bool]:
     """One request, to the edge's close_notify: the answer, the session for the next time, whether it was resumed."""
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # set by default before Python 3.11.4
     sock = socket.create_connection(("127.0.0.1", world.port), timeout=30)
     with context.wrap_socket(sock, server_hostname=name, session=session, suppress_ragged_eofs=False) as tls:
         tls.sendall(f"GET / HTTP/1.1\r\nHost: {host or name}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
-        while data := tls.recv(65536):  # SSLEOFError if the end came without close_notify
+        while data := tls.recv(65536):  # SSLError if the end came without close_notify
             answer += data
         return answer, tls.session, bool(tls.session_reused)
 
