@@ -11,7 +11,7 @@ Commands of the edge (see `tunnelgw.admin.api` for the exact keys):
     reload   {}                                    -> {"messages": […]}
     restore  {"staged": folder in state_dir}       -> {}                (see `tunnelgw.admin.restore`)
     certificate {"action", "host", "reason"}       -> {"certificates": […]} or {"messages": […]}
-    upgrade  {}                                    -> {"pid", …}        (see `tunnelgw.admin.upgrade`)
+    upgrade  {"notify": the asker's NOTIFY_SOCKET} -> {"pid", …}        (see `tunnelgw.admin.upgrade`)
 Commands of the connector:
     status   {}                                    -> {"status": {…}}
     reload   {}                                    -> {"messages": […]}

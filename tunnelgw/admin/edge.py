@@ -151,7 +151,7 @@ class _Operator:
         if request["command"] == "restore":
             return await self._restore(str(request.get("staged")))
         if request["command"] == "upgrade":
-            return await self._upgrade()
+            return await self._upgrade(str(request.get("notify", "")))
         await self._look()
         return await self._desk.answer(request)
 
@@ -171,10 +171,10 @@ class _Operator:
         await self._look()
         return {}
 
-    async def _upgrade(self) -> dict[str, Any]:
+    async def _upgrade(self, notify: str) -> dict[str, Any]:
         if self._restoring or self.handover is None:
             raise LocalError("the edge is starting, or its state is being restored: upgrade when that is done")
-        return await self.handover.offer()
+        return await self.handover.offer(notify)
 
     async def _look(self) -> None:
         views = [one for one in await self._crew.views() if one]

@@ -104,7 +104,8 @@ class Takeover:
 
     def _ask(self) -> dict[str, Any]:
         try:
-            before = call(self._state_dir, {"command": "upgrade"})
+            request = {"command": "upgrade", "notify": os.environ.get("NOTIFY_SOCKET", "")}
+            before = call(self._state_dir, request)
         except NotRunningError:
             raise LocalError(f"no edge runs on {self._state_dir}: start this one without --upgrade") from None
         except LocalError as error:
@@ -113,11 +114,6 @@ class Takeover:
             raise
         if before["speaks"] != SPEAKS:
             _too_old()
-        if before["notify"] != os.environ.get("NOTIFY_SOCKET", "") and before["notify"]:
-            raise LocalError(
-                f"the running edge (process {before['pid']}) is a service of systemd, which would not know this one: "
-                "systemctl kill --kill-whom=main --signal=SIGUSR2 tunnelgw-edge"
-            )
         return before
 
     async def _hear(self, op: str, *, seconds: float | None, into: Listeners | None = None) -> None:

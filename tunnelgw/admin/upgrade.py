@@ -69,6 +69,11 @@ class Talk:
             closed=lambda: self._inbox.put_nowait(None),
         )
 
+    @property
+    def open(self) -> bool:
+        """False once the other side is gone; what it said before can still be heard."""
+        return self._channel.open
+
     def say(self, op: str, **keys: Any) -> None:
         """Send one message."""
         self._channel.send({"op": op, **keys})
@@ -142,12 +147,17 @@ class Handover:
         """An upgrade is being tried."""
         return self._attempt is not None and not self._attempt.done()
 
-    async def offer(self) -> dict[str, Any]:
-        """A process asks to take over: let it connect. LocalError where that cannot be."""
+    async def offer(self, notify: str) -> dict[str, Any]:
+        """A process with that NOTIFY_SOCKET asks to take over: let it connect. LocalError where that cannot be."""
         if self.left:
             raise LocalError("this edge was replaced by a newer process, which does not answer yet; try again")
         if self.under_way:
             raise LocalError("another upgrade is under way; try again when it has ended")
+        if os.environ.get("NOTIFY_SOCKET", "") not in ("", notify):
+            raise LocalError(
+                f"the running edge (process {os.getpid()}) is a service of systemd, which would not know this one: "
+                "systemctl kill --kill-whom=main --signal=SIGUSR2 tunnelgw-edge"
+            )
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mask = os.umask(0o177)
@@ -165,8 +175,7 @@ class Handover:
         listener.listen(1)
         listener.setblocking(False)
         self._attempt = spawn(self._try(listener), name="upgrade")
-        notify = os.environ.get("NOTIFY_SOCKET", "")
-        return {"pid": os.getpid(), "version": __version__, "speaks": SPEAKS, "notify": notify}
+        return {"pid": os.getpid(), "version": __version__, "speaks": SPEAKS}
 
     def upgrade(self) -> None:
         """SIGUSR2: start the program that this process was started from, in whatever version it is there now."""
@@ -219,7 +228,7 @@ class Handover:
         talk.say_listeners(given)
         talk.say("begin")
         await talk.hear("prepared", seconds=START_SECONDS)
-        await self._wait_for_parked()
+        await self._wait_for_parked(talk)
         await self._crew.pause()
         try:
             new = {port: sock for port, sock in self._crew.ports().items() if given.ports.get(port) is not sock}
@@ -247,7 +256,7 @@ class Handover:
         found = self._listeners
         return Listeners(found.https, found.http, found.metrics, self._control.listener, self._crew.ports())
 
-    async def _wait_for_parked(self) -> None:
+    async def _wait_for_parked(self, talk: Talk) -> None:
         """Requests that wait for a connector here are served here: it would come back to the other process.
 
         As long as the slowest of them may wait, and those that come meanwhile; for a connector that stays away longer
@@ -255,7 +264,8 @@ class Handover:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + 2 * self._crew.config.park_seconds
-        while (await self._crew.numbers())["parked"] and loop.time() < end:  # noqa: ASYNC110 - polled only here
+        # Polled only here: nobody else wants to know.
+        while talk.open and (await self._crew.numbers())["parked"] and loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(PARKED_TURN)
 
     async def _finish(self, talk: Talk) -> None:
