@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 from tests.system import planted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 TUNNELGW = [sys.executable, "-m", "tunnelgw"]
@@ -54,7 +55,15 @@ def port_answers(port: int, host: str = "127.0.0.1") -> bool:
 class Process:
     """A child whose output is kept in a file and can be waited for line by line."""
 
-    def __init__(self, name: str, command: list[str], folder: Path, *, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        folder: Path,
+        *,
+        env: dict[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self.log = folder / f"{name}-{time.monotonic_ns()}.log"
         planted.every_log.add(self.log)
@@ -62,8 +71,9 @@ class Process:
         environment.update(env or {})
         with self.log.open("wb") as output:
             self.popen = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder
-            )
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder,
+                pass_fds=pass_fds,
+            )  # fmt: skip
 
     @property
     def pid(self) -> int:
@@ -154,7 +164,8 @@ def run(
 class Connector:
     """A home: its own configuration, identity and process."""
 
-    def __init__(self, world: World, name: str, services: str) -> None:
+    def __init__(self, world: World, name: str, services: str, *, env: dict[str, str] | None = None) -> None:
+        self.env = env
         self.world = world
         self.name = name
         self.folder = world.folder / name
@@ -176,10 +187,11 @@ class Connector:
     def join(self, *options: str, allow: tuple[str, ...] = ()) -> None:
         invitation = self.world.edge_command("invite", self.name, *allow).stdout.strip()
         assert invitation.startswith("tgw1_"), invitation
-        run("join", invitation, "--config", str(self.config), "--state-dir", str(self.state), *options)
+        run("join", invitation, "--config", str(self.config), "--state-dir", str(self.state), *options, env=self.env)
 
     def start(self, *, wait: bool = True, env: dict[str, str] | None = None) -> Process:
-        process = Process(self.name, [*TUNNELGW, "connect", "--config", str(self.config)], self.folder, env=env)
+        command = [*TUNNELGW, "connect", "--config", str(self.config)]
+        process = Process(self.name, command, self.folder, env=env or self.env)
         self.process = process
         self.world.children.append(process)
         if wait:
@@ -187,18 +199,28 @@ class Connector:
         return process
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run(*arguments, "--config", str(self.config), check=check)
+        return run(*arguments, "--config", str(self.config), check=check, env=self.env)
 
 
 class World:
     """One edge, any number of connectors and local services, in one folder."""
 
     def __init__(
-        self, folder: Path, *, extra: str = "", workers: int = 1, tables: str = "", issuer: str = "self-signed"
+        self,
+        folder: Path,
+        *,
+        extra: str = "",
+        workers: int = 1,
+        tables: str = "",
+        issuer: str = "self-signed",
+        ports: tuple[int, int] = (0, 0),
+        env: dict[str, str] | None = None,
     ) -> None:
+        """`env`: of the edge and of commands to it (another version of the program)."""
+        self.env = env
         self.folder = folder
-        self.port = free_port()
-        self.http_port = free_port()
+        self.port = ports[0] or free_port()
+        self.http_port = ports[1] or free_port()
         self.metrics_port = free_port()
         self.config = folder / "edge.toml"
         self.state = folder / "edge-state"
@@ -212,7 +234,7 @@ class World:
         self.tables = tables
         self.issuer = issuer
         run("edge", "init", "--domain", DOMAIN, "--address", f"127.0.0.1:{self.port}", "--self-signed",
-            "--config", str(self.config), "--state-dir", str(self.state))  # fmt: skip
+            "--config", str(self.config), "--state-dir", str(self.state), env=env)  # fmt: skip
         self.write_config()
 
     def write_config(self) -> None:
@@ -232,13 +254,14 @@ listen = "127.0.0.1:{self.metrics_port}"
 """)
 
     def start_edge(self, *, env: dict[str, str] | None = None) -> Process:
-        self.edge = Process("edge", [*TUNNELGW, "edge", "run", "--config", str(self.config)], self.folder, env=env)
+        command = [*TUNNELGW, "edge", "run", "--config", str(self.config)]
+        self.edge = Process("edge", command, self.folder, env=env or self.env)
         self.children.append(self.edge)
         self.edge.wait_for("ready")
         return self.edge
 
     def edge_command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = run("edge", *arguments, "--config", str(self.config), check=check)
+        done = run("edge", *arguments, "--config", str(self.config), check=check, env=self.env)
         if arguments[0] == "invite" and done.returncode == 0:
             self.secrets.add(planted.secret_of_invitation(done.stdout.strip()))
         return done
@@ -246,8 +269,16 @@ listen = "127.0.0.1:{self.metrics_port}"
     def status(self) -> dict:
         return json.loads(self.edge_command("status", "--json").stdout)
 
-    def connector(self, name: str, services: str, *, allow: tuple[str, ...] = (), start: bool = True) -> Connector:
-        connector = self.connectors[name] = Connector(self, name, services)
+    def connector(
+        self,
+        name: str,
+        services: str,
+        *,
+        allow: tuple[str, ...] = (),
+        start: bool = True,
+        env: dict[str, str] | None = None,
+    ) -> Connector:
+        connector = self.connectors[name] = Connector(self, name, services, env=env)
         connector.join(allow=allow)
         if start:
             connector.start()

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Self
 
 import pytest
 from websockets.asyncio.client import connect
 
 from tests.system.crowd import HOST, Crowd, context
-from tests.system.harness import TUNNELGW, Process, World, free_port, wait_until
+from tests.system.harness import Process, World, free_port, wait_until
+from tests.system.service import pattern
 from tests.system.targets import RawTarget
+from tests.system.upgrading import Upgrading, echo, ended, home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,81 +34,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 
-def echo(sock: socket.socket) -> None:
-    while data := sock.recv(65536):
-        sock.sendall(data)
-
-
-class Upgrading(World):
-    """A world whose edge is replaced: `newest` is the process that is the edge, `voice` the one whose log it writes."""
-
-    def __init__(self, folder: Path, *, workers: int = 1, extra: str = "") -> None:
-        super().__init__(folder, workers=workers, extra=f'port_bind = "127.0.0.1"\n{extra}')
-        self.started: list[int] = []  # by SIGUSR2: no children of ours
-        self.newest = 0
-        self.voice: Process
-
-    def start_edge(self, *, env: dict[str, str] | None = None) -> Process:
-        self.voice = super().start_edge(env=env)
-        self.newest = self.voice.pid
-        return self.voice
-
-    def command(self, *, env: dict[str, str] | None = None) -> Process:
-        """`edge run --upgrade`, whatever comes of it."""
-        command = [*TUNNELGW, "edge", "run", "--config", str(self.config), "--upgrade"]
-        process = Process("edge", command, self.folder, env=env)
-        self.children.append(process)
-        return process
-
-    def ask(self) -> int:
-        """SIGUSR2 to the edge; the number of the process that it starts."""
-        after = len(self.voice.text())
-        os.kill(self.newest, signal.SIGUSR2)
-        self.started.append(int(self.voice.wait_for(r"upgrade: started process (\d+)", after=after)[1]))
-        return self.started[-1]
-
-    def upgrade(self, how: str) -> int:
-        """Replace the edge; the number of the new process."""
-        if how == "command":
-            self.voice = self.command()
-            self.newest = self.voice.pid
-            self.voice.wait_for("(?m)^ready")
-        else:
-            after = len(self.voice.text())
-            self.newest = self.ask()
-            self.voice.wait_for("(?m)^ready", after=after)
-        return self.newest
-
-    def __exit__(self, *error: object) -> None:
-        for pid in self.started:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        for pid in self.started:
-            wait_until(lambda pid=pid: ended(pid), seconds=30, what=f"process {pid} ends")
-        super().__exit__(*error)  # type: ignore[arg-type]
-
-
-def ended(pid: int) -> bool:
-    """A process that is not our child (nor anybody's who would reap it at once)."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 @pytest.fixture(params=[1, 2], ids=["one", "two workers"])
 def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Upgrading]:
     with Upgrading(tmp_path, workers=request.param) as world:
         world.start_edge()
         yield world
-
-
-def home(world: World, *, raw: int = 0, port: int = 0) -> None:
-    services = f"[services.web]\ntarget = {world.service('web')}\n"
-    if raw:
-        services += f'[services.raw]\ntarget = "tcp://127.0.0.1:{raw}"\nport = {port}\n'
-    world.connector("home", services, allow=("--allow-host", HOST, "--allow-port", str(port)) if raw else ())
 
 
 class Operator:
@@ -354,3 +290,115 @@ def test_systemd_learns_of_the_new_process(tmp_path: Path) -> None:
         assert first.popen.wait(30) == 0  # without a word: it is the service no more
         os.kill(second, signal.SIGTERM)
         assert manager.recv(1000).startswith(b"STOPPING=1")
+
+
+def test_a_connector_restart_fails_no_request(world: Upgrading) -> None:
+    """It drains as the edge does: what crossed its goodbye is served, what comes later waits for the next process."""
+    home(world)
+    at_home = world.connectors["home"]
+    with Crowd(world, lasting=False) as crowd:
+        for _ in range(3):
+            assert at_home.process is not None
+            assert at_home.process.stop() == 0
+            at_home.start()
+            crowd.await_each()
+        crowd.stop()
+
+
+def test_a_connector_that_stops_lets_what_is_in_progress_end(world: Upgrading) -> None:
+    """Whatever ends within its grace is whole; a download that does not is visibly cut."""
+    home(world)
+    at_home = world.connectors["home"]
+    assert at_home.process is not None
+    size = 30 << 20
+    fast, slow = (
+        subprocess.Popen(
+            ["curl", "-sk", "--limit-rate", rate, "--resolve", f"{HOST}:{world.port}:127.0.0.1",
+             f"https://{HOST}:{world.port}/bytes/{size}"],
+            stdout=subprocess.PIPE,
+        )
+        for rate in ("20M", "1M")
+    )  # fmt: skip
+    both = {}
+    readers = [threading.Thread(target=lambda p=p: both.setdefault(p, p.communicate()[0])) for p in (fast, slow)]
+    for reader in readers:
+        reader.start()
+    wait_until(lambda: 'streams": 2' in at_home.command("status", "--json").stdout, what="both downloads run")
+    assert at_home.process.stop(seconds=30) == 0
+    for reader in readers:
+        reader.join(60)
+    assert fast.returncode == 0
+    assert hashlib.sha256(both[fast]).digest() == hashlib.sha256(pattern(size)).digest()
+    assert slow.returncode in (18, 56, 92)  # curl: a transfer that is shorter than promised
+    assert len(both[slow]) < size
+
+
+ACTIVATED = """
+import os, sys
+for target, given in enumerate(map(int, sys.argv[1:3]), start=3):
+    os.dup2(given, target)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2")
+os.execv(sys.executable, [sys.executable, "-m", "tunnelgw", *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_with_socket_activation_nobody_is_refused_even_by_a_kill(tmp_path: Path, workers: int) -> None:
+    """The test is systemd: it holds the sockets, passes them to each edge, and starts another one after a SIGKILL."""
+    with contextlib.ExitStack() as held:
+        port, http_port = free_port(), free_port()
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", one))) for one in (port, http_port)]
+        # Well above the numbers that they get.
+        passed = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD, 100) for one in sockets]
+        for one in passed:
+            held.callback(os.close, one)
+        activated = Upgrading(tmp_path, workers=workers, ports=(port, http_port))
+        held.enter_context(activated)
+
+        def start() -> None:
+            command = [sys.executable, "-c", ACTIVATED, *map(str, passed), "edge", "run", "--config",
+                       str(activated.config)]  # fmt: skip
+            activated.voice = Process("edge", command, activated.folder, pass_fds=passed)
+            activated.children.append(activated.voice)
+            activated.newest = activated.voice.pid
+
+        start()
+        activated.voice.wait_for("(?m)^ready")
+        home(activated)
+        refused, answered = Counter(), Counter()
+        stopping = threading.Event()
+
+        def knock() -> None:
+            """New connections without a pause: each must be accepted; one on which the edge was killed may break."""
+            while not stopping.is_set():
+                try:
+                    sock = socket.create_connection(("127.0.0.1", port), timeout=30)
+                except OSError as error:
+                    refused[repr(error)] += 1
+                    continue
+                with sock, contextlib.suppress(OSError):
+                    secure = context().wrap_socket(sock, server_hostname=HOST)
+                    with secure:
+                        secure.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n".encode())
+                        answered[secure.recv(65536)[:15]] += 1
+
+        knocking = [threading.Thread(target=knock) for _ in range(4)]
+        for thread in knocking:
+            thread.start()
+        try:
+            for how in ("kill", "stop", "upgrade", "kill"):
+                before = answered[b"HTTP/1.1 200 OK"]
+                if how == "upgrade":
+                    activated.upgrade("signal")
+                else:
+                    os.kill(activated.newest, signal.SIGKILL if how == "kill" else signal.SIGTERM)
+                    wait_until(lambda: ended(activated.newest), seconds=30, what="the edge has ended")
+                    start()
+                wait_until(
+                    lambda n=before: answered[b"HTTP/1.1 200 OK"] > n + 5, seconds=60, what="visitors are served"
+                )
+        finally:
+            stopping.set()
+            for thread in knocking:
+                thread.join(60)
+        assert not refused

@@ -84,7 +84,18 @@ def test_an_oversized_greeting_is_not_sent() -> None:
 
 def test_versions() -> None:
     assert negotiate([7, *VERSIONS]) == max(VERSIONS)
+    assert negotiate(VERSIONS) == max(VERSIONS)
+
+
+@pytest.mark.parametrize(
+    ("offered", "said"),
+    [
+        ([9, 7], "the connector speaks version 7, 9 of the tunnel protocol, the edge 1: upgrade the edge"),
+        ([0, -1], "the connector speaks version -1, 0 of the tunnel protocol, the edge 1: upgrade the connector"),
+    ],
+)
+def test_without_a_common_version_the_older_side_is_named(offered: list[int], said: str) -> None:
     with pytest.raises(Refused) as caught:
-        negotiate([7, 9])
+        negotiate(offered)
     assert caught.value.reason is Reason.VERSION_MISMATCH
-    assert "7, 9" in caught.value.text
+    assert caught.value.text == said

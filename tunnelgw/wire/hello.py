@@ -30,12 +30,16 @@ def encode_greeting(message: Greeting) -> bytes:
 
 
 def negotiate(versions: list[int] | tuple[int, ...]) -> int:
-    """The highest version that both sides speak; `Refused` (version_mismatch) if there is none."""
+    """For the edge: the highest version that it and the connector speak; `Refused` (version_mismatch) if there is none.
+
+    The refusal is read on both sides, so it names them instead of saying "here" and "there".
+    """
     common = set(VERSIONS).intersection(versions)
     if not common:
         theirs, ours = (", ".join(str(v) for v in sorted(set(side))) for side in (versions, VERSIONS))
+        older = "connector" if max(versions) < max(VERSIONS) else "edge"
         raise Refused(
-            f"the peer speaks version {theirs} of the tunnel protocol, this side {ours}: update the older one",
+            f"the connector speaks version {theirs} of the tunnel protocol, the edge {ours}: upgrade the {older}",
             reason=Reason.VERSION_MISMATCH,
         )
     return max(common)
