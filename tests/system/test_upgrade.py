@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
@@ -29,7 +30,6 @@ from tests.system.upgrading import Upgrading, echo, ended, home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.system
 
@@ -103,7 +103,7 @@ def test_a_new_version_that_cannot_start_changes_nothing(world: Upgrading) -> No
         world.config.write_text(good.replace("[tls]", "nonsense = 1\n[tls]"))
         first.wait_for("not reloaded.*nonsense")
         bad = world.ask()
-        said = first.wait_for(rf"the new process {bad} ended with 2 before it served; this one goes on").start()
+        said = first.wait_for(rf"process {bad} has ended before it served, and said why; this one goes on").start()
         assert "nonsense" in first.text()[:said]  # in the same log
         command = world.command()
         assert command.popen.wait(30) == 2
@@ -249,6 +249,47 @@ def test_claims_are_the_new_process_business(world: Upgrading) -> None:
     assert only_more()
 
 
+def test_a_port_that_opens_while_an_upgrade_waits(world: Upgrading) -> None:
+    """It goes to the new process with all the others: nobody who knocks is refused at any moment."""
+    home(world)
+    away = world.connectors["home"]
+    assert away.process is not None
+    away.process.stop()
+    parked = park(world)
+    new = world.command()
+    new.wait_for("accepting as soon as no request is parked")
+    port = free_port()
+    refused: list[str] = []
+    stopping = threading.Event()
+
+    def knock() -> None:
+        while not stopping.is_set():
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            except OSError as error:
+                refused.append(repr(error))
+            time.sleep(0.002)
+
+    with RawTarget(echo) as target:
+        services = f'[services.raw]\ntarget = "tcp://127.0.0.1:{target.port}"\nport = {port}'
+        world.connector("other", services, allow=("--allow-port", str(port)))
+        knocking = threading.Thread(target=knock)
+        knocking.start()
+        try:
+            away.start()
+            new.wait_for("(?m)^ready")
+            assert world.voice.popen.wait(30) == 0
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as visitor:
+                visitor.sendall(b"through the new process")
+                assert visitor.recv(100) == b"through the new process"
+        finally:
+            stopping.set()
+            knocking.join(30)
+    assert not refused
+    assert "another program" not in new.text()
+    assert parked.communicate(timeout=60)[0] == b"hello from web\n"
+
+
 def test_without_an_edge_there_is_nothing_to_take_over(tmp_path: Path) -> None:
     with Upgrading(tmp_path) as world:
         new = world.command()
@@ -285,6 +326,8 @@ def test_systemd_learns_of_the_new_process(tmp_path: Path) -> None:
         assert stranger.popen.wait(30) == 1
         assert "systemctl kill --kill-whom=main --signal=SIGUSR2 tunnelgw-edge" in stranger.text()
         second = world.upgrade("signal")
+        stat = Path(f"/proc/{second}/stat").read_text()
+        assert int(stat.rpartition(")")[2].split()[1]) != first.pid  # whose child systemd could not wait for
         assert manager.recv(1000) == f"MAINPID={second}".encode()
         assert manager.recv(1000).startswith(b"READY=1\nSTATUS=ready")
         assert first.popen.wait(30) == 0  # without a word: it is the service no more

@@ -93,6 +93,7 @@ async def _lead(config: EdgeConfig, *, upgrade: bool) -> None:
             stack.callback(before.stop_before)
             await before.take_over(crew)
             await _open(control, numbers, listeners.control)
+            crew.reload_logged()  # the file may have changed while we waited
         watch = FileWatch([config.path], crew.reload_logged, loop=loop)
         stack.callback(watch.close)
         loop.add_signal_handler(signal.SIGHUP, crew.reload_logged)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import socket
 import struct
 import sys
@@ -292,28 +293,52 @@ class Handover:
     async def _start(self) -> None:
         """Run the new version; it asks us as if somebody had started it by hand."""
         try:
-            pid = _start_again()
-        except OSError as error:
-            log.error("upgrade: %s cannot be started: %s; this process goes on", sys.executable, error.strerror)
+            pid = await _start_again()
+            watched = os.pidfd_open(pid)
+        except (OSError, ValueError) as error:
+            log.error("upgrade: %s cannot be started: %s; this process goes on", sys.executable, error)
             return
         log.info("upgrade: started process %d", pid)
-        while not self.left:
-            code = _ended(pid)
-            if code is not None:
-                log.error("upgrade: the new process %d ended with %d before it served; this one goes on", pid, code)
-                return
-            await asyncio.sleep(CHILD_TURN)
+        poll = select.poll()
+        poll.register(watched, select.POLLIN)
+        try:
+            while not self.left:
+                if poll.poll(0):
+                    log.error("upgrade: process %d has ended before it served, and said why; this one goes on", pid)
+                    return
+                await asyncio.sleep(CHILD_TURN)
+        finally:
+            os.close(watched)
 
 
-def _start_again() -> int:
-    """A child with our interpreter, arguments and environment, that outlives us; its number. OSError."""
+async def _start_again() -> int:
+    """Run our interpreter with our arguments and environment once more; the number of the process. OSError, ValueError.
+
+    By way of a child that ends at once, so that the new process is init's: systemd notices the end of a main process
+    that it can wait for, and of no other.
+    """
     command = [sys.executable, *sys.orig_argv[1:]]
     if "--upgrade" not in command:
         command.append("--upgrade")
-    return os.posix_spawn(command[0], command, os.environ)
+    ours, theirs = os.pipe()
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", "-c", _BETWEEN, str(theirs), *command, pass_fds=(theirs,)
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    with os.fdopen(ours) as said:
+        await child.wait()
+        return int(said.read())
 
 
-def _ended(pid: int) -> int | None:
-    """The exit code of a child that has ended."""
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if ended else None
+# Keeps standard output and error for the new process; the number comes back by a pipe that nobody inherits.
+_BETWEEN = """
+import os, sys
+pipe, command = int(sys.argv[1]), sys.argv[2:]
+os.set_inheritable(pipe, False)
+os.write(pipe, str(os.posix_spawn(command[0], command, os.environ)).encode())
+"""

@@ -207,7 +207,6 @@ class Edge:
         self.certificates.start()
         await self.certificates.ensure(ended_hosts(self.table))
         self.store.serve()
-        self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
 
     def accept(self) -> None:
         """Let visitors in, for the first time or again after `pause`."""
@@ -219,6 +218,7 @@ class Edge:
         self.door.serve(self._https)
         self.door.serve_plain(self._http)
         self.certificates.open()  # issuers that look at us from outside find an open door
+        self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
 
     def pause(self) -> None:
         """Accept nobody for a moment: who comes waits in the kernel. What was accepted goes on."""
@@ -233,9 +233,9 @@ class Edge:
         self.gateway.wind_down()
         self.connectors.send_away(Reason.EDGE_STOPPING)  # last: they come back at once, to the other process
 
-    async def drained(self, *, seconds: float = DRAIN_SECONDS) -> None:
-        """Return when nothing is in progress any more, or after so long."""
-        end = self.loop.time() + seconds
+    async def drained(self) -> None:
+        """Return when nothing is in progress any more, after `DRAIN_SECONDS` at the latest."""
+        end = self.loop.time() + DRAIN_SECONDS
         while self._busy() and self.loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_TURN)  # polled only here: nobody else wants to know
 
