@@ -139,3 +139,45 @@ def test_the_default_address_takes_both_families() -> None:
                 socket.create_connection((host, port), timeout=2).close()
 
     asyncio.run(main())
+
+
+def test_a_paused_port_keeps_its_visitors_waiting(tmp_path: Path) -> None:
+    """Also one that is opened meanwhile: who comes is served when accepting goes on."""
+
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            before, meanwhile = free_port(), free_port()
+            for port in (before, meanwhile):
+                front.table.ports[port] = route("tcp", port=port)
+            await front.ports.open(before)
+            front.ports.pause()
+            await front.ports.open(meanwhile)
+            visitors = [await connect(port) for port in (before, meanwhile)]
+            for _, writer in visitors:
+                writer.write(b"abc")
+            await asyncio.sleep(0)
+            assert not front.opener.opened
+            front.ports.resume()
+            for reader, writer in visitors:
+                assert await asyncio.wait_for(reader.readexactly(3), 5) == b"ABC"
+                writer.close()
+
+    run(main)
+
+
+def test_an_inherited_listener_is_used_and_the_rest_is_closed() -> None:
+    used, unused = (bind_port(ADDRESS, 0) for _ in range(2))
+    one, two = (sock.getsockname()[1] for sock in (used, unused))
+    maker = LocalPorts(ADDRESS)
+    maker.inherit({one: used, two: unused})
+    waiting = socket.create_connection((ADDRESS, one), timeout=2)  # in the queue since before
+    assert maker.take(one) is used
+    with waiting, used.accept()[0]:
+        pass
+    with pytest.raises(Refused):
+        maker.take(one)  # it is open: not bound again
+    used.close()
+    maker.take(one).close()
+    maker.forget()
+    assert unused.fileno() < 0
+    maker.take(two).close()

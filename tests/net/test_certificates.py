@@ -332,4 +332,39 @@ def test_both_contexts_are_of_the_pair_that_is_described(tmp_path: Path) -> None
             shake(context, ssl.create_default_context(cadata=authority.pem))  # raises for another name
         book.close()
 
+
+def test_who_retires_ends_its_orders_and_begins_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process looks after certificates now: what runs is not begun twice, what waits is not begun here."""
+    monkeypatch.setattr(module, "AT_ONCE", 1)
+
+    class Ordering(FilesIssuer):
+        local = False
+
+        def __init__(self) -> None:
+            super().__init__([])
+            self.begun: list[str] = []
+            self.may_end = asyncio.Event()
+            self.ended = 0
+
+        async def obtain(self, hosts) -> None:
+            self.begun += hosts
+            await self.may_end.wait()
+            self.ended += 1
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        issuer = Ordering()
+        book = Certificates(loop, Wheel(loop), issuer)
+        book.start()
+        book.open()
+        book.want(["a.example.com", "b.example.com"])
+        await until(lambda: issuer.begun)
+        book.retire()
+        book.want(["c.example.com"])
+        assert book.asked() == {"a.example.com", "b.example.com"}
+        issuer.may_end.set()
+        await until(lambda: not book.asked())
+        assert len(issuer.begun) == issuer.ended == 1
+        await book.stop()
+
     run(main)

@@ -111,8 +111,11 @@ class Talk:
             raise LocalError(f"it did not say {op!r} within {seconds:g} seconds") from None
 
     def close(self) -> None:
-        """The other side hears that it is over."""
+        """The other side hears that it is over; what it sent and nobody heard is closed."""
         self._channel.close()
+        while not self._inbox.empty():
+            for descriptor in (self._inbox.get_nowait() or ({}, []))[1]:
+                os.close(descriptor)
 
 
 class Handover:

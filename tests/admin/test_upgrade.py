@@ -1,0 +1,257 @@
+"""The two sides of an upgrade: whatever the new process does, the old one goes on until it is told `serving`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.edge.front import ADDRESS, run, until
+from tunnelgw.admin import upgrade as module
+from tunnelgw.admin.control import ControlServer
+from tunnelgw.admin.listeners import Listeners, open_listeners
+from tunnelgw.admin.upgrade import SOCKET_NAME, Handover, Talk
+from tunnelgw.config.load import load_edge
+from tunnelgw.errors import LocalError
+from tunnelgw.net.accept import listen_on
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Crew:
+    """Notes what it is told; a port is opened while an upgrade is under way."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.parked = 0
+        self.open = {1: listen_on(ADDRESS, 0, defer=False)}
+        self.over = asyncio.Event()
+
+    class config:  # noqa: N801 - an attribute with one value
+        park_seconds = 0.1
+
+    async def numbers(self) -> dict[str, Any]:
+        return {"parked": self.parked}
+
+    async def pause(self) -> None:
+        self.told.append("pause")
+
+    def accept(self) -> None:
+        self.told.append("accept")
+
+    def leave(self) -> None:
+        self.told.append("leave")
+
+    async def drained(self) -> None:
+        await self.over.wait()
+
+    def ports(self) -> dict[int, socket.socket]:
+        return dict(self.open)
+
+
+class Stage:
+    """A `Handover` with a crew, and the conversation of a new process with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.crew = Crew()
+        self.events: list[str] = []
+        self.listeners = Listeners([listen_on(ADDRESS, 0, defer=False)], [listen_on(ADDRESS, 0, defer=False)])
+        self.handover = Handover(
+            self.crew,  # type: ignore[arg-type]
+            state_dir=folder,
+            listeners=self.listeners,
+            control=ControlServer(folder, self._nothing),
+            metrics=None,
+            before=None,
+            left=lambda: self.events.append("left"),
+            ended=lambda: self.events.append("ended"),
+        )
+
+    async def _nothing(self, request: dict[str, Any]) -> dict[str, Any]:
+        return request
+
+    async def come(self) -> tuple[Talk, Listeners]:
+        """A new process connects, and has heard everything up to `begin`."""
+        await self.handover.offer("")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(str(self.folder / SOCKET_NAME))
+        talk, given = Talk(sock), Listeners()
+        await talk.hear("begin", seconds=5, into=given)
+        return talk, given
+
+    async def close(self) -> None:
+        await self.handover.stop()
+        self.listeners.close()
+        for sock in self.crew.open.values():
+            sock.close()
+
+
+def test_everything_that_listens_goes_over_and_the_old_side_leaves(tmp_path: Path) -> None:
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        talk, given = await stage.come()
+        assert not (tmp_path / SOCKET_NAME).exists()
+        with pytest.raises(LocalError, match="another upgrade is under way"):
+            await stage.handover.offer("")
+        same = [(one.getsockname(), two.getsockname()) for one, two in zip(
+            (*stage.listeners.https, *stage.listeners.http, stage.crew.open[1]),
+            (*given.https, *given.http, given.ports[1]), strict=True,
+        )]  # fmt: skip
+        assert all(one == two for one, two in same)
+        late = stage.crew.open[2] = listen_on(ADDRESS, 0, defer=False)
+        talk.say("prepared")
+        new = Listeners()
+        await talk.hear("go", seconds=5, into=new)
+        assert [sock.getsockname() for sock in new.ports.values()] == [late.getsockname()]
+        assert stage.crew.told == ["pause"]
+        assert not stage.handover.left
+        talk.say("serving")
+        await talk.hear("yours", seconds=5)
+        await until(lambda: stage.crew.told == ["pause", "leave"])
+        assert stage.events == ["left"]
+        with pytest.raises(LocalError, match="was replaced by a newer process"):
+            await stage.handover.offer("")
+        talk.say("stop")
+        await until(lambda: stage.events == ["left", "ended"])
+        talk.close()
+        given.close()
+        new.close()
+        await stage.close()
+
+    run(main)
+
+
+def test_the_old_side_ends_when_nothing_is_in_progress_even_if_the_new_one_died(tmp_path: Path) -> None:
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        talk, given = await stage.come()
+        talk.say("prepared")
+        await talk.hear("go", seconds=5)
+        talk.say("serving")
+        await talk.hear("yours", seconds=5)
+        talk.close()
+        await until(lambda: stage.crew.told == ["pause", "leave"])
+        assert stage.events == ["left"]
+        stage.crew.over.set()
+        await until(lambda: stage.events == ["left", "ended"])
+        given.close()
+        await stage.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["killed", "says why", "silent", "nonsense"])
+@pytest.mark.parametrize("when", ["before it is ready", "after go"])
+def test_until_it_serves_the_old_side_takes_everything_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str, when: str
+) -> None:
+    monkeypatch.setattr(module, "START_SECONDS", 0.3)
+    monkeypatch.setattr(module, "GO_SECONDS", 0.3)
+
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        talk, given = await stage.come()
+        if when == "after go":
+            talk.say("prepared")
+            await talk.hear("go", seconds=5)
+        if how == "killed":
+            talk.close()
+        elif how == "says why":
+            talk.say("failed", why="metrics: taken")
+        elif how == "nonsense":
+            talk.say("what?")
+        await until(lambda: not stage.handover.under_way)
+        assert stage.crew.told == (["pause", "accept"] if when == "after go" else [])
+        assert not stage.handover.left
+        assert "does not take over" in caplog.text
+        assert {"killed": "it ended", "says why": "metrics: taken", "silent": "within 0.3 seconds"}.get(
+            how, "'what?'"
+        ) in caplog.text
+        talk.close()
+        given.close()
+        again, given = await stage.come()  # the next one has its chance
+        again.close()
+        given.close()
+        await until(lambda: not stage.handover.under_way)
+        await stage.close()
+
+    run(main)
+
+
+def test_who_asks_and_does_not_come_is_forgotten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OFFER_SECONDS", 0.1)
+
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        await stage.handover.offer("")
+        assert (tmp_path / SOCKET_NAME).stat().st_mode & 0o777 == 0o600
+        await until(lambda: not stage.handover.under_way)
+        assert "did not come" in caplog.text
+        assert not (tmp_path / SOCKET_NAME).exists()
+        await stage.close()
+
+    run(main)
+
+
+def test_parked_requests_are_waited_for_but_not_for_ever(tmp_path: Path) -> None:
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        stage.crew.parked = 1
+        talk, given = await stage.come()
+        began = asyncio.get_running_loop().time()
+        talk.say("prepared")
+        await talk.hear("go", seconds=10)
+        assert asyncio.get_running_loop().time() - began >= 2 * Crew.config.park_seconds
+        talk.close()
+        given.close()
+        await stage.close()
+
+    run(main)
+
+
+def test_the_first_process_of_a_container_is_not_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end would be everybody's."""
+
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        stage.handover.upgrade()
+        assert "the first process of a container" in caplog.text
+        await stage.close()
+
+    run(main)
+
+
+def test_listeners_are_taken_by_port_and_what_nobody_asked_for_is_closed(tmp_path: Path) -> None:
+    file = tmp_path / "edge.toml"
+    given = Listeners([listen_on(ADDRESS, 0, defer=True)], [listen_on(ADDRESS, 0, defer=False)])
+    given.metrics = listen_on(ADDRESS, 0, defer=False)
+    https, http, numbers = given.https[0], given.http[0], given.metrics
+    text = (
+        f'domain = "example.com"\nstate_dir = "{tmp_path}"\nlisten = ["{ADDRESS}:{https.getsockname()[1]}"]\n'
+        f'listen_http = ["{ADDRESS}:%d"]\n[tls]\nissuer = "self-signed"\n[metrics]\nlisten = "{ADDRESS}:%d"\n'
+    )
+    file.write_text(text % (http.getsockname()[1], numbers.getsockname()[1]))
+    found = open_listeners(load_edge(file), given)
+    assert (found.https, found.http, found.metrics) == ([https], [http], numbers)
+    with socket.create_server((ADDRESS, 0)) as free:
+        other = free.getsockname()[1]
+    file.write_text(text % (other, numbers.getsockname()[1]))
+    moved = open_listeners(load_edge(file), found)
+    assert moved.https == [https]
+    assert moved.http[0].getsockname()[1] == other
+    assert http.fileno() < 0
+    with socket.create_server((ADDRESS, 0)) as taken:
+        file.write_text(text % (other, taken.getsockname()[1]))
+        with pytest.raises(LocalError, match="metrics: cannot listen"):
+            open_listeners(load_edge(file), moved)
+    assert https.fileno() < 0  # nothing stays open
