@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from tests.edge.front import run
+import pytest
+
+from tests.edge.front import ADDRESS, run
 from tunnelgw.admin.crew import Single
 from tunnelgw.admin.listeners import Listeners
 from tunnelgw.admin.setup import create_state
 from tunnelgw.config.load import load_edge
+from tunnelgw.edge import app
+from tunnelgw.net.accept import listen_on
+from tunnelgw.net.tasks import spawn
 from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
 
 if TYPE_CHECKING:
@@ -43,6 +49,41 @@ def test_what_never_began_can_be_stopped(tmp_path: Path) -> None:
     async def main() -> None:
         store = SqliteStore(state / FILE_NAME)
         await Single(load_edge(file), store).stop()
+        store.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_who_leaves_waits_for_its_visitors_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr(app, "DRAIN_SECONDS", 60.0 if leaves else 0.5)
+    state, file = tmp_path / "state", tmp_path / "edge.toml"
+    file.write_text(f'domain = "example.com"\nstate_dir = "{state}"\n[tls]\nissuer = "self-signed"\n')
+    create_state(state)
+
+    async def main() -> None:
+        store = SqliteStore(state / FILE_NAME)
+        crew = Single(load_edge(file), store)
+        http = listen_on(ADDRESS, 0, defer=False)
+        port = http.getsockname()[1]
+        await crew.start(Listeners(http=[http]))
+        crew.accept()
+        reader, writer = await asyncio.open_connection(ADDRESS, port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: none.example.com\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n")
+        crew.leave()
+        assert crew.missing()
+        assert http.fileno() < 0
+        drained = spawn(crew.drained(), name="drain")
+        done, _ = await asyncio.wait([drained], timeout=0.3)
+        assert not done
+        if leaves:
+            writer.close()
+        await asyncio.wait_for(drained, 20)
+        await crew.stop()
+        writer.close()
         store.close()
 
     run(main)

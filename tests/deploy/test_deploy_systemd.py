@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.deploy_places import DEPLOY
+from tunnelgw.admin.takeover import STOP_SECONDS
 from tunnelgw.cli.parser import build_parser
 from tunnelgw.cli.units import unit_name, unit_text
+from tunnelgw.edge.app import GRACE_SECONDS
 
 SYSTEMD = DEPLOY / "systemd"
 SERVICES = ("tunnelgw-edge.service", "tunnelgw-connector.service")
@@ -88,6 +90,16 @@ def test_capabilities() -> None:
     assert edge["CapabilityBoundingSet"] == edge["AmbientCapabilities"] == "CAP_NET_BIND_SERVICE"
     assert connector["CapabilityBoundingSet"] == ""
     assert "AmbientCapabilities" not in connector
+
+
+def test_an_upgrade_fits_the_unit() -> None:
+    """The old process names the new one, which systemd then asks to stop alone; it has the time to stop all others."""
+    edge = settings("tunnelgw-edge.service")
+    assert edge["Type"] == "notify"
+    assert edge.get("NotifyAccess", "main") == "main"
+    assert edge["KillMode"] == "mixed"
+    assert float(edge["TimeoutStopSec"]) > GRACE_SECONDS + STOP_SECONDS
+    assert "kill --kill-whom=main --signal=SIGUSR2" in (SYSTEMD / "tunnelgw-edge.service").read_text()
 
 
 WITHOUT_WRITABLE_CODE = """
