@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import functools
 import hashlib
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from tunnelgw.connector.app import Connector
 from tunnelgw.errors import LocalError
 from tunnelgw.identity import home
 from tunnelgw.identity.material import digest
+from tunnelgw.net.sockets import SEGMENT_SAFE
 from tunnelgw.net.watch import FileWatch
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import ClaimResult, RefusedMessage, Trust
@@ -122,6 +124,31 @@ def test_links_cut_in_the_middle_lose_no_byte(tmp_path: Path, loop: str) -> None
         target.close()
 
     run(main, loop=loop)
+
+
+def test_after_silence_packets_stay_small(tmp_path: Path) -> None:
+    """The path may have swallowed the large ones: what passes everywhere is used from then on, both ways."""
+
+    async def main() -> None:
+        async with tunnel(tmp_path, echo(1)) as (edge, connector):
+
+            async def next_segment(error: Exception) -> int:
+                main = connector.edges[0].main.tunnel
+                await until(lambda: main.link is not None)
+                assert main.link is not None
+                links = len(edge.hellos)
+                main.link.abort(error)
+                await until(lambda: len(edge.hellos) > links)
+                assert edge.link is not None
+                assert edge.link.transport is not None
+                sock = edge.link.transport.get_extra_info("socket")
+                return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+            assert await next_segment(ConnectionResetError()) > SEGMENT_SAFE
+            assert await next_segment(TimeoutError("no answer to a ping")) <= SEGMENT_SAFE
+            assert await next_segment(ConnectionResetError()) <= SEGMENT_SAFE
+
+    run(main)
 
 
 def test_a_restarted_edge_gets_a_new_session(tmp_path: Path) -> None:

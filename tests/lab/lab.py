@@ -125,6 +125,9 @@ class Relay:
     def bytewise(self, seconds: float) -> None:
         ask(self.control, "bytewise", seconds)
 
+    def singles(self) -> int:
+        return ask(self.control, "singles")
+
     def connections(self) -> int:
         return ask(self.control, "connections")
 

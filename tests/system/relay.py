@@ -9,6 +9,7 @@ does to connections is said over the control socket (see control.py):
     delay SECONDS       from now on, each way
     half_close SIDE     a FIN to "near" (who connected) or "far" (the target) of each connection; the rest goes on
     bytewise SECONDS    for so long every byte is written alone
+    singles             how many bytes were written alone so far
     connections         how many there are that are not frozen
 """
 
@@ -116,6 +117,7 @@ class End(asyncio.Protocol):
                 return data[index:]
             except OSError:
                 return b""  # the loop hears of it by itself
+            self.relay.singles += 1
         return data[BYTES_A_TURN:]
 
     def regulate(self) -> None:
@@ -172,6 +174,7 @@ class Relay:
         self.delay = delay
         self.stalled_until = 0.0
         self.bytewise_until = 0.0
+        self.singles = 0
         self.ends: set[End] = set()  # connected
         self.near: dict[End, End] = {}
 
@@ -194,6 +197,7 @@ class Relay:
         return {
             "reset": self.reset, "freeze": self.freeze, "stall": self.stall, "delay": self.delays,
             "half_close": self.half_close, "bytewise": self.bytewise, "connections": self.connections,
+            "singles": lambda: self.singles,
         }  # fmt: skip
 
     def reset(self) -> int:

@@ -52,14 +52,19 @@ def server_name(edge: Endpoint, worker: int | None) -> str:
 
 
 async def open_link(
-    edge: Endpoint, context: ssl.SSLContext, *, owner: LinkOwner, name: str, multipath: bool = True
+    edge: Endpoint, context: ssl.SSLContext, *, owner: LinkOwner, name: str, multipath: bool = True, small: bool = True
 ) -> Link:
-    """Connect and shake hands; the caller sets the deadline. Raises OSError (ssl.SSLError included), RemoteError."""
+    """Connect and shake hands; the caller sets the deadline. Raises OSError (ssl.SSLError included), RemoteError.
+
+    small: with packets that pass everywhere; a tunnel's bulk goes faster without, where the path takes it.
+    """
     loop = asyncio.get_running_loop()
 
     def make_socket(family: int) -> socket.socket:
         sock = sockets.stream_socket(family, multipath=multipath)
         sockets.tune_link(sock)
+        if small:
+            sockets.small_segments(sock)
         return sock
 
     places = await eyeballs.resolve(edge.host, edge.port)

@@ -1,7 +1,8 @@
 """Keep one tunnel alive: dial, wait until its link is gone, dial again. One supervisor per edge and worker.
 
 Strategy: one task that alternates between a dial and a wait. What ended the link, or refused the dial, decides how long
-the wait is (`backoff.py` and `_FLOOR`). An edge that says it is leaving keeps the old tunnel for the streams in
+the wait is (`backoff.py` and `_FLOOR`). After silence, of a link or of a dial, packets stay small: the path may have
+swallowed the large ones. An edge that says it is leaving keeps the old tunnel for the streams in
 progress, while a new tunnel is dialled beside it.
 
 Invariant: nothing but `stop` ends a supervisor: no refusal, no error of ours, no outage of any length.
@@ -68,8 +69,8 @@ class Supervisor:
     """One slot. `worker` is None until the edge said which worker took the first dial."""
 
     __slots__ = (
-        "_backoff", "_dials", "_edge", "_instance", "_kick", "_owner", "_retired", "_sparing", "_task", "_twins",
-        "trouble", "tunnel", "worker", "workers",
+        "_backoff", "_dials", "_edge", "_instance", "_kick", "_owner", "_retired", "_silence", "_sparing", "_task",
+        "_twins", "trouble", "tunnel", "worker", "workers",
     )  # fmt: skip
 
     def __init__(self, edge: EdgeSide, *, owner: TunnelOwner, instance: Instance, worker: int | None = None) -> None:
@@ -86,6 +87,7 @@ class Supervisor:
         self._sparing = Sparing(log)
         self._retired: set[Tunnel] = set()
         self._dials = 0
+        self._silence = False  # something ended without a word once
         self._twins = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -143,11 +145,15 @@ class Supervisor:
         worker = self.worker if self.workers > 1 else None
         try:
             welcome = await self.tunnel.dial(
-                self._edge.context(), worker=worker, multipath=self._dials % 2 == 1 and several_uplinks()
+                self._edge.context(),
+                worker=worker,
+                multipath=self._dials % 2 == 1 and several_uplinks(),
+                small=self._silence,
             )  # every second dial in plain TCP: some networks swallow what they do not know
         except DialRefused as refusal:
             return await self._refused(refusal)
         except (OSError, TunnelgwError) as error:
+            self._silence |= isinstance(error, TimeoutError)
             return self._failed(explain(error, self._edge.endpoint))
         self._dials = 0
         self._connected(welcome)
@@ -170,6 +176,7 @@ class Supervisor:
         tunnel, now = self.tunnel, self._now()
         leaving = tunnel.leaving
         if leaving is None:
+            self._silence |= isinstance(tunnel.lost, TimeoutError)
             self._down(f"the link was lost ({tunnel.lost or 'closed by the edge'})")
             return self._backoff.lost(now)
         if leaving is Reason.SUPERSEDED:

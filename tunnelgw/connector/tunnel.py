@@ -104,7 +104,7 @@ class Tunnel:
         self._dialling: Link | None = None
         self._answer: asyncio.Future[Welcome] | None = None
 
-    async def dial(self, context: ssl.SSLContext, *, worker: int | None, multipath: bool) -> Welcome:
+    async def dial(self, context: ssl.SSLContext, *, worker: int | None, multipath: bool, small: bool) -> Welcome:
         """Bring up a link and attach the session. Raises DialRefused, RemoteError, OSError, ssl.SSLError."""
         loop = asyncio.get_running_loop()
         self.changed.clear()
@@ -113,7 +113,12 @@ class Tunnel:
         try:
             async with asyncio.timeout(DIAL_SECONDS):
                 link = await open_link(
-                    self.edge, context, owner=self, name=server_name(self.edge, worker), multipath=multipath
+                    self.edge,
+                    context,
+                    owner=self,
+                    name=server_name(self.edge, worker),
+                    multipath=multipath,
+                    small=small,
                 )
                 self._dialling, self._answer = link, answer
                 link.greet(self._hello())

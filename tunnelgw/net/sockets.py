@@ -21,6 +21,8 @@ _TCP_INFO_RTT = 68  # offset of tcpi_rtt in struct tcp_info (linux/tcp.h), micro
 # From this round trip on a path is worth pacing: a queue is building up on it, or it is long.
 PACED_SECONDS = 0.005
 
+# What passes wherever IPv6 does: 1280 bytes (RFC 8200 section 5) less its header and TCP's.
+SEGMENT_SAFE = 1220
 # Above this many unsent bytes in the kernel a link waits. Small, so that a new stream's first byte waits behind little
 # (64 KiB are 26 ms at 20 Mbit/s); large enough for full TLS records in one write.
 UNSENT_MAX = 64 * 1024
@@ -48,6 +50,15 @@ def tune_link(sock: socket.socket) -> None:
     no_delay(sock)
     allow_unsent(sock, UNSENT_MAX)
     option(sock, socket.IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def small_segments(sock: socket.socket) -> None:
+    """Before it connects: both directions use packets that pass everywhere.
+
+    Some paths swallow larger ones and the ICMP that would say so (a tunnel within, a filter): small things work, then
+    the first full packet is sent again for ever. What we announce also binds the other side.
+    """
+    option(sock, socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_SAFE)
 
 
 def allow_unsent(sock: socket.socket, size: int) -> None:

@@ -1,0 +1,204 @@
+"""Whatever happens to the link, no visitor notices: nothing fails, nothing is missing, all goes on.
+
+One lab and one load serve all of these tests. Each makes one fault happen, waits until every kind of load got something
+through that was begun after it, and looks at what became of everything in between.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab import faults
+from tests.lab.lab import DOMAIN, Lab, Load, now
+from tests.lab.network import DIRECT6, VPS, inside
+from tests.system.harness import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.slow]
+ROOM = 5.0  # beside what is promised: machines are busy
+NOTICED_IDLE, NOTICED_BUSY = 10.0, 3.0
+SLOW = """
+[services.slow]
+target = 8080
+response_seconds = 5
+"""
+
+
+@dataclass
+class Loaded:
+    """A lab under load, and what a fault is judged by."""
+
+    lab: Lab
+    load: Load
+    resumes: int = 0
+    since: float = 0.0
+
+    def begin(self) -> None:
+        self.resumes = self.lab.resumes()
+        self.since = self.load.mark()
+
+    def survived(self, what: str, *, within: float, resumed: bool = True) -> float:
+        """The longest wait of a small request or message, in seconds, after a fault that is over."""
+        if resumed:
+            self.lab.wait_resumed(self.resumes)
+        self.load.wait_flowing(now())
+        report = self.load.report()
+        resumes = self.lab.resumes() - self.resumes
+        assert report["failures"] == [], f"{self.load.table()}\n{self.lab.logs()}"
+        assert not any(facts["retried"] for facts in report["kinds"].values()), self.load.table()
+        assert (resumes > 0) == resumed, f"{resumes} resumes\n{self.lab.logs()}"
+        waited = {kind: report["kinds"][kind]["longest"] for kind in ("h1", "h2", "websocket", "ticks", "ssh")}
+        print(f"{what}: longest wait {max(waited.values()):.2f} s, {resumes} resumes, 0 failed")
+        assert max(waited.values()) < within, waited
+        return max(waited.values())
+
+
+@pytest.fixture(scope="module")
+def lab(possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("faults"), services=SLOW) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def loaded(lab: Lab) -> Loaded:
+    return Loaded(lab, lab.load())
+
+
+def test_a_silent_death_without_load(lab: Lab) -> None:
+    """Noticed within 10 s, and what comes then is served."""
+    before, began = lab.resumes(), now()
+    assert lab.relay.freeze() == 2
+    lab.wait_resumed(before)
+    took = now() - began
+    print(f"frozen, without load: back after {took:.2f} s")
+    assert took < NOTICED_IDLE + ROOM
+    assert lab.code() == 200
+
+
+def test_reset(loaded: Loaded) -> None:
+    for _ in range(3):
+        loaded.begin()
+        assert loaded.lab.relay.reset() >= 2
+        loaded.survived("reset", within=ROOM)
+
+
+def test_frozen_in_silence(loaded: Loaded) -> None:
+    loaded.begin()
+    assert loaded.lab.relay.freeze() == 2
+    loaded.survived("frozen", within=NOTICED_BUSY + ROOM)
+
+
+@pytest.mark.parametrize("side", ["near", "far"], ids=["home", "edge"])
+def test_half_close_by_a_middlebox(loaded: Loaded, side: str) -> None:
+    loaded.begin()
+    assert loaded.lab.relay.half_close(side) == 1
+    loaded.survived(f"half-close to {side}", within=ROOM)
+
+
+def test_byte_by_byte(loaded: Loaded) -> None:
+    """Slow, but no loss of the link."""
+    loaded.begin()
+    before = loaded.lab.relay.singles()
+    faults.bytewise(loaded.lab, seconds=2.0)
+    loaded.survived("single bytes", within=2.0 + ROOM, resumed=False)
+    assert loaded.lab.relay.singles() - before > 10_000
+
+
+def test_losses(loaded: Loaded) -> None:
+    """Two seconds in which nothing passes are no death."""
+    loaded.begin()
+    faults.link_stalls(loaded.lab, seconds=2.0)
+    loaded.survived("stalled 2 s", within=2.0 + ROOM, resumed=False)
+
+
+def test_the_edge_moves(loaded: Loaded) -> None:
+    """Its address changes behind its name, for connectors: at the next dial the name is resolved anew. Twice: from the
+    relay's address to the edge's own, and to another one of those."""
+    lab = loaded.lab
+    loaded.begin()
+    lab.go("direct")
+    lab.relay.reset()
+    loaded.survived("moved, with a reset", within=ROOM)
+    loaded.begin()
+    faults.edge_moves(lab)
+    loaded.survived("moved, in silence", within=NOTICED_BUSY + ROOM)
+    assert lab.relay.connections() == 0
+
+
+@pytest.mark.parametrize("fault", [faults.carrier_forgets, faults.router_forgets, faults.address_changes])
+def test_nat(loaded: Loaded, fault) -> None:
+    loaded.begin()
+    fault(loaded.lab)
+    loaded.survived(fault.__name__, within=NOTICED_BUSY + ROOM)
+
+
+def test_a_router_reboots(loaded: Loaded) -> None:
+    """Ten seconds without any way: what was asked meanwhile is answered, and no limit for silence runs on.
+
+    The slow service may take 5 s to answer: it is asked just before, and answers after more than ten.
+    """
+    lab = loaded.lab
+    loaded.begin()
+    seen, began = len(lab.edge.present.text()), now()
+    command = ["curl", "-sk", "--resolve", f"slow.{DOMAIN}:443:{VPS}", "-w", " %{http_code} %{time_total}",
+               f"https://slow.{DOMAIN}/slow?seconds=0.5"]  # fmt: skip
+    asked = subprocess.Popen(inside(lab.net.namespace("visitor"), command), stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: lab.metric("tunnelgw_streams") >= 8, what="the slow request on its way")
+    lab.net.power_off("router")
+    lab.edge.present.wait_for("link lost", after=seen)
+    noticed = now() - began
+    faults.pause(10.0 - noticed)
+    lab.net.power_on("router")
+    loaded.survived("router rebooted", within=10.0 + NOTICED_BUSY + 4.0 + ROOM)
+    answer, _ = asked.communicate(timeout=60)
+    body, code, took = answer.rsplit(" ", 2)
+    assert (body, code) == ("at last\n", "200")
+    assert float(took) > 9.0
+    print(f"the edge noticed after {noticed:.2f} s")
+    assert noticed < NOTICED_BUSY + ROOM
+
+
+def test_mtu_black_hole(loaded: Loaded) -> None:
+    """Large packets vanish, nobody is told, and it stays that way: the tunnel works nevertheless."""
+    lab = loaded.lab
+    loaded.begin()
+    lab.net.shrink(faults.MTU)
+    loaded.survived("MTU black hole", within=NOTICED_BUSY + 10.0 + ROOM)
+    lab.net.grow()
+
+
+def test_ipv6_breaks(loaded: Loaded) -> None:
+    """The link is on IPv6; nothing passes there any more, and no dial waits for it."""
+    lab = loaded.lab
+    loaded.begin()
+    lab.name_edge(DIRECT6, lab.at["direct"])
+    lab.net.forget("carrier")
+    loaded.survived("to IPv6", within=NOTICED_BUSY + ROOM)
+    assert peer(lab).startswith("2001:db8:")
+    loaded.begin()
+    lab.net.drop("carrier", "forward", "meta nfproto ipv6")
+    loaded.survived("IPv6 broken", within=NOTICED_BUSY + ROOM)
+    assert peer(lab).startswith(lab.net.public)
+    lab.net.heal("carrier")
+
+
+def peer(lab: Lab) -> str:
+    """From where the tunnel comes, as the edge sees it."""
+    return lab.status()["connectors"][0]["address"]
+
+
+def test_everything_was_answered(loaded: Loaded) -> None:
+    """All that was ever begun finished; nothing leaks."""
+    report = loaded.load.finish()
+    print(loaded.load.table())
+    for kind, facts in report["kinds"].items():
+        assert facts["begun"] == facts["finished"] > 0, (kind, facts)
+    wait_until(lambda: loaded.lab.metric("tunnelgw_streams") == 0, seconds=30, what="no stream open")
+    assert loaded.lab.metric("tunnelgw_parked_requests") == 0
+    assert loaded.lab.metric("tunnelgw_tunnel_reconnects_total") == 0
