@@ -42,8 +42,8 @@ WEB, SSH, PORT, SSH_PORT = "web.example.com", "ssh.example.com", 443, 2222
 SMALL = 2  # workers on each version of HTTP
 PAUSE = 0.05  # between small requests of a worker, and between messages
 AGAIN = 0.2  # after a failure
-DOWNLOAD = 4_000_000
-UPLOAD = 2_000_000
+DOWNLOAD = 2_500_000
+UPLOAD = 1_000_000
 UPLOAD_RATE = 1_000_000  # bytes a second: so that one is under way most of the time
 REMOTE = 'echo ready; while read -r line; do echo "line $line"; done; echo over'
 
@@ -340,7 +340,7 @@ async def main() -> None:
     load = Load(options.ssh_config)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await control.serve(options.control, {"report": load.report, "mark": load.mark, "finish": load.finish})
+    server = await control.serve(options.control, {"report": load.report, "mark": load.mark, "finish": load.finish})
     running = spawn(load.run(), name="load")
     stopping = spawn(stop.wait(), name="end")
     print("ready", flush=True)
@@ -350,6 +350,7 @@ async def main() -> None:
         await stopping
     running.cancel()
     await asyncio.wait([running])
+    server.close()
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab import faults
-from tests.lab.lab import DOMAIN, Lab, Load, now
+from tests.lab.lab import Lab, Load, now
 from tests.lab.network import DIRECT6, VPS, inside
-from tests.system.harness import wait_until
+from tests.system.harness import DOMAIN, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.slow]
 ROOM = 5.0  # beside what is promised: machines are busy
-NOTICED_IDLE, NOTICED_BUSY = 10.0, 3.0
+NOTICED_BUSY = 3.0
 SLOW = """
 [services.slow]
 target = 8080
@@ -70,15 +70,20 @@ def loaded(lab: Lab) -> Loaded:
     return Loaded(lab, lab.load())
 
 
-def test_a_silent_death_without_load(lab: Lab) -> None:
-    """Noticed within 10 s, and what comes then is served."""
-    before, began = lab.resumes(), now()
-    assert lab.relay.freeze() == 2
-    lab.wait_resumed(before)
-    took = now() - began
-    print(f"frozen, without load: back after {took:.2f} s")
-    assert took < NOTICED_IDLE + ROOM
-    assert lab.code() == 200
+def test_mtu_black_hole(loaded: Loaded) -> None:
+    """Large packets vanish, nobody is told, and it stays that way: the tunnel works nevertheless.
+
+    The first fault of this connector: after any silence it sends small packets, and would not notice.
+    """
+    lab = loaded.lab
+    loaded.begin()
+    lab.net.shrink(faults.MTU)
+    loaded.survived("MTU black hole", within=NOTICED_BUSY + ROOM)
+    lab.net.grow()
+    loaded.begin()
+    lab.net.shrink(faults.MTU)
+    loaded.survived("MTU black hole, known", within=ROOM, resumed=False)
+    lab.net.grow()
 
 
 def test_reset(loaded: Loaded) -> None:
@@ -162,15 +167,6 @@ def test_a_router_reboots(loaded: Loaded) -> None:
     assert float(took) > 9.0
     print(f"the edge noticed after {noticed:.2f} s")
     assert noticed < NOTICED_BUSY + ROOM
-
-
-def test_mtu_black_hole(loaded: Loaded) -> None:
-    """Large packets vanish, nobody is told, and it stays that way: the tunnel works nevertheless."""
-    lab = loaded.lab
-    loaded.begin()
-    lab.net.shrink(faults.MTU)
-    loaded.survived("MTU black hole", within=NOTICED_BUSY + 10.0 + ROOM)
-    lab.net.grow()
 
 
 def test_ipv6_breaks(loaded: Loaded) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def serve(path: str, commands: dict[str, Callable[..., Any]]) -> None:
-    """Answer on this socket from now on: `["name", argument, ...]` calls `commands["name"]`, awaited where needed."""
+async def serve(path: str, commands: dict[str, Callable[..., Any]]) -> asyncio.Server:
+    """Answer on this socket while the result is kept: `["name", argument, ...]` calls `commands["name"]`, and waits."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name, *arguments = json.loads(await reader.readline())
@@ -30,7 +30,7 @@ async def serve(path: str, commands: dict[str, Callable[..., Any]]) -> None:
         await writer.drain()
         writer.close()
 
-    await asyncio.start_unix_server(answer, path)
+    return await asyncio.start_unix_server(answer, path)
 
 
 def ask(path: Path, *words: Any, seconds: float = 30.0) -> Any:

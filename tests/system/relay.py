@@ -249,9 +249,10 @@ async def main() -> None:
     relay = Relay(options.target, options.delay)
     stopping = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    servers: list[object] = []  # uvloop closes a server that nobody refers to
     if options.control:
-        await control.serve(options.control, relay.commands())
-    await loop.create_server(relay.accept, *options.listen)
+        servers.append(await control.serve(options.control, relay.commands()))
+    servers.append(await loop.create_server(relay.accept, *options.listen))
     print("ready", flush=True)
     await stopping.wait()
 
