@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.system.harness import World, free_port, port_answers, wait_until
-from tests.system.targets import RawTarget
+from tests.system.targets import RawTarget, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,3 +118,23 @@ def test_a_stopping_edge_refuses_new_visitors_at_once(tmp_path: Path, workers: i
             wait_until(lambda: not port_answers(world.port), seconds=5, what="new connections are refused")
             assert world.edge.popen.poll() is None
         assert world.edge.stop() == 0
+
+
+def test_the_port_of_a_connector_that_restarts_stays_open(tmp_path: Path) -> None:
+    """Who comes meanwhile waits, as a request does; once nobody would wait any more the port is closed."""
+    port = free_port()
+    extra = 'port_bind = "127.0.0.1"\nresume_seconds = 6\npark_seconds = 5'
+    with World(tmp_path, extra=extra) as world, RawTarget(lambda sock: sock.sendall(b"raw\n")) as raw:
+        world.start_edge()
+        services = f'[services.raw]\ntarget = "tcp://127.0.0.1:{raw.port}"\nport = {port}'
+        home = world.connector("home", services, allow=("--allow-port", str(port)))
+        assert home.process is not None
+        assert home.process.stop() == 0
+        wait_until(lambda: world.status()["connectors"][0]["state"] == "away", what="the connector is away")
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as visitor:
+            home.start()
+            assert read_all(visitor) == b"raw\n"
+        assert home.process.stop() == 0
+        wait_until(lambda: not port_answers(port), seconds=20, what="the port is closed")
+        home.start()
+        wait_until(lambda: port_answers(port), what="the port is open")

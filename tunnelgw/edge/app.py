@@ -377,7 +377,12 @@ class Edge:
             connector.tell(Notice(reason=error.reason.label, message=f"not renewed: {error.text}"[:1000]))
 
     def _gone(self, connector: Connector) -> None:
-        """A connector is away: its ports close, its names stay (a page says since when it is away)."""
+        """A connector is away: its names stay (a page says since when), its ports until nobody would wait for it."""
+        self.loop.call_at(connector.away_until, self._close_ports, connector)
+
+    def _close_ports(self, connector: Connector) -> None:
+        if connector.session is not None or self.loop.time() < connector.away_until:
+            return  # it came back meanwhile, perhaps to leave again
         for route in self.table.routes_of(connector.name):
             if route.port:
                 self.ports.close(route.port)
