@@ -10,7 +10,7 @@ PYTHON ?= $(shell tools/python)
 DEMO_PORT ?= 8443
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint bench lab lock audit clean
+.PHONY: demo test lint bench lab soak lock audit clean
 
 demo: $(VENV)/.installed
 	@exec $(BIN)/tunnelgw demo --port $(DEMO_PORT)
@@ -32,6 +32,13 @@ bench: $(VENV)/.developed
 lab: $(VENV)/.developed
 	@tools/debian-packages
 	@exec $(BIN)/python -m tests.lab
+
+# Ten minutes of random faults under load, every request and byte accounted for (needs root).
+SOAK_SECONDS ?= 600
+SOAK_SEED ?=
+soak: $(VENV)/.developed
+	@tools/debian-packages
+	@exec $(BIN)/python -m tests.lab.soak --seconds $(SOAK_SECONDS) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
 # Universal: markers instead of one machine's choice, hashes of every file, no address of an index.
 lock: $(VENV)/.tools

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from typing import TYPE_CHECKING
 
 import h2.config
@@ -36,12 +37,19 @@ class H1:
         self.writer = writer
         self.host = host
         self.closes = False  # the server said that it closes
+        self.since = time.monotonic()
 
     @classmethod
     async def connect(cls, host: str, port: int) -> H1:
         context = trusting("http/1.1")
         async with asyncio.timeout(PATIENCE):
             return cls(*await asyncio.open_connection(host, port, ssl=context, server_hostname=host), host)
+
+    @property
+    def usable(self) -> bool:
+        """False once it is known that nothing more can be asked on it."""
+        reader = self.reader
+        return not (self.closes or self.writer.is_closing() or reader.at_eof() or reader.exception() is not None)
 
     async def ask(self, method: str, path: str, *, length: int = 0) -> None:
         """Send a head; a body of `length` bytes may follow through `writer`."""
@@ -92,6 +100,7 @@ class H2(asyncio.Protocol):
         self.heads: dict[int, int] = {}
         self.bodies: dict[int, bytes] = {}
         self.usable = True  # for new requests
+        self.since = time.monotonic()
 
     @classmethod
     async def connect(cls, host: str, port: int) -> H2:

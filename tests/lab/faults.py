@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.lab.lab import Lab
 
 MTU = 1280  # less than any path should have: a tunnel in a tunnel
-BLACK_HOLE_SECONDS = 20.0
+BLACK_HOLE_SECONDS = 8.0
 
 
 def pause(seconds: float) -> None:
@@ -98,10 +98,12 @@ def mtu_black_hole(lab: Lab, *, seconds: float = BLACK_HOLE_SECONDS) -> None:
     lab.net.grow()
 
 
-def ipv6_breaks(lab: Lab, *, seconds: float = 15.0) -> None:
-    """The edge's name has an IPv6 address first, over which nothing passes any more; IPv4 is fine. Then it is back."""
-    lab.net.drop("carrier", "forward", "meta nfproto ipv6")
+def ipv6_breaks(lab: Lab, *, seconds: float = 6.0) -> None:
+    """The edge gets an IPv6 address, over which nothing passes a while later; IPv4 is fine. Then it is back."""
     lab.name_edge(DIRECT6, lab.at["direct"])
+    lab.net.forget("carrier")
+    pause(seconds)
+    lab.net.drop("carrier", "forward", "meta nfproto ipv6")
     pause(seconds)
     lab.net.heal("carrier")
     lab.name_edge()
@@ -124,7 +126,7 @@ def connector_dies(lab: Lab, *, away: float = 1.0) -> None:
     lab.connector.start()
 
 
-def connector_sleeps(lab: Lab, *, seconds: float = 15.0) -> None:
+def connector_sleeps(lab: Lab, *, seconds: float = 12.0) -> None:
     """The machine at home sleeps (SIGSTOP), and wakes."""
     lab.connector.pause()
     pause(seconds)
@@ -145,9 +147,18 @@ def edge_dies(lab: Lab, *, away: float = 1.0) -> None:
     lab.edge.start()
 
 
+def edge_upgrades(lab: Lab) -> None:
+    """A new process takes over; the old one ends what it has in progress."""
+    lab.edge.start(arguments=("--upgrade",))
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`breaks`: what visitors may notice. "": nothing; "streams": what was under way; "edge": refused, too."""
+    """`breaks`: what visitors may notice.
+
+    "": nothing. "streams": what was under way is cut. "edge": connections are cut, and refused until it is over. "old":
+    nothing, but what was under way is carried by an old process from then on, whose tunnels do not resume.
+    """
 
     happen: Callable[[Lab], None]
     breaks: str = ""
@@ -179,6 +190,7 @@ FAULTS = {
         Fault(connector_dies, "streams"),
         Fault(edge_restarts, "edge", weight=1),
         Fault(edge_dies, "edge", weight=1),
+        Fault(edge_upgrades, "old", weight=1),
     )
 }
 

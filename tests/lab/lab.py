@@ -51,9 +51,11 @@ class Program:
         self.ready = ready
         self.process: Process | None = None
 
-    def start(self, *, wait: bool = True, env: dict[str, str] | None = None) -> Process:
-        """Begin; wait until it says that it serves."""
-        self.process = self.lab.spawn(self.name, self.role, self.command, env=env)
+    def start(
+        self, *, wait: bool = True, env: dict[str, str] | None = None, arguments: tuple[str, ...] = ()
+    ) -> Process:
+        """Begin, with further arguments; wait until it says that it serves."""
+        self.process = self.lab.spawn(self.name, self.role, [*self.command, *arguments], env=env)
         if wait:
             self.process.wait_for(self.ready)
         return self.process
@@ -155,11 +157,11 @@ class Load:
 
         wait_until(lambda: not behind(), seconds=seconds, what=f"traffic begun after the fault: {self.report()}")
 
-    def table(self) -> str:
-        """The report for people."""
+    def table(self, report: dict[str, Any] | None = None) -> str:
+        """The present report, or this one, for people."""
         head = f"{'':10} {'begun':>8} {'finished':>8} {'failed':>7} {'retried':>7} {'longest wait':>13} {'MB':>8}"
         lines = [head]
-        for kind, facts in self.report()["kinds"].items():
+        for kind, facts in (report or self.report())["kinds"].items():
             failed = sum(facts["failed"].values())
             lines.append(
                 f"{kind:10} {facts['begun']:8} {facts['finished']:8} {failed:7} {facts['retried']:7}"

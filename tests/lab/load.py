@@ -6,8 +6,8 @@ session with numbered messages, of which none may be missing, doubled or out of 
 counted as failed. Commands of the control socket (see tests/system/control.py):
 
     report    {"kinds": {kind: {begun, finished, under_way, retried, failed: {cause: how many}, longest, fresh, bytes}},
-              "failures": [{kind, cause, number, began, ended}]}: longest is the longest wait since `mark` in seconds,
-              fresh is when the latest one began that got through, times are monotonic
+              "failures": [{kind, cause, number, began, since, ended}]}: longest is the longest wait since `mark` in
+              seconds, fresh is when the latest one began that got through, since when its connection began (monotonic)
     mark      measure waits anew; the time
     finish    begin nothing new, wait for what is under way; the report
 
@@ -88,7 +88,10 @@ class Load:
         while not self.finishing.is_set():
             number = str(next(self.numbers)).encode()
             before = len(tally.failures)
-            with tally.operation():
+            if connection is not None and not connection.usable:
+                connection.close()
+                connection = None
+            with tally.operation(0.0 if connection is None else connection.since):
                 if connection is None:
                     connection = await H1.connect(WEB, PORT)
                 if int(number) % 2:
@@ -103,7 +106,7 @@ class Load:
                 if got != wanted:
                     raise WrongError(f"{got!r} instead of {wanted!r}")
             failed = len(tally.failures) > before
-            if connection is not None and (failed or connection.closes):
+            if connection is not None and failed:
                 connection.close()
                 connection = None
             await self.pause(AGAIN if failed else PAUSE)
@@ -123,7 +126,7 @@ class Load:
     async def get_h2(self, tally: Tally, connection: H2) -> None:
         path = f"/headers/{next(self.numbers)}"
         another = None
-        with tally.operation():
+        with tally.operation(connection.since):
             while True:
                 try:
                     got = json.loads(await connection.get(path))["path"]
@@ -297,8 +300,9 @@ class Messages:
         self.sent = 0
         self.received = 0
         self.ahead = ahead
+        self.since = time.monotonic()
         self.last = False  # none is sent after the one that was sent last
-        self.waiting = [tally.begin()] if ahead else []
+        self.waiting = [tally.begin(self.since)] if ahead else []
 
     @property
     def over(self) -> bool:
@@ -306,7 +310,7 @@ class Messages:
         return self.last and not self.waiting
 
     def next(self) -> str:
-        self.waiting.append(self.tally.begin())
+        self.waiting.append(self.tally.begin(self.since))
         self.sent += 1
         return str(self.sent - 1)
 
@@ -316,11 +320,11 @@ class Messages:
         self.received += 1
         self.tally.finish(self.waiting.pop(0))
         if self.ahead:
-            self.waiting.append(self.tally.begin())
+            self.waiting.append(self.tally.begin(self.since))
 
     def fail(self, error: BaseException) -> None:
         """The connection is over; what was under way failed (or, if nothing was, the connection itself)."""
-        for operation in self.waiting or [self.tally.begin()]:
+        for operation in self.waiting or [self.tally.begin(self.since)]:
             self.tally.fail(operation, error)
         self.waiting = []
 

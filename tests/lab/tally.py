@@ -51,11 +51,12 @@ def cause_of(error: BaseException) -> str:
 class Operation:
     """One request, transfer or message."""
 
-    __slots__ = ("began", "moved", "number")
+    __slots__ = ("began", "moved", "number", "since")
 
-    def __init__(self, number: int, began: float) -> None:
+    def __init__(self, number: int, began: float, since: float) -> None:
         self.number = number
         self.began = began
+        self.since = since  # when the connection was begun that carries it
         self.moved = began  # when something of it was last seen to move
 
 
@@ -75,9 +76,11 @@ class Tally:
         self.causes: collections.Counter[str] = collections.Counter()
         self.failures: list[dict[str, Any]] = []
 
-    def begin(self) -> Operation:
+    def begin(self, since: float = 0.0) -> Operation:
+        """since: when its connection was begun, if not for it."""
         self.begun += 1
-        operation = Operation(self.begun, time.monotonic())
+        now = time.monotonic()
+        operation = Operation(self.begun, now, since or now)
         self.under_way.add(operation)
         return operation
 
@@ -101,13 +104,13 @@ class Tally:
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append({
                 "kind": self.kind, "cause": cause, "number": operation.number, "began": operation.began,
-                "ended": time.monotonic(),
+                "since": operation.since, "ended": time.monotonic(),
             })  # fmt: skip
 
     @contextlib.contextmanager
-    def operation(self) -> Iterator[Operation]:
+    def operation(self, since: float = 0.0) -> Iterator[Operation]:
         """Begin one; it finishes with the block, or fails with what the block raises (which goes no further)."""
-        operation = self.begin()
+        operation = self.begin(since)
         try:
             yield operation
         except (OSError, EOFError, WrongError, AnsweredError) as error:

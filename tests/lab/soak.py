@@ -1,0 +1,219 @@
+"""Faults at random times on a lab under load, for as long as one likes: `make soak` (SOAK_SECONDS, SOAK_SEED).
+
+The same seed gives the same faults after the same pauses. At the end everything is accounted for: each failure needs a
+fault that explains it (`Fault.breaks`), nothing may be under way, and edge and connector may hold no more memory and
+descriptors than before. The exit code says whether all of that is so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import secrets
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.lab import network
+from tests.lab.faults import Fault, choose, pause
+from tests.lab.lab import Lab, Load, Program, now
+from tests.system.harness import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WARM_SECONDS = 5.0  # of load before memory is measured
+PAUSES = (0.5, 6.0)  # seconds between the end of a fault and the next one
+GRACE = 0.5  # a fault happens a moment after we say so, and its end is seen a moment later
+SETTLE_SECONDS = 60.0  # until everything flows again after the last fault
+SESSIONS = ("websocket", "ticks", "ssh")  # their messages go with their connection
+GROWTH_BYTES, GROWTH = 16 * 1024 * 1024, 1.2  # of memory: caches fill; a leak under this load is more
+GROWTH_DESCRIPTORS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fault that happened; times are monotonic."""
+
+    fault: Fault
+    began: float
+    over: float
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a soak found; `problems` is empty if all is well."""
+
+    seed: int
+    events: list[Event] = field(default_factory=list)
+    explained: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    counted: Counter[str] = field(default_factory=Counter)  # of the edge's metrics, over all of its processes
+    held: dict[str, list[tuple[float, int]]] = field(default_factory=dict)  # MB and descriptors, before and after
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def plan(seed: int) -> Iterator[tuple[float, Fault]]:
+    """Pauses and faults without end."""
+    dice = random.Random(seed)
+    while True:
+        yield dice.uniform(*PAUSES), choose(dice)
+
+
+def explanation(failure: dict[str, Any], events: list[Event]) -> str:
+    """The fault that explains this failure; empty if none does."""
+    if failure["cause"].startswith("wrong"):
+        return ""
+    upgraded = 0.0
+    for event in events:
+        first, last = event.began - GRACE, event.over + GRACE
+        under_way = failure["since" if failure["kind"] in SESSIONS else "began"] <= event.began + GRACE
+        breaks = event.fault.breaks
+        if failure["ended"] >= first and (
+            (breaks == "streams" and under_way)
+            or (breaks == "edge" and failure["since"] <= last)
+            or (failure["since"] < upgraded and under_way and breaks != "old")
+        ):
+            return event.fault.name
+        if breaks == "old":
+            upgraded = last
+    return ""
+
+
+class Soak:
+    """One run on a lab."""
+
+    def __init__(self, lab: Lab, *, seed: int, say: Callable[[str], None]) -> None:
+        self.lab = lab
+        self.say = say
+        self.outcome = Outcome(seed)
+        self._seen: Counter[str] = Counter()
+
+    def run(self, seconds: float) -> Outcome:
+        outcome, lab = self.outcome, self.lab
+        began = now()
+        load = lab.load()
+        pause(WARM_SECONDS)
+        self._hold()
+        for quiet, fault in plan(outcome.seed):
+            if now() + quiet - began > seconds:
+                break
+            pause(quiet)
+            self._happen(fault, began)
+        self._settle(load)
+        outcome.report = load.finish(seconds=120)
+        self._count()
+        self._end(load)
+        self._judge()
+        return outcome
+
+    def _happen(self, fault: Fault, began: float) -> None:
+        self._count()
+        start = now()
+        fault.happen(self.lab)
+        self.outcome.events.append(Event(fault, start, now()))
+        self.say(f"{start - began:7.1f} s  {fault.name}, {now() - start:.1f} s")
+
+    def _settle(self, load: Load) -> None:
+        self.lab.name_edge()
+        try:
+            load.wait_flowing(now(), seconds=SETTLE_SECONDS)
+        except AssertionError as error:
+            self.outcome.problems.append(f"after the last fault: {error}")
+
+    def _end(self, load: Load) -> None:
+        """Nobody asks for anything any more: nothing is held."""
+        lab = self.lab
+        old = [child for child in lab.children if child.name == "edge" and child is not lab.edge.process]
+        for name, what in (
+            ("tunnelgw_streams", lambda: lab.metric("tunnelgw_streams") == 0),
+            ("tunnelgw_parked_requests", lambda: lab.metric("tunnelgw_parked_requests") == 0),
+            ("tunnelgw_buffered_bytes", lambda: lab.metric("tunnelgw_buffered_bytes") == 0),
+            ("processes of the edge that were replaced", lambda: all(one.popen.poll() is not None for one in old)),
+        ):
+            try:
+                wait_until(what, seconds=30, what=f"the end of all {name}")
+            except AssertionError as error:
+                self.outcome.problems.append(str(error))
+        self._hold()
+        load.process.stop()
+
+    def _hold(self) -> None:
+        programs: tuple[Program, ...] = (self.lab.edge, self.lab.connector)
+        for program in programs:
+            held = (program.memory() / 1e6, program.descriptors())
+            self.outcome.held.setdefault("connector" if program.name == "home" else program.name, []).append(held)
+
+    def _count(self) -> None:
+        """Counters go on from zero in each process of the edge."""
+        for name in ("tunnel_resumes", "tunnel_reconnects", "parked_requests"):
+            value = int(self.lab.metric(f"tunnelgw_{name}_total"))
+            self.outcome.counted[name] += value - self._seen[name] if value >= self._seen[name] else value
+            self._seen[name] = value
+
+    def _judge(self) -> None:
+        outcome = self.outcome
+        for failure in outcome.report["failures"]:
+            why = explanation(failure, outcome.events)
+            if why:
+                outcome.explained[f"{failure['kind']}: {failure['cause']} ({why})"] += 1
+            else:
+                outcome.problems.append(f"unexplained: {failure}")
+        for kind, facts in outcome.report["kinds"].items():
+            if facts["begun"] != facts["finished"] + sum(facts["failed"].values()):
+                outcome.problems.append(f"not accounted for: {kind} {facts}")
+            if not facts["finished"]:
+                outcome.problems.append(f"nothing got through: {kind}")
+        for name, ((memory, descriptors), (memory_after, descriptors_after)) in outcome.held.items():
+            if memory_after > memory * GROWTH + GROWTH_BYTES / 1e6:
+                outcome.problems.append(f"{name} grew from {memory:.1f} to {memory_after:.1f} MB")
+            if descriptors_after > descriptors + GROWTH_DESCRIPTORS:
+                outcome.problems.append(f"{name} held {descriptors} descriptors, and {descriptors_after} at the end")
+
+
+def summary(outcome: Outcome, table: str) -> str:
+    """For people."""
+    happened = Counter(event.fault.name for event in outcome.events)
+    lines = [
+        table, "",
+        f"faults ({len(outcome.events)}, seed {outcome.seed}): "
+        + ", ".join(f"{name} {count}" for name, count in happened.most_common()),
+        (f"resumes: {outcome.counted['tunnel_resumes']}, sessions begun anew: {outcome.counted['tunnel_reconnects']}, "
+        f"requests parked: {outcome.counted['parked_requests']}"),
+    ]  # fmt: skip
+    for name, ((memory, descriptors), (memory_after, descriptors_after)) in outcome.held.items():
+        lines.append(
+            f"{name}: {memory:.1f} MB and {descriptors} descriptors before (under load), "
+            f"{memory_after:.1f} MB and {descriptors_after} after"
+        )
+    lines += [f"explained, {count} times: {what}" for what, count in sorted(outcome.explained.items())]
+    unexplained = len(outcome.problems)
+    lines += outcome.problems[:50]
+    lines.append("nothing unexplained, no growth" if not unexplained else f"PROBLEMS: {unexplained}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int)
+    options = parser.parse_args()
+    missing = network.unavailable()
+    if missing:
+        sys.exit(f"the lab {missing}")
+    seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    say: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
+    say(f"soak of {options.seconds:g} s; again with SOAK_SEED={seed}")
+    with tempfile.TemporaryDirectory(prefix=f"{network.PREFIX}-") as folder, Lab(Path(folder)) as lab:
+        outcome = Soak(lab, seed=seed, say=say).run(options.seconds)
+        say(summary(outcome, lab.loads[0].table(outcome.report)))
+        if outcome.problems:
+            say(lab.logs())
+    sys.exit(1 if outcome.problems else 0)
+
+
+if __name__ == "__main__":
+    main()
