@@ -527,6 +527,26 @@ def test_stopping_resets_what_does_not_end(tmp_path: Path) -> None:
     run(main)
 
 
+def test_stopping_does_not_wait_for_streams_without_a_link(tmp_path: Path) -> None:
+    """None of them can end in order any more, and requests wait for whoever comes next."""
+
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            visitor = edge.open("echo")
+            visitor.stream.write(b"x")
+            await until(lambda: visitor.received)
+            stopping = asyncio.ensure_future(connector.stop(grace=60.0))  # noqa: TID251 - a test's own task
+            await until(lambda: edge.left is Reason.CONNECTOR_STOPPING)
+            assert edge.link is not None
+            edge.link.abort()
+            async with asyncio.timeout(20):
+                await stopping
+        target.close()
+
+    run(main)
+
+
 def test_without_identity_or_invitation_it_says_what_to_do(tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(LocalError, match="tunnelgw join INVITATION"):

@@ -448,7 +448,7 @@ def test_idle_connections_end_when_the_connector_stops(tmp_path: Path) -> None:
             it.ending.gateway.drain()
             await until(lambda: browser.over)
             browser.end.finish()
-            await it.served.idle()
+            await until(lambda: it.served.active == 0)
 
     run(main)
 

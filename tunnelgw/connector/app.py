@@ -132,7 +132,7 @@ class Connector:
                 tunnel.say_goodbye(Reason.CONNECTOR_STOPPING)
         if self.household is not None:
             self.household.drain()  # after that, so that no new visitor comes in
-        if any(edge.up for edge in self.edges):  # without a link no stream can end in order
+        if any(edge.up for edge in self.edges):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._drained()
@@ -144,11 +144,13 @@ class Connector:
         self.edges = []
 
     async def _drained(self) -> None:
-        """No edge that we can reach opens a stream any more, and none is open."""
+        """No edge that we can reach opens a stream any more, and none is open that can end."""
         while not all(tunnel.said_goodbye for edge in self.edges for tunnel in edge.tunnels()):  # noqa: ASYNC110
             await asyncio.sleep(TURN_OF_STOP)
         await asyncio.sleep(UNDER_WAY)
-        await self.served.idle()
+        # Without a link no stream can end in order.
+        while self.served.active and any(edge.up for edge in self.edges):  # noqa: ASYNC110
+            await asyncio.sleep(TURN_OF_STOP)
 
     # Changes
 

@@ -50,15 +50,13 @@ class Served:
     `ending` must be set before a service with `tls = "home"` is served.
     """
 
-    __slots__ = ("_idle", "_most", "_origins", "_sparing", "active", "ending", "offers", "revision", "total")
+    __slots__ = ("_most", "_origins", "_sparing", "active", "ending", "offers", "revision", "total")
 
     def __init__(self) -> None:
         self._origins: dict[str, Origin] = {}
         self._sparing = Sparing(log)
         # Each stream has a descriptor; without some left for links and files, one edge could cut off the others.
         self._most = max(STREAMS_LEAST, most_descriptors() - KEPT_DESCRIPTORS)
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.ending: TlsEnd | None = None
         self.offers: list[Offer] = []
         self.revision = 0
@@ -127,12 +125,6 @@ class Served:
     def ended(self) -> None:
         """One stream is over."""
         self.active -= 1
-        if self.active == 0:
-            self._idle.set()
-
-    async def idle(self) -> None:
-        """Wait until no stream is open."""
-        await self._idle.wait()
 
     async def close(self) -> None:
         """End what the origins keep."""
@@ -142,7 +134,6 @@ class Served:
     def _count(self) -> None:
         self.active += 1
         self.total += 1
-        self._idle.clear()
 
     def _warn(self, kind: str, request: Open, text: str) -> None:
         now = asyncio.get_running_loop().time()
