@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WARM_SECONDS = 5.0  # of load before memory is measured
 PAUSES = (0.5, 6.0)  # seconds between the end of a fault and the next one
+LATEST = 10.0  # after the end of a fault: what it broke has been noticed by then
 GRACE = 0.5  # a fault happens a moment after we say so, and its end is seen a moment later
 SETTLE_SECONDS = 60.0  # until everything flows again after the last fault
 SESSIONS = ("websocket", "ticks", "ssh")  # their messages go with their connection
@@ -72,7 +73,7 @@ def explanation(failure: dict[str, Any], events: list[Event]) -> str:
         first, last = event.began - GRACE, event.over + GRACE
         under_way = failure["since" if failure["kind"] in SESSIONS else "began"] <= event.began + GRACE
         breaks = event.fault.breaks
-        if failure["ended"] >= first and (
+        if first <= failure["ended"] <= last + LATEST and (
             (breaks == "streams" and under_way)
             or (breaks == "edge" and failure["since"] <= last)
             or (failure["since"] < upgraded and under_way and breaks != "old")
@@ -102,7 +103,7 @@ class Soak:
             if now() + quiet - began > seconds:
                 break
             pause(quiet)
-            self._happen(fault, began)
+            self._happen(fault, load, began)
         self._settle(load)
         outcome.report = load.finish(seconds=120)
         self._count()
@@ -110,9 +111,12 @@ class Soak:
         self._judge()
         return outcome
 
-    def _happen(self, fault: Fault, began: float) -> None:
+    def _happen(self, fault: Fault, load: Load, began: float) -> None:
         self._count()
-        start = now()
+        waits = {kind: facts["longest"] for kind, facts in load.report()["kinds"].items()}
+        kind = max(waits, key=lambda kind: waits[kind])
+        self.say(f"           longest wait since then {waits[kind]:.1f} s ({kind})")
+        start = load.mark()
         fault.happen(self.lab)
         self.outcome.events.append(Event(fault, start, now()))
         self.say(f"{start - began:7.1f} s  {fault.name}, {now() - start:.1f} s")
