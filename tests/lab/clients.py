@@ -17,6 +17,7 @@ from tests.lab.tally import AnsweredError, WrongError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+GOAWAY = 7  # RFC 9113 section 6.8
 PATIENCE = 90.0  # seconds without an answer that are a failure
 
 
@@ -100,6 +101,7 @@ class H2(asyncio.Protocol):
         self.heads: dict[int, int] = {}
         self.bodies: dict[int, bytes] = {}
         self.usable = True  # for new requests
+        self.unread = b""  # the beginning of a frame
         self.since = time.monotonic()
 
     @classmethod
@@ -138,7 +140,7 @@ class H2(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            events = self.state.receive_data(data)
+            events = self.state.receive_data(self.without_goaway(data))
         except h2.exceptions.ProtocolError as error:
             self.fail_all(WrongError(f"broken HTTP/2: {error}"))
             self.transport.abort()
@@ -153,11 +155,25 @@ class H2(asyncio.Protocol):
                 self.ended(event.stream_id)
             elif isinstance(event, h2.events.StreamReset):
                 self.fail(event.stream_id, ConnectionResetError(f"stream reset with {event.error_code}"))
-            elif isinstance(event, h2.events.ConnectionTerminated):
-                self.usable = False
-                for stream in [stream for stream in self.waiting if stream > (event.last_stream_id or 0)]:
-                    self.fail(stream, UnprocessedError("GOAWAY"))
         self.flush()
+
+    def without_goaway(self, data: bytes) -> bytes:
+        """Whole frames: after a GOAWAY the library would refuse the answers that are still to come."""
+        data, kept, at = self.unread + data, b"", 0
+        while len(data) - at >= 9:
+            end = at + 9 + int.from_bytes(data[at : at + 3], "big")
+            if len(data) < end:
+                break
+            if data[at + 3] == GOAWAY:
+                self.usable = False
+                last = int.from_bytes(data[at + 9 : at + 13], "big")
+                for stream in [stream for stream in self.waiting if stream > last]:
+                    self.fail(stream, UnprocessedError("GOAWAY"))
+            else:
+                kept += data[at:end]
+            at = end
+        self.unread = data[at:]
+        return kept
 
     def ended(self, stream: int) -> None:
         status, body = self.heads.pop(stream, 0), self.bodies.pop(stream, b"")
