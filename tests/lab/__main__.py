@@ -94,8 +94,8 @@ class Prompt(cmd.Cmd):
     def do_unload(self, _argument: str) -> None:
         load, self.running = self.running, None
         if load is not None:
-            load.finish()
-            print(load.table())
+            print(load.table(load.finish()))
+            load.process.stop()
 
     def do_log(self, name: str) -> None:
         for child in self.lab.children:
