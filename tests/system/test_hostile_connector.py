@@ -100,15 +100,17 @@ BROKEN = {
 def test_who_breaks_the_protocol_is_cut_and_counted(world: World) -> None:
     pem = joined(world, "breaker")
     before = refused(world, "protocol_error")
-    # A line of the link's for each, and one for each connection: bounded by the dials that an identity has.
-    with nobody_notices(world, HOST, lines=4 * len(BROKEN)):
+    assert world.edge is not None
+    said = len(world.edge.text())
+    # A line for each connection: bounded by the dials that an identity has.
+    with nobody_notices(world, HOST, lines=3 * len(BROKEN)):
         for name, data in BROKEN.items():
             with HostileConnector(world, pem) as peer:
                 assert isinstance(peer.hello(), Welcome), name
                 peer.flood(data)
                 assert peer.ended(), name
     assert refused(world, "protocol_error") == before + len(BROKEN)
-    assert world.edge is not None
+    assert world.edge.text()[said:].count("connector breaker broke the protocol") == 1, "once per interval"
     assert max(map(len, lines_of(world.edge.text()))) < 2000, "nothing that a peer sent is repeated at length"
 
 

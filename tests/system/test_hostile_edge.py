@@ -208,7 +208,8 @@ def test_an_edge_that_breaks_the_protocol_is_left(home: Home) -> None:
     process = home.process()
     with home.meet(script):
         wait_until(lambda: len(ended) == len(BROKEN), seconds=100, what=f"links ended: {ended}")
-    assert "broke the protocol" in process.text()
+    told = process.text().count("broke the protocol: ")  # once a minute
+    assert 1 <= told < len(BROKEN) / 2
 
 
 def test_an_edge_of_another_version_or_with_too_many_workers(home: Home) -> None:

@@ -201,6 +201,7 @@ class Connector:
             return
         if isinstance(error, RemoteError):
             self.all.counters.refuse(error.reason)
+            self.all.say(f"{self.name} broke", "connector %s broke the protocol: %s", self.name, error.text)
             self.give_up(Reason.PROTOCOL_ERROR)
             return
         now = self.all.loop.time()

@@ -192,9 +192,7 @@ class Link(asyncio.BufferedProtocol):
             self._broken(error)
 
     def _broken(self, error: RemoteError) -> None:
-        if self.session is not None:  # before that it is a stranger, of whom the owner says no more than it wants
-            log.warning("link %s broke the protocol: %s", self.peer, error.text)
-        self.abort(error)
+        self.abort(error)  # the owner knows whose it is, and how often that was said
 
     def _turn_ended(self) -> None:
         self._scheduled = False
