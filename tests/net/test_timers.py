@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnelgw.net.timers import INF, Wheel
+from tunnelgw.net.timers import INF, LAG_SECONDS, Wheel
 
 if TYPE_CHECKING:
     import pytest
@@ -90,6 +90,21 @@ def test_close_stops_everything() -> None:
     wheel.close()
     clock.advance(10)
     assert item.fired == []
+
+
+def test_a_late_turn_is_remembered_for_a_while() -> None:
+    clock = Clock()
+    wheel, item = Wheel(clock), Item(clock)
+    wheel.arm(item, clock.now + 1000.0)
+    clock.advance(10)
+    assert wheel.lag < 1e-6
+    clock.calls = [(when + 3.0, callback) for when, callback in clock.calls]  # the loop does something else meanwhile
+    clock.advance(4)
+    assert abs(wheel.lag - 3.0) < 1e-6
+    clock.advance(LAG_SECONDS)
+    assert abs(wheel.lag - 3.0) < 1e-6
+    clock.advance(LAG_SECONDS + 1)
+    assert wheel.lag < 1e-6
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 8)), min_size=1, max_size=20))

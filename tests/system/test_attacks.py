@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,29 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "loadtest.attackers", *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+
+
+def value(world: World, series: str) -> float:
+    found = re.search(rf"^{re.escape(series)} (\S+)$", world.metrics(), re.MULTILINE)
+    assert found, series
+    return float(found[1])
+
+
+def test_a_flood_of_handshakes_leaves_operators_and_tunnels_served(world: World) -> None:
+    """While the processor is full of handshakes: the control socket, metrics and the tunnel's pings are answered."""
+    attacker = start("handshakes", str(world.port), "--sources", "256", "--width", "600", "--seconds", "10")
+    looks = 0
+    while attacker.poll() is None:
+        connector = world.status()["connectors"][0]  # over the control socket
+        assert connector["state"] == "up"
+        assert value(world, "tunnelgw_loop_lag_seconds") < 10
+        looks += 1
+    flood = json.loads(attacker.communicate(timeout=60)[0])
+    assert looks >= 2
+    assert sum(flood.values()) > 500, flood
+    assert value(world, "tunnelgw_loop_lag_seconds") > 0
+    for what in ("reconnects", "resumes"):
+        assert value(world, f'tunnelgw_tunnel_{what}_total{{connector="home"}}') == 0, "the link was given up"
 
 
 @pytest.mark.parametrize(("flood", "sources"), [("stalled", 256), ("halfway", 1), ("tunnels", 64)])

@@ -118,7 +118,7 @@ def test_testssl_finds_nothing_above_low(world: World, tmp_path: Path) -> None:
 
     Not renegotiation: for that testssl.sh sends no name, and gets an alert. `tests/edge/test_visitors_tls.py` has it.
     """
-    vulnerabilities = ["-H", "-I", "-T", "-BB", "-C", "-B", "-O", "-Z", "-W", "-F", "-D", "-J", "-A", "-L", "-WS", "-4"]
+    vulnerabilities = ["-H", "-I", "-T", "-BB", "-C", "-B", "-O", "-Z", "-W", "-F", "-D", "-J", "-A", "-L", "-4"]
     found = tmp_path / "found.json"
     subprocess.run(
         ["testssl", "--quiet", "--color", "0", "--warnings", "batch", "--ip", "127.0.0.1", "--jsonfile", str(found),

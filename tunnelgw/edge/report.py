@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def numbers(edge: Edge) -> ProcessSnapshot:
     """This worker's numbers."""
-    edge.counters.buffered = edge.connectors.budget.held
+    edge.counters.buffered, edge.counters.lag = edge.connectors.budget.held, edge.wheel.lag
     edge.live.account()
     found = edge.counters.snapshot()
     found["certificates"] = edge.certificates.expiries()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 INF = math.inf
+LAG_SECONDS = 30.0  # `Wheel.lag` speaks of the last of these and the one before: no scrape misses the worst
 
 
 class Deadlined(Protocol):
@@ -38,15 +39,26 @@ def _call(item: Deadlined, now: float) -> None:
 
 
 class Wheel:
-    """Deadlines to the nearest `granularity` seconds (late by at most one granule, never early)."""
+    """Deadlines to the nearest `granularity` seconds (late by at most one granule, never early).
 
-    __slots__ = ("_buckets", "_granularity", "_handle", "_loop")
+    It turns all the time, so it also knows how busy the loop is: by how much a turn came late.
+    """
+
+    __slots__ = ("_before", "_buckets", "_due", "_granularity", "_handle", "_lag_until", "_loop", "_worst")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, granularity: float = 0.25) -> None:
         self._loop = loop
         self._granularity = granularity
         self._buckets: dict[int, list[Deadlined]] = {}
         self._handle: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when the next turn should come
+        self._worst = self._before = 0.0  # how late turns came, within LAG_SECONDS and within those before
+        self._lag_until = 0.0
+
+    @property
+    def lag(self) -> float:
+        """The longest that the loop kept a turn waiting within the last minute or half of it, in seconds."""
+        return max(self._worst, self._before)
 
     def arm(self, item: Deadlined, when: float) -> None:
         """Set `item.deadline = when` and see that the item comes up for it."""
@@ -66,10 +78,21 @@ class Wheel:
         item.armed_until = slot * self._granularity
         self._buckets.setdefault(slot, []).append(item)
         if self._handle is None:
-            self._handle = self._loop.call_later(self._granularity, self._turn)
+            self._wind(self._loop.time())
+
+    def _wind(self, now: float) -> None:
+        self._due = now + self._granularity
+        self._handle = self._loop.call_later(self._granularity, self._turn)
+
+    def _note(self, late: float, now: float) -> None:
+        if now >= self._lag_until:
+            self._before, self._worst = self._worst, 0.0
+            self._lag_until = now + LAG_SECONDS
+        self._worst = max(self._worst, late)
 
     def _turn(self) -> None:
         now = self._loop.time()
+        self._note(now - self._due, now)
         current = int(now / self._granularity)
         for slot in sorted(slot for slot in self._buckets if slot <= current):
             bucket = self._buckets.pop(slot)
@@ -84,6 +107,6 @@ class Wheel:
                 elif item.deadline < INF:
                     self._file(item, item.deadline)
         if self._buckets:
-            self._handle = self._loop.call_later(self._granularity, self._turn)
+            self._wind(self._loop.time())
         else:
             self._handle = None

@@ -122,6 +122,11 @@ def _process(snapshot: ProcessSnapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "tunnelgw_buffered_bytes", "Bytes received and not yet passed on.", value=snapshot["buffered_bytes"]
     )
+    yield GaugeMetricFamily(
+        "tunnelgw_loop_lag_seconds",
+        "How late the event loop was at worst in the last minute.",
+        value=snapshot["loop_lag"],
+    )
     expiry = GaugeMetricFamily(
         "tunnelgw_certificate_expiry_timestamp_seconds", "When the host's certificate expires.", labels=["host"]
     )

@@ -66,10 +66,11 @@ class ProcessCounters:
     """What one process counts as a whole.
 
     `connections[listener]`: open visitor connections by listener ("https", "http", "tcp", ...); `parked`: requests
-    that wait for their connector now; `buffered`: bytes received and not yet passed on (a gauge that its owner sets).
+    that wait for their connector now. Gauges that their owner sets: `buffered`, bytes received and not yet passed on;
+    `lag`, how late the event loop was at worst in the last minute or half of it, in seconds.
     """
 
-    __slots__ = ("_refused", "buffered", "connections", "parked", "parked_total", "routes")
+    __slots__ = ("_refused", "buffered", "connections", "lag", "parked", "parked_total", "routes")
 
     def __init__(self) -> None:
         self._refused = [0] * 256  # by Reason.code
@@ -77,6 +78,7 @@ class ProcessCounters:
         self.parked = 0
         self.parked_total = 0
         self.buffered = 0
+        self.lag = 0.0
         self.routes: dict[str, RouteCounters] = {}
 
     def route(self, label: str) -> RouteCounters:
@@ -120,6 +122,7 @@ class ProcessCounters:
             "parked": self.parked,
             "parked_total": self.parked_total,
             "buffered_bytes": self.buffered,
+            "loop_lag": self.lag,
             "connectors": {},
             "certificates": {},
             "state_failing": 0,

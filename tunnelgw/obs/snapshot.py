@@ -1,8 +1,8 @@
 """One process's numbers as JSON-like dicts, and how those of several workers become one.
 
 The shape is the contract between a worker, the supervisor that asks every worker, and the collector that renders.
-Counters and gauges add up; a round trip is the worst one; a certificate's expiry is the earliest one, and
-`state_failing` is 1 if any worker cannot save the state.
+Counters and gauges add up; a round trip and the loop's lag are the worst one; a certificate's expiry is the earliest
+one, and `state_failing` is 1 if any worker cannot save the state.
 
 Invariant: `merge` is commutative and associative, and `merge([one])` equals that one.
 PURE.
@@ -52,6 +52,7 @@ class ProcessSnapshot(TypedDict):
     parked: int
     parked_total: int
     buffered_bytes: int
+    loop_lag: float
     connectors: dict[str, ConnectorSnapshot]
     certificates: dict[str, float]
     state_failing: int
@@ -67,6 +68,7 @@ def empty() -> ProcessSnapshot:
         "parked": 0,
         "parked_total": 0,
         "buffered_bytes": 0,
+        "loop_lag": 0.0,
         "connectors": {},
         "certificates": {},
         "state_failing": 0,
@@ -86,6 +88,7 @@ def merge(snapshots: Iterable[ProcessSnapshot]) -> ProcessSnapshot:
         total["parked"] += snapshot["parked"]
         total["parked_total"] += snapshot["parked_total"]
         total["buffered_bytes"] += snapshot["buffered_bytes"]
+        total["loop_lag"] = max(total["loop_lag"], snapshot["loop_lag"])
         for name, connector in snapshot["connectors"].items():
             other = total["connectors"].get(name)
             total["connectors"][name] = connector.copy() if other is None else _add_connectors(other, connector)
