@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -24,9 +25,14 @@ class Clock:
             "NO_FAKE_STAT": "1",
         }
 
+    def dates(self) -> set[str]:
+        """Today, as those processes see it; two days around midnight."""
+        now = datetime.now(UTC) + timedelta(days=self.days)
+        return {(now + timedelta(minutes=minutes)).strftime("%Y-%m-%d") for minutes in (-2, 0)}
+
     def move(self, days: int) -> None:
-        """So many days on."""
+        """So many days on, or back."""
         self.days += days
         temporary = self._file.with_suffix(".new")
-        temporary.write_text(f"+{self.days}d\n")
+        temporary.write_text(f"{self.days:+d}d\n")
         temporary.replace(self._file)

@@ -37,6 +37,11 @@ class Visits:
                 self.failures.append(f"{done.returncode} {done.stdout!r}")
             self._stop.wait(0.3)
 
+    def more(self, count: int) -> None:
+        """So many more were served."""
+        before = self.served
+        wait_until(lambda: self.served >= before + count, seconds=60, what=f"visitors are served: {self.failures}")
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
@@ -129,3 +134,31 @@ def test_certificates_are_renewed_while_they_serve(tmp_path: Path) -> None:
         connector.stop()
         home.start(env=clock.env)
         assert world.curl(URL).stdout == b"hello from web\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # many processes start; a busy machine takes its time
+def test_a_clock_that_jumps_locks_nobody_out(tmp_path: Path) -> None:
+    """A day back (an empty battery), right again, and a year on; then an edge that begins before what it has saved."""
+    clock = Clock(tmp_path)
+    with World(tmp_path) as world:
+        edge = world.start_edge(env=clock.env)
+        home = world.connector("home", f"[services.web]\ntarget = {world.service('web')}", start=False)
+        processes = [edge, home.start(env=clock.env)]
+        for days in (-1, 1, 365):
+            with Visits(world) as visits:
+                clock.move(days)
+                visits.more(8)  # in which each process notices
+                processes[-1].stop()
+                processes.append(home.start(env=clock.env))  # begins at that time, and dials
+                wait_until(lambda: state(world, "home") == "up", seconds=60, what=f"it is back, {days} days on")
+                visits.more(4)
+                edge.wait_for(rf'"time": "({"|".join(clock.dates())})T')  # it lives by that time too
+            assert not visits.failures, visits.failures
+        clock.move(-366)
+        edge.stop()
+        processes.append(world.start_edge(env=clock.env))
+        wait_until(lambda: state(world, "home") == "up", seconds=60, what="it is back at an edge of the past")
+        assert world.curl(URL).stdout == b"hello from web\n"
+        for process in processes:
+            assert "Traceback" not in process.text()
