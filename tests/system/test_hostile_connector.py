@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -362,6 +362,36 @@ def test_a_stolen_session_id_is_worth_nothing(world: World) -> None:
         assert stolen.session != mine.session
         with visitor_of(world, "owned.example.com"):
             first.wait_for(frames.OPEN)  # the owner's tunnel is untouched
+
+
+def test_a_recorded_hello_is_worth_nothing(world: World) -> None:
+    """Said again on another TLS session: by its owner it is too old, by anybody else it is anybody else's."""
+    pem, thief = joined(world, "recorded"), joined(world, "recorder")
+    before = refused(world, "superseded"), refused(world, "unauthenticated")
+    with nobody_notices(world, HOST, lines=20), HostileConnector(world, pem) as mine:
+        hello: dict[str, Any] = {"instance": "r" * 32, "dial": 7}
+        recorded = mine.hello(**hello)
+        assert isinstance(recorded, Welcome)
+        for replayed in (hello, {**hello, "dial": 6}, {**hello, "session": recorded.session, "received": 0}):
+            with HostileConnector(world, pem) as again:
+                answer = again.hello(**replayed)
+                assert isinstance(answer, RefusedMessage)
+                assert answer.reason == Reason.SUPERSEDED.label
+                assert again.ended()
+        with HostileConnector(world, None) as stranger:
+            answer = stranger.hello(**hello)
+            assert isinstance(answer, RefusedMessage)
+            assert answer.reason == Reason.UNAUTHENTICATED.label
+        with HostileConnector(world, thief) as other:
+            answer = other.hello(**hello, session=recorded.session, received=0)
+            assert isinstance(answer, Welcome)
+            assert (answer.name, answer.resumed) == ("recorder", False)
+            assert answer.session != recorded.session
+        assert mine.offer(Offer(name="trap", kind="http")).results[0].refused == "", "the first link is as it was"
+        with HostileConnector(world, pem) as newer:
+            assert isinstance(newer.hello(**{**hello, "dial": 8}), Welcome)
+            assert mine.ended(), "a later dial of the same instance takes over at once"
+    assert (refused(world, "superseded"), refused(world, "unauthenticated")) == (before[0] + 3, before[1] + 1)
 
 
 def test_a_resume_that_cannot_be_ends_the_session(world: World) -> None:
