@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.obs.counters import RouteCounters
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.hostname import normalise
 from tunnelgw.routing.paths import normalise_path
 from tunnelgw.routing.table import Route, RouteTable, target_path
 
@@ -187,6 +188,19 @@ def test_ten_thousand_routes_of_a_thousand_connectors() -> None:
         table.replace("c7", [route(f"s{i}.c7.x", connector="c7") for i in range(10)])
     assert time.process_time() - started < 0.5  # 100 swaps of ten routes; a swap over all routes would take longer
     assert table.find_http("s3.c999.x", b"/").connector == "c999"  # type: ignore[union-attr]
+
+
+def test_many_hosts_are_found_by_every_spelling() -> None:
+    """What is looked up is the normalised name, so that a rule of a route holds however its host is written."""
+    many = [route(f"h{number}.many.x", allow_from=("192.0.2.0/24",)) for number in range(150)]
+    table = table_of(*many)
+    for item in many:
+        name = item.host
+        for spelled in (name, name.upper(), name.title(), name + ".", name.upper() + "."):
+            found = table.find_http(normalise(spelled), b"/")
+            assert found is item
+            assert found.allow_from == ("192.0.2.0/24",)
+            assert table.find_name(normalise(spelled)).host == name  # type: ignore[union-attr]
 
 
 def test_stripping() -> None:
