@@ -255,6 +255,38 @@ def test_updates_signed_by_tsig(tmp_path: Path) -> None:
         assert server.text().count("added") == 1
 
 
+def test_several_edges_under_one_name(tmp_path: Path) -> None:
+    """Each orders its own certificate of one name, both at once; dns-01 does not care which of them is asked."""
+    secret = base64.b64encode(os.urandom(32)).decode()
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    with World(folders[0], issuer="acme") as one, World(folders[1], issuer="acme") as two:
+        one.secrets.add(secret.encode())
+        two.secrets.add(secret.encode())
+        port = free_port()
+        server = one.add("nameserver", [sys.executable, str(NAMESERVER), str(port), "tunnelgw.", secret], port=port)
+        pebble = Pebble(one, dns=f"127.0.0.1:{port}")
+        pebble.start()
+        key = tmp_path / "tsig.key"
+        key.write_text(secret)
+        key.chmod(0o600)
+        settings = f'server = "127.0.0.1:{port}", key_name = "tunnelgw", key_file = "{key}"'
+        server.signal(signal.SIGSTOP)  # until both are at it
+        for world in (one, two):
+            begin(world, pebble, "a", options=f"dns = {{ {settings} }}\n")
+        for world in (one, two):
+            assert world.edge is not None
+            pid = world.edge.pid
+            wait_until(lambda pid=pid: any("identity.acme" in line for line in children(pid)), what="it orders")
+        server.signal(signal.SIGCONT)
+        for world in (one, two):
+            wait_until(lambda world=world: has_certificate(world, pebble, "a.example.com"), seconds=60)
+        assert len({shown(world, pebble, "a.example.com")["serialNumber"] for world in (one, two)}) == 2
+        wait_until(lambda: server.text().count("deleted") == 2, what="each took its own record back")
+        assert server.text().count("added") == 2
+
+
 def test_an_account_that_was_made_beforehand(tmp_path: Path) -> None:
     secret = base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
     with World(tmp_path, issuer="self-signed") as world:
