@@ -1,7 +1,8 @@
 """What must not be in any log: secrets that a test knows or planted, and shapes that are always secrets.
 
 The harness calls `leaks` for every world that it closes, so that each test which starts processes is also a test of
-what they write; `conftest.py` looks once more through all logs of the whole run for planted markers.
+what they write. `tests/conftest.py` gives `look` all other output of the run as it comes (what commands answered, what
+tests and the processes that share their standard output wrote), and looks through all logs once more at its end.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _KEYS = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----(.*?)-----END", re.DOTAL
 _CHECKED_BYTES = 64 * 1024 * 1024  # of one log; a test that writes more is about something else
 
 every_log: set[Path] = set()  # of this run
+found: list[str] = []  # by `look`
 
 
 def secret_of_invitation(text: str) -> bytes:
@@ -61,3 +63,16 @@ def leaks(logs: Iterable[Path], secrets: Iterable[bytes]) -> list[str]:
         if shape:
             found.append(f"{log.name} holds {shape[0][:12]!r}… at {shape.start()}")
     return found
+
+
+def look(where: str, output: str | bytes | None, *, shapes: bool) -> None:
+    """Remember if output holds the mark, or (`shapes`) anything that is always a secret; never the secret itself."""
+    data = output.encode("utf-8", "surrogateescape") if isinstance(output, str) else output or b""
+    if MARK.encode() in data or (shapes and SHAPES.search(data)):
+        found.append(where)
+
+
+def ours(arguments: object) -> bool:
+    """Is this command tunnelgw, however it is started?"""
+    words = arguments if isinstance(arguments, list | tuple) else [arguments]
+    return any("tunnelgw" in str(word) or "worker_process" in str(word) for word in words)
