@@ -1,6 +1,6 @@
 """h2spec, where it is installed: every case of HTTP/2 conformance against a real edge, over TLS.
 
-The cases that once failed are tests of our own in tests/http/test_guard.py, so that nothing depends on the program.
+conformance.py goes through the same sections with frames of our own, so that nothing depends on the program.
 """
 
 from __future__ import annotations

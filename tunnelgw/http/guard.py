@@ -147,14 +147,14 @@ class FrameGuard:
         elif stream in sending:  # trailers
             if flags & _END_STREAM:
                 del sending[stream]
-        elif stream > self._floor:
+        elif stream > self._floor and not self._block:
             raise FrameError("a head on a stream that is over", _STREAM_CLOSED)
         self._block = not flags & _END_HEADERS
 
     def _data(self, stream: int, flags: int, length: int) -> None:
         sending = self._sending
         if stream not in sending:
-            if self._floor < stream <= self._last:
+            if self._floor < stream <= self._last and not self._block:  # within a head it is wrong in another way
                 raise FrameError("data on a stream that is over", _STREAM_CLOSED)
         elif flags & _END_STREAM:
             del sending[stream]
