@@ -251,7 +251,8 @@ class Exchange(Holding):
             ))  # fmt: skip
         self.head = None
         self.route = None
-        self.keep(0)
+        if self.weight:
+            self.keep(0)
 
     def log_refused(self, method: bytes, line: bytes, version: int, since: float) -> None:
         """Log what was refused before there was a head: `line` is as the visitor sent it, to be escaped by the log."""
