@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -96,6 +97,27 @@ def test_a_crashed_worker_comes_back_and_no_connection_is_lost(monkeypatch: pyte
             assert set(answers) <= {"0", "1"}
             await until(lambda: supervisor.restarts == 1 and all(each.ready for each in supervisor._workers))
             assert len(set(supervisor.pids()) - set(before)) == 1
+            assert await ask(port, "gather") == "[0, 1]"
+
+    run(main)
+
+
+def test_a_moment_without_descriptors_is_not_the_end_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.05, 0.1))
+    tries: list[int] = []
+    real = module.channel_pair
+
+    def out_of_descriptors() -> tuple[socket.socket, socket.socket]:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real()
+
+    async def main() -> None:
+        async with edge() as (supervisor, port):
+            monkeypatch.setattr(module, "channel_pair", out_of_descriptors)
+            await ask(port, "crash")
+            await until(lambda: len(tries) == 3 and all(each.ready for each in supervisor._workers))
             assert await ask(port, "gather") == "[0, 1]"
 
     run(main)

@@ -218,7 +218,11 @@ class Supervisor:
             wait = min(wait * 2, BACKOFF_SECONDS[1])
 
     async def _run(self, worker: _Process) -> int:
-        ours, theirs = channel_pair()
+        try:
+            ours, theirs = channel_pair()
+        except OSError as error:
+            log.error("worker %d cannot be started: %s", worker.index, error)
+            return 1
         try:
             worker.process = await asyncio.create_subprocess_exec(
                 *self._command(worker.index, theirs.fileno()),
