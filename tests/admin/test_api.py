@@ -14,6 +14,7 @@ from tunnelgw.admin.status import EdgeStatus, PublicAddress, edge_text
 from tunnelgw.config.model import EdgeConfig, Endpoint
 from tunnelgw.errors import LocalError
 from tunnelgw.identity import home
+from tunnelgw.identity.claims import Wish
 from tunnelgw.identity.invitations import decode
 from tunnelgw.identity.registry import Registry
 
@@ -30,7 +31,8 @@ class Running(Offline):
     def addresses(self) -> list[PublicAddress]:
         return [
             {"address": "https://a.example.com/", "service": "a", "connector": "home", "state": "up", "since": 1.0,
-             "certificate_expiry": 2.0, "certificate_problem": "", "tls": ""}
+             "certificate_expiry": 2.0, "certificate_problem": "", "tls": "", "group": "", "priority": 0,
+             "health": ""}
         ]  # fmt: skip
 
     def connector(self, name: str) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def test_status_joins_what_is_known_with_what_is_seen(registry: Registry) -> Non
 def test_without_an_edge_everybody_is_away(registry: Registry) -> None:
     live = Offline(registry)
     join(registry, live)
-    registry.hold("home", ["host/a.example.com", "port/2222"])
+    registry.hold("home", {"host:a.example.com/": Wish(), "port:2222": Wish()})
     status: EdgeStatus = ask(registry, live, "status")["status"]
     assert not status["running"]
     assert status["connectors"][0]["state"] == "away"

@@ -74,9 +74,9 @@ class LooseStream:
         self.credited += count
 
 
-def service(target: Target, **keys: Any) -> ServiceConfig:
+def service(target: Target, name: str = "web", **keys: Any) -> ServiceConfig:
     """A declared service."""
-    return ServiceConfig(name="web", target=target, **keys)
+    return ServiceConfig(name=name, target=target, **keys)
 
 
 def request(kind: str = "tcp", **keys: Any) -> Open:

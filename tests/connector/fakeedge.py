@@ -87,6 +87,8 @@ class FakeEdge:
         self.names: list[str] = []
         self.hellos: list[Hello] = []
         self.services: list[Services] = []
+        self.controls: list[Control] = []  # every message, in order
+        self.health = False  # whether it takes messages about health
         self.joins: list[Join] = []
         self.renewals = 0
         self.session: Session | None = None
@@ -194,6 +196,7 @@ class FakeEdge:
                 domain="example.com",
                 name=NAME,
                 workers=self.workers,
+                health=self.health,
             )
         )
         link.attach(self.session, hello.received)
@@ -227,6 +230,7 @@ class FakeEdge:
 
     def control_received(self, message: Control) -> None:
         assert self.session is not None
+        self.controls.append(message)
         if isinstance(message, Services):
             self.services.append(message)
             results = [self.claim(offer.name) for offer in message.offers]

@@ -11,11 +11,13 @@ import pytest
 
 from tests.edge.front import run
 from tunnelgw.access.grants import Grant
-from tunnelgw.edge import claims
-from tunnelgw.edge.claims import HOSTS_MAX, OTHER_LABEL, ClaimDesk
+from tunnelgw.edge import routes
+from tunnelgw.edge.claims import HOSTS_MAX, ClaimDesk
 from tunnelgw.edge.names import ended_hosts
 from tunnelgw.edge.passthrough import Live
+from tunnelgw.edge.routes import OTHER_LABEL
 from tunnelgw.errors import LocalError
+from tunnelgw.identity.claims import Held
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
@@ -54,8 +56,11 @@ class Registry:
             raise self.failure
         self.remembered += 1
 
-    def hold(self, name: str, wanted: Any) -> dict[str, str]:
-        return {claim: holder for claim, holder in self.held.items() if claim in wanted}
+    def hold(self, name: str, wanted: Any) -> dict[str, Held]:
+        return {claim: Held(holder) for claim, holder in self.held.items() if claim in wanted}
+
+    def affinity_secret(self) -> bytes:
+        return b"secret"
 
 
 class Home:
@@ -76,7 +81,9 @@ class Desk:
             domain="example.com", edge_names=frozenset(), address="edge.example.com", https_port=443,
             registry=self.registry, table=self.table, ports=self.ports, live=Live(print),  # type: ignore[arg-type]
             connectors=SimpleNamespace(  # type: ignore[arg-type]
-                by_name=self.by_name, notify_holder=lambda *a, **k: None
+                by_name=self.by_name,
+                notify_holder=lambda *a, **k: None,
+                groups=SimpleNamespace(serve=lambda name: None),
             ),
             counters=ProcessCounters(),
             changed=lambda: None,
@@ -249,7 +256,7 @@ def test_host_names_are_bounded_and_the_answer_fits_a_message() -> None:
 
 
 def test_labels_are_bounded_however_often_the_paths_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "LABELS_MAX", 10)
+    monkeypatch.setattr(routes, "LABELS_MAX", 10)
 
     async def main() -> None:
         desk = Desk()

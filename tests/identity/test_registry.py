@@ -14,6 +14,7 @@ from tunnelgw.access.grants import Grant
 from tunnelgw.errors import LocalError, Refused, RemoteError
 from tunnelgw.identity import certs, home, invitations
 from tunnelgw.identity.ca import Authorities
+from tunnelgw.identity.claims import TERMS, UNNAMED, Held, Wish
 from tunnelgw.identity.registry import Registry
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.sqlite import SqliteStore
@@ -73,7 +74,7 @@ def test_join_authorise_renew_revoke(registry: Registry) -> None:
     renewed = registry.renew("home", home.new_request().csr)
     for one in (certificate, shown(renewed)):
         assert registry.authorise(one) == registry.get("home")
-    registry.hold("home", {"host:a.example.com/"})
+    registry.hold("home", alone({"host:a.example.com/"}))
     registry.remember_offers("home", b"{}")
     waiting = registry.invite("home", address=ADDRESS)
     assert registry.revoke("home")
@@ -182,23 +183,110 @@ def test_set_grant(registry: Registry) -> None:
     assert registry.grant("home") == Grant(hosts=("*.a.b",), ports=((2222, 2222),))
 
 
+def alone(claims: set[str]) -> dict[str, Wish]:
+    """Claims of a connector that shares none."""
+    return dict.fromkeys(claims, Wish())
+
+
 def test_claims(registry: Registry, store: SqliteStore) -> None:
     for name in ("home", "cabin"):
         use(registry, registry.invite(name, address=ADDRESS))
-    assert registry.hold("home", {"host:a.b/", "host:c.d/wiki", "port:22"}) == {}
+    assert registry.hold("home", alone({"host:a.b/", "host:c.d/wiki", "port:22"})) == {}
     at = store.revision()
-    assert registry.hold("home", {"host:a.b/", "host:c.d/wiki", "port:22"}) == {}
+    assert registry.hold("home", alone({"host:a.b/", "host:c.d/wiki", "port:22"})) == {}
     assert store.revision() == at
     # A path of a host that another connector holds is refused too.
-    refused = registry.hold("cabin", {"host:c.d/blog", "host:e.f/", "port:22", "port:23"})
-    assert refused == {"host:c.d/blog": "home", "port:22": "home"}
+    refused = registry.hold("cabin", alone({"host:c.d/blog", "host:e.f/", "port:22", "port:23"}))
+    assert refused == {"host:c.d/blog": Held("home"), "port:22": Held("home")}
     assert registry.holders("host:c.d/") == ["home"]
-    assert registry.hold("home", {"host:a.b/"}) == {}
-    assert registry.hold("cabin", {"host:c.d/blog", "port:22"}) == {}
-    assert registry.claims() == {"host:a.b/": "home", "host:c.d/blog": "cabin", "port:22": "cabin"}
+    assert registry.hold("home", alone({"host:a.b/"})) == {}
+    assert registry.hold("cabin", alone({"host:c.d/blog", "port:22"})) == {}
+    assert registry.claims() == {"host:a.b/": ["home"], "host:c.d/blog": ["cabin"], "port:22": ["cabin"]}
     registry.revoke("cabin")
-    assert refusal(registry.hold, "cabin", {"port:1"}) is Reason.REVOKED
-    assert registry.claims() == {"host:a.b/": "home"}
+    assert refusal(registry.hold, "cabin", alone({"port:1"})) is Reason.REVOKED
+    assert registry.claims() == {"host:a.b/": ["home"]}
+
+
+WEB = "media web 1"
+NAMED, UNSAID = Wish(WEB, named=True), Wish(WEB)
+
+
+def joined(registry: Registry, *names: str) -> None:
+    for name in names:
+        use(registry, registry.invite(name, address=ADDRESS))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        (UNSAID, NAMED, ""),
+        (NAMED, NAMED, ""),
+        (NAMED, UNSAID, UNNAMED),
+        (NAMED, Wish("media web 2", named=True), TERMS),
+        (NAMED, Wish("other web 1", named=True), "held"),
+        (NAMED, Wish(named=True), "held"),
+        (Wish(), NAMED, "held"),
+        (Wish(named=True), Wish(named=True), "held"),
+    ],
+)
+def test_who_may_share_a_claim(registry: Registry, first: Wish, second: Wish, why: str) -> None:
+    joined(registry, "home", "cabin")
+    for claim in ("host:a.b/", "port:22"):
+        assert registry.hold("home", {claim: first}) == {}
+        assert registry.hold("cabin", {claim: second}) == ({claim: Held("home", why)} if why else {})
+        assert registry.claims() == {claim: ["home"] if why else ["cabin", "home"]}
+        registry.hold("cabin", {})
+
+
+def test_members_come_and_go_alone(registry: Registry) -> None:
+    joined(registry, "home", "cabin", "shed")
+    wish = {"host:a.b/": NAMED}
+    for name in ("home", "cabin", "shed"):
+        assert registry.hold(name, wish) == {}
+    registry.revoke("home")
+    assert registry.claims() == {"host:a.b/": ["cabin", "shed"]}
+    assert registry.hold("cabin", {}) == {}
+    assert registry.claims() == {"host:a.b/": ["shed"]}
+    assert registry.hold("cabin", {"host:a.b/": UNSAID}) == {"host:a.b/": Held("shed", UNNAMED)}, "it let go of it"
+
+
+def test_who_was_there_first_needs_no_name_in_its_grant(registry: Registry) -> None:
+    joined(registry, "home", "cabin")
+    assert registry.hold("home", {"host:a.b/": UNSAID}) == {}
+    assert registry.hold("cabin", {"host:a.b/": NAMED}) == {}
+    assert registry.hold("home", {"host:a.b/": UNSAID, "host:a.b/more": Wish()}) == {}
+    # Other terms than the others': it is out, and comes back in as anybody would.
+    assert registry.hold("home", {"host:a.b/": Wish("media web 2")}) == {"host:a.b/": Held("cabin", TERMS)}
+    assert registry.hold("home", {"host:a.b/": UNSAID}) == {"host:a.b/": Held("cabin", UNNAMED)}
+
+
+def test_further_paths_of_a_shared_host(registry: Registry) -> None:
+    joined(registry, "home", "cabin")
+    assert registry.hold("home", {"host:a.b/": NAMED, "host:a.b/home": Wish()}) == {}
+    refused = registry.hold("cabin", {"host:a.b/cabin": Wish(named=True)})
+    assert refused == {"host:a.b/cabin": Held("home")}, "it shares nothing of the host"
+    refused = registry.hold("cabin", {"host:a.b/": NAMED, "host:a.b/home": NAMED, "host:a.b/cabin": Wish(named=True)})
+    assert refused == {"host:a.b/home": Held("home")}
+    refused = registry.hold("cabin", {"host:a.b/": UNSAID, "host:a.b/cabin": Wish()})
+    assert refused == {}, "it holds them"
+    registry.hold("cabin", {})
+    refused = registry.hold("cabin", {"host:a.b/": UNSAID, "host:a.b/cabin": Wish()})
+    assert set(refused.values()) == {Held("home", UNNAMED)}
+
+
+def test_claims_that_an_earlier_version_wrote(registry: Registry, store: SqliteStore) -> None:
+    joined(registry, "home", "cabin")
+    store.put("claims/home", b'["host:a.b/", "port:22"]')
+    assert registry.claims() == {"host:a.b/": ["home"], "port:22": ["home"]}
+    assert registry.hold("cabin", {"host:a.b/": NAMED}) == {"host:a.b/": Held("home")}
+    assert registry.hold("home", {"host:a.b/": UNSAID}) == {}
+    assert registry.hold("cabin", {"host:a.b/": NAMED}) == {}
+
+
+def test_the_secret_of_cookies_is_one_for_all(registry: Registry, store: SqliteStore) -> None:
+    secret = registry.affinity_secret()
+    assert len(secret) == 32
+    assert Registry(store).affinity_secret() == secret
 
 
 def test_claims_at_the_same_moment(registry: Registry, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,11 +296,11 @@ def test_claims_at_the_same_moment(registry: Registry, store: SqliteStore, monke
 
     def late(operations: Any) -> int:
         monkeypatch.setattr(store, "apply", apply)
-        assert registry.hold("cabin", {"host:a.b/y"}) == {}
+        assert registry.hold("cabin", alone({"host:a.b/y"})) == {}
         return apply(operations)
 
     monkeypatch.setattr(store, "apply", late)
-    assert registry.hold("home", {"host:a.b/x"}) == {"host:a.b/x": "cabin"}
+    assert registry.hold("home", alone({"host:a.b/x"})) == {"host:a.b/x": Held("cabin")}
 
 
 def test_requests_with_other_keys_are_refused() -> None:
@@ -359,11 +447,11 @@ def test_reading_needs_no_cryptography(store: SqliteStore, registry: Registry) -
     Authorities(store).edge()
     code = """
 import sys, pathlib
-from tunnelgw.identity import home, registry, ca
+from tunnelgw.identity import claims, home, registry, ca
 from tunnelgw.store.sqlite import SqliteStore
 store = SqliteStore(pathlib.Path(sys.argv[1]))
 found = registry.Registry(store)
-found.connectors(), found.authority, ca.Authorities(store).edge(), found.hold("home", {"port:1"})
+found.connectors(), found.authority, ca.Authorities(store).edge(), found.hold("home", {"port:1": claims.Wish()})
 assert "cryptography" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code, str(store.path)], check=True, timeout=30)

@@ -25,6 +25,9 @@ FAMILIES = {
     "tunnelgw_requests_total": ("counter", {"route", "code"}),
     "tunnelgw_request_duration_seconds": ("histogram", {"route"}),
     "tunnelgw_bytes_total": ("counter", {"route", "direction"}),
+    "tunnelgw_member_ready": ("gauge", {"route", "connector"}),
+    "tunnelgw_failovers_total": ("counter", {"reason"}),
+    "tunnelgw_members_left_out_total": ("counter", {"reason"}),
     "tunnelgw_connections": ("gauge", {"listener"}),
     "tunnelgw_refused_total": ("counter", {"reason"}),
     "tunnelgw_parked_requests": ("gauge", set()),
@@ -47,12 +50,15 @@ def full() -> ProcessSnapshot:
     counters.refuse(Reason.NAME_UNKNOWN)
     counters.connection_opened("https")
     counters.park()
+    counters.move(Reason.TARGET_REFUSED)
+    counters.leave_out(Reason.TARGET_REFUSED)
     snapshot = counters.snapshot()
     states = {"home": (1, 0), "office": (0, 1), "cabin": (0, 0)}
     for name, (up, detached) in states.items():
         snapshot["connectors"][name] = {
             "up": up, "detached": detached, "rtt": 0.02, "reconnects": 3, "resumes": 4, "streams": 5,
         }  # fmt: skip
+    snapshot["members"]["jellyfin.example.com/"] = {"home": 1, "office": 0}
     snapshot["certificates"]["jellyfin.example.com"] = 1.8e9
     snapshot["order_failures"]["jellyfin.example.com"] = 2
     return snapshot
@@ -94,6 +100,10 @@ def test_values() -> None:
     assert value(text, "tunnelgw_bytes_total", route=route, direction="out") == 2**40
     assert value(text, "tunnelgw_refused_total", reason="name_unknown") == 1
     assert value(text, "tunnelgw_parked_requests") == 1
+    assert value(text, "tunnelgw_member_ready", route=route, connector="home") == 1
+    assert value(text, "tunnelgw_member_ready", route=route, connector="office") == 0
+    assert value(text, "tunnelgw_failovers_total", reason="target_refused") == 1
+    assert value(text, "tunnelgw_members_left_out_total", reason="target_refused") == 1
 
 
 @pytest.mark.parametrize(("connector", "state"), [("home", "up"), ("office", "detached"), ("cabin", "away")])

@@ -36,6 +36,9 @@ snapshots = st.fixed_dictionaries(
     {
         "routes": st.dictionaries(labels, routes),
         "refused": st.dictionaries(st.sampled_from(["no_route", "idle"]), counts),
+        "failovers": st.dictionaries(st.sampled_from(["target_refused", "target_reset"]), counts),
+        "left_out": st.dictionaries(st.sampled_from(["target_refused", "target_tls"]), counts),
+        "members": st.dictionaries(labels, st.dictionaries(st.sampled_from(["home", "office"]), st.integers(0, 1))),
         "connections": st.dictionaries(st.sampled_from(["https", "http", "tcp"]), counts),
         "parked": counts,
         "parked_total": counts,

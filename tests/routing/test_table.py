@@ -115,7 +115,7 @@ def test_ports() -> None:
     table = table_of(ssh)
     assert table.find_port(2222) is ssh
     assert table.find_port(2223) is None
-    assert table.port_holder(2222) == "home"
+    assert table.holders(2222) == ("home",)
     assert table.ports() == [2222]
     with pytest.raises(Refused, match="held by home"):
         table.replace("other", [route("", connector="other", kind="tcp", port=2222)])
@@ -130,8 +130,8 @@ def test_a_held_host_is_refused_with_all_its_paths_and_nothing_changes() -> None
     assert caught.value.reason is Reason.CLAIM_HELD
     assert "home" in caught.value.text
     assert sorted(table.hosts()) == ["h.x", "mine.x"]
-    assert table.holder("h.x", "/else") == "home"
-    assert table.holder("free.x", "/") is None
+    assert table.holders("h.x") == ("home",)
+    assert table.holders("free.x") == ()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_the_edges_own_names() -> None:
     assert table.find_name("edge.example.com") is None
     assert table.find_http("edge.example.com", b"/") is None
     assert table.find_http("a.example.com", b"/") is not None
-    assert table.holder("edge.example.com") == ""
+    assert table.holders("edge.example.com") == ()
     with pytest.raises(Refused, match="held by the edge"):
         table.replace("home", [route("edge.example.com")])
 

@@ -83,7 +83,7 @@ class Offline:
         """What connectors hold, while nobody serves it."""
         return [
             {
-                "address": f"https://{what}/" if kind == "host" else f"tcp port {what}",
+                "address": f"https://{what}" if kind == "host" else f"tcp port {what}",
                 "service": "",
                 "connector": holder,
                 "state": "away",
@@ -91,9 +91,13 @@ class Offline:
                 "certificate_expiry": 0.0,
                 "certificate_problem": "",
                 "tls": "",
+                "group": "",
+                "priority": 0,
+                "health": "",
             }
-            for claim, holder in sorted(self._registry.claims().items())
-            for kind, _, what in (claim.partition("/"),)
+            for claim, holders in sorted(self._registry.claims().items())
+            for holder in holders
+            for kind, _, what in (claim.partition(":"),)
         ]
 
     def connector(self, name: str) -> dict[str, Any]:  # noqa: ARG002 - nobody of any name is seen

@@ -16,6 +16,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.admin import metrics
+from tunnelgw.admin.addresses import public_addresses
 from tunnelgw.admin.api import EdgeDesk
 from tunnelgw.admin.control import ControlServer
 from tunnelgw.admin.crew import Single, Supervised, access_log, logged, reload, view
@@ -183,22 +184,8 @@ class _Operator:
         self._numbers = merge(one["numbers"] for one in views)
 
     def addresses(self) -> list[PublicAddress]:
-        """Every route once; it is up where any worker's tunnel is."""
-        routes = {route["address"]: route for report in self._reports for route in report["routes"]}
-        troubles = {host: why for report in self._reports for host, (_, why) in report["troubles"].items()}
-        return [
-            {
-                "address": address,
-                "service": route["service"],
-                "connector": route["connector"],
-                "state": self.connector(route["connector"]).get("state", "away"),
-                "since": route["since"],
-                "certificate_expiry": self._numbers["certificates"].get(route["host"], 0.0),
-                "certificate_problem": troubles.get(route["host"], ""),
-                "tls": route["tls"],
-            }
-            for address, route in sorted(routes.items())
-        ]
+        """As `public_addresses`."""
+        return public_addresses(self._reports, self._numbers, lambda name: self.connector(name).get("state", "away"))
 
     def connector(self, name: str) -> dict[str, Any]:
         """The best state that any worker sees, since when, and over how many tunnels."""

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class PublicAddress(TypedDict):
-    """One public address of the edge.
+    """One public address of the edge, and a connector that serves it: members of a group have one entry each.
 
     address: "https://jellyfin.example.com/" or "tcp://edge.example.com:2222". state: of its connector. since: when it
     was claimed (Unix seconds). certificate_expiry: Unix seconds, 0.0 where the edge holds no certificate for it.
     certificate_problem: why there is none, or no newer one; empty if all is well.
     tls: "home" where TLS ends at home, with a certificate of which the edge knows nothing; else "".
+    group, priority: as in the connector's file; "" without one. health: "unhealthy" if the connector says that the
+    target does not work, "failing" if the edge leaves this member out because its target failed several times, else "".
     """
 
     address: str
@@ -31,6 +33,9 @@ class PublicAddress(TypedDict):
     certificate_expiry: float
     certificate_problem: str
     tls: str
+    group: str
+    priority: int
+    health: str
 
 
 class ConnectorState(TypedDict):
@@ -95,6 +100,7 @@ class JoinedEdgeState(TypedDict):
 class ServiceState(TypedDict):
     """One declared service; state is "accepted", "refused" or "waiting" (no answer yet).
 
+    health: of a target that is checked: "healthy", or what is wrong with it.
     tls "home": TLS ends in the connector; certificate_expires: Unix seconds, 0.0 while there is none.
     """
 
@@ -108,6 +114,7 @@ class ServiceState(TypedDict):
     tls: NotRequired[str]
     certificate_expires: NotRequired[float]
     certificate_error: NotRequired[str]
+    health: NotRequired[str]
 
 
 class ConnectorStatus(TypedDict):
@@ -130,21 +137,7 @@ def edge_text(status: EdgeStatus) -> str:
     if status["authority"]["text"]:
         lines.append(f"the authority for tunnels is being replaced: {status['authority']['text']}")
     lines.append("")
-    lines += _table(
-        ("ADDRESS", "SERVICE", "CONNECTOR", "STATE", "SINCE", "CERTIFICATE UNTIL"),
-        [
-            (
-                entry["address"],
-                entry["service"],
-                entry["connector"],
-                entry["state"],
-                when(entry["since"]),
-                "at home" if entry["tls"] == "home" else when(entry["certificate_expiry"]),
-            )
-            for entry in status["addresses"]
-        ],
-        empty="no public address",
-    )
+    lines += _addresses(status["addresses"])
     problems = {entry["certificate_problem"]: entry["address"] for entry in status["addresses"]}
     lines += [f"no certificate for {address}: {why}" for why, address in sorted(problems.items()) if why]
     lines += _table(
@@ -169,6 +162,27 @@ def edge_text(status: EdgeStatus) -> str:
         empty="no unused invitation",
     )
     return "\n".join(lines).rstrip()
+
+
+def _addresses(addresses: Sequence[PublicAddress]) -> list[str]:
+    """The table of public addresses; what groups are about only where there is any."""
+    head = ("ADDRESS", "SERVICE", "CONNECTOR", "STATE", "SINCE", "CERTIFICATE UNTIL")
+    rows = [
+        (
+            entry["address"],
+            entry["service"],
+            entry["connector"],
+            entry["state"],
+            when(entry["since"]),
+            "at home" if entry["tls"] == "home" else when(entry["certificate_expiry"]),
+        )
+        for entry in addresses
+    ]
+    if not any(entry["group"] or entry["health"] for entry in addresses):
+        return _table(head, rows, empty="no public address")
+    more = [(entry["group"], str(entry["priority"]) if entry["group"] else "", entry["health"]) for entry in addresses]
+    wide = [(*row, *columns) for row, columns in zip(rows, more, strict=True)]
+    return _table((*head, "GROUP", "PRIORITY", "HEALTH"), wide, empty="no public address")
 
 
 def certificates_text(listed: Sequence[Mapping[str, Any]]) -> str:
@@ -198,10 +212,17 @@ def connector_text(status: ConnectorStatus) -> str:
         ],
         empty="no edge joined; use an invitation with: tunnelgw join INVITATION",
     )
+    checked = any(entry.get("health") for entry in status["services"])
     lines += _table(
-        ("SERVICE", "TARGET", "STATE", "PUBLIC ADDRESS"),
+        ("SERVICE", "TARGET", *(["HEALTH"] if checked else []), "STATE", "PUBLIC ADDRESS"),
         [
-            (entry["name"], entry["target"], entry["state"], " ".join(entry.get("addresses", ())) or _problem(entry))
+            (
+                entry["name"],
+                entry["target"],
+                *([entry.get("health", "")] if checked else []),
+                entry["state"],
+                " ".join(entry.get("addresses", ())) or _problem(entry),
+            )
             for entry in status["services"]
         ],
         empty="no service; publish one with: tunnelgw expose NAME TARGET",

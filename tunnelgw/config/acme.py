@@ -91,6 +91,11 @@ def check_home(top: Section, config: ConnectorConfig) -> None:
             if host.startswith("*."):
                 text = f"a certificate for {host} needs {DNS}: set dns in [acme], or files in [tls]"
                 top.report.add(("services", service.name, "host"), text)
+        if service.group and service.tls == "home" and home_challenges(acme) != (DNS,):
+            text = (
+                f'with tls = "home": the issuer may reach another member; set dns in [acme] ({DNS}), or files in [tls]'
+            )
+            top.report.add(("services", service.name, "group"), text)
 
 
 def home_challenges(acme: AcmeConfig) -> tuple[str, ...]:

@@ -88,6 +88,21 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """`health` of a service: how the connector finds out whether its target works.
+
+    path: what is asked for, of HTTP targets; others are only connected to.
+    interval: seconds between two checks. threshold: so many in a row change what is thought of the target.
+    expect: the status that is right; 0: any below 500.
+    """
+
+    path: str = "/"
+    interval: float = 5.0
+    threshold: int = 2
+    expect: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """One service of a connector: `[services.NAME]`.
 
@@ -102,7 +117,8 @@ class ServiceConfig:
     proxy_protocol: "", "v1" or "v2": tell the target the visitor's address.
     allow_from: networks of visitors; empty: everybody. The edge enforces it.
     listing: a file target lists folders that have no index.html.
-    group, priority: for several connectors that serve one service.
+    group: connectors that name the same one serve the service together. priority: lower ones are preferred.
+    affinity: "none", "cookie" or "address": what keeps a visitor at one of them. health: how the target is checked.
     private: no public address. tls: "home" (TLS ends in the connector) or "".
     protocol: "minecraft", "postgres", "mysql" or "": several hosts share one port.
     transparent: the target sees the visitor's own address.
@@ -123,6 +139,8 @@ class ServiceConfig:
     listing: bool = False
     group: str = ""
     priority: int = 0
+    affinity: str = "none"
+    health: HealthConfig | None = None
     private: bool = False
     tls: str = ""
     protocol: str = ""

@@ -6,12 +6,13 @@ version cannot do yet. Invariant: a service that comes out can be offered to an 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.passwords import USERS_MAX, check_user
 from tunnelgw.config import values
-from tunnelgw.config.model import PortRange, ServiceConfig, Target
-from tunnelgw.config.names import Bad, host_name, network, path_prefix, port_range, service_name
+from tunnelgw.config.model import HealthConfig, PortRange, ServiceConfig, Target
+from tunnelgw.config.names import Bad, host_name, network, path_prefix, port_range, printable, service_name
 from tunnelgw.config.problems import UNAVAILABLE, dotted
 from tunnelgw.config.targets import parse_target
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Every public port is a listening socket at the edge.
 _MAX_PORTS = 1024
 _PASSWORD_BYTES = 1 << 20  # far more than so many users need
+_ASKED_BYTES = 1024  # of a path that is asked for: none is longer
 _NOTHING = Target("http", "127.0.0.1", 1)
 _HTTP_ONLY = ("path", "strip_path", "plain_http", "response_seconds", "basic_auth_file")
 
@@ -52,6 +54,8 @@ def read_service(section: Section, folder: Path) -> ServiceConfig | None:
         listing=section.get("listing", values.boolean, False),
         group=section.get("group", values.parsed(service_name), ""),
         priority=section.get("priority", values.whole(-1000, 1000), 0),
+        affinity=section.get("affinity", values.choice("none", "cookie", "address"), "none"),
+        health=_health(section, target),
         private=section.get("private", values.boolean, False),
         tls=section.get("tls", values.choice("edge", "home"), "").replace("edge", ""),
         protocol=section.get("protocol", values.choice("minecraft", "postgres", "mysql"), ""),
@@ -65,9 +69,36 @@ def read_service(section: Section, folder: Path) -> ServiceConfig | None:
     _not_yet(section, service)
     if target is not _NOTHING:
         _fits_kind(section, service)
+        _fits_group(section, service)
         _addresses(section, service)
     wrong = {problem.field for problem in section.report.problems}
     return None if target is _NOTHING or dotted((*section.key, "path")) in wrong else service
+
+
+def _health(section: Section, target: Target) -> HealthConfig | None:
+    """`[services.NAME.health]`, or `health = { ... }`: an empty table is a check with every default."""
+    table = section.table("health")
+    if not section.has("health"):
+        return None
+    health = HealthConfig(
+        path=table.get("path", values.parsed(_asked_path), "/"),
+        interval=table.get("interval", values.seconds(1, 3600), 5.0),
+        threshold=table.get("threshold", values.whole(1, 100), 2),
+        expect=table.get("expect", values.whole(200, 599), 0),
+    )
+    table.finish()
+    if target is not _NOTHING and not target.is_http:
+        for name in ("path", "expect"):
+            if table.has(name):
+                table.bad(name, f"is only for HTTP targets; a {target.scheme} target is only connected to: remove it")
+    return health
+
+
+def _asked_path(text: str) -> str:
+    """A path with its query, as it stands in a request."""
+    if not re.fullmatch(r"/[A-Za-z0-9/._~!$&'()*+,;=:@%?-]*", text) or len(text) > _ASKED_BYTES:
+        raise Bad(f'"{printable(text)}" is not a path to ask for: it begins with "/", other characters are %XX')
+    return text
 
 
 def _ports(value: object) -> PortRange:
@@ -113,6 +144,17 @@ def _not_yet(section: Section, service: ServiceConfig) -> None:
         section.bad("protocol", f"is {UNAVAILABLE}; give the service a port of its own")
     if service.transparent:
         section.bad("transparent", f'is {UNAVAILABLE}; proxy_protocol = "v2" tells the target the address')
+
+
+def _fits_group(section: Section, service: ServiceConfig) -> None:
+    """Keys that mean nothing without others."""
+    if not service.group:
+        for name in ("priority", "affinity"):
+            if section.has(name):
+                section.bad(name, 'has no effect without group; add group = "...", or remove it')
+    if service.affinity == "cookie" and (not service.target.is_http or service.tls == "home"):
+        where = 'with tls = "home"' if service.tls == "home" else f"for a {service.target.scheme} target"
+        section.bad("affinity", f'"cookie" is not possible {where}: the edge reads no HTTP there; write "address"')
 
 
 def _fits_kind(section: Section, service: ServiceConfig) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tunnelgw.config.model import ConnectorConfig, ServiceConfig
+    from tunnelgw.connector.checks import Checks
     from tunnelgw.connector.household import Household
     from tunnelgw.wire.control import ClaimResult
 
@@ -64,6 +65,7 @@ class Connector:
         self.served = Served()
         self.edges: list[JoinedEdge] = []
         self.household: Household | None = None  # made when a service first needs it
+        self.checks: Checks | None = None  # made when a service first has `health`
         self.is_ready = False
         self._on_ready = on_ready
         self._instance = Instance(secrets.token_hex(16), Budget(BUFFERED_BYTES, later=_soon), self.served)
@@ -105,6 +107,7 @@ class Connector:
         self.served.replace(self.config)  # before the first dial: the first Welcome is answered with it
         self.edges = [self._edge(place) for place in await edges_to_serve(self.config)]
         self._keep_house(self.config)  # before any visitor
+        self._keep_checks(self.config)
         for edge in self.edges:
             edge.start()
         loop = asyncio.get_running_loop()
@@ -140,6 +143,8 @@ class Connector:
             await edge.stop(Reason.CONNECTOR_STOPPING)
         if self.household is not None:
             await self.household.close()
+        if self.checks is not None:
+            await self.checks.close()
         await self.served.close()  # last: folders serve streams until their tunnels are gone
         self.edges = []
 
@@ -165,6 +170,7 @@ class Connector:
             for service in services
         ]
         self._keep_house(config)
+        self._keep_checks(config)
         if self.served.replace(config):
             for edge in self.edges:
                 edge.declare()
@@ -209,6 +215,20 @@ class Connector:
             self.household = Household(config, join=self.served.join, memory=self._instance.budget)
             self.served.ending = self.household.ending
             self.household.look(self.edges)
+
+    def _keep_checks(self, config: ConnectorConfig) -> None:
+        """See that targets are checked as this configuration says."""
+        if self.checks is None and any(service.health is not None for service in config.services):
+            from tunnelgw.connector.checks import Checks
+
+            self.checks = Checks(self._tell_health)
+        if self.checks is not None:
+            self.checks.replace(config)
+
+    def _tell_health(self, unhealthy: list[str]) -> None:
+        self.served.note_health(unhealthy)
+        for edge in self.edges:
+            edge.declare()
 
     def _edge(self, place: Place) -> JoinedEdge:
         return JoinedEdge(place.identity, place.endpoint, self._instance, changed=self._notice)
@@ -335,6 +355,8 @@ class Connector:
         troubles = [edge.main.trouble for edge in self.edges if not edge.up and edge.main.trouble]
         if not results and troubles:
             answer["message"] = "; ".join(troubles)
+        if self.checks is not None and (health := self.checks.state(service)):
+            answer["health"] = health
         if service.tls == "home" and self.household is not None:
             answer |= self.household.status(service)
         return {"name": service.name, "target": str(service.target), **answer}

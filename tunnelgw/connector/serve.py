@@ -22,7 +22,7 @@ from tunnelgw.net.splice import Splice
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
-from tunnelgw.wire.control import Offer, Open, Services
+from tunnelgw.wire.control import Health, Offer, Open, Services
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,9 @@ class Served:
     `ending` must be set before a service with `tls = "home"` is served.
     """
 
-    __slots__ = ("_most", "_origins", "_sparing", "active", "ending", "offers", "revision", "total")
+    __slots__ = (
+        "_most", "_origins", "_sparing", "active", "ending", "health", "health_revision", "offers", "revision", "total",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._origins: dict[str, Origin] = {}
@@ -60,6 +62,8 @@ class Served:
         self.ending: TlsEnd | None = None
         self.offers: list[Offer] = []
         self.revision = 0
+        self.health = Health(unhealthy=[])  # what edges are told of targets
+        self.health_revision = 0  # 0: nothing is checked, and nothing is told
         self.active = 0  # streams open now
         self.total = 0  # streams ever opened
 
@@ -80,6 +84,11 @@ class Served:
     def declaration(self) -> Services:
         """What the edge is told."""
         return Services(self.revision, self.offers)
+
+    def note_health(self, unhealthy: list[str]) -> None:
+        """The targets of these services do not work, all others do."""
+        self.health = Health(unhealthy=unhealthy)
+        self.health_revision += 1
 
     def services(self) -> list[ServiceConfig]:
         """The declared services, in the file's order."""
@@ -195,6 +204,7 @@ def offer(service: ServiceConfig) -> Offer:
         users=[] if service.tls == "home" else list(service.users),  # who is asked at home is nobody else's business
         group=service.group,
         priority=service.priority,
+        affinity="" if service.affinity == "none" else service.affinity,
         protocol=service.protocol,
         tls=service.tls,
     )

@@ -81,8 +81,8 @@ class Tunnel:
     """One session and the link that carries it, if any. `changed` is set when the link is lost or the edge leaves."""
 
     __slots__ = (
-        "_answer", "_dialling", "_instance", "_owner", "_sparing", "_told", "changed", "detached_at", "edge", "leaving",
-        "link", "lost", "resumes", "session", "session_id", "since", "welcome",
+        "_answer", "_dialling", "_health_told", "_instance", "_owner", "_sparing", "_told", "changed", "detached_at",
+        "edge", "leaving", "link", "lost", "resumes", "session", "session_id", "since", "welcome",
     )  # fmt: skip
 
     def __init__(self, edge: Endpoint, *, owner: TunnelOwner, instance: Instance) -> None:
@@ -101,6 +101,7 @@ class Tunnel:
         self._sparing = Sparing(log)
         self._instance = instance
         self._told = 0  # revision of the services that the session has carried
+        self._health_told = 0  # likewise, of what works
         self._dialling: Link | None = None
         self._answer: asyncio.Future[Welcome] | None = None
 
@@ -131,11 +132,16 @@ class Tunnel:
                 answer.exception()  # read, so that a refusal after our deadline is no unhandled error
 
     def declare(self) -> None:
-        """Tell the edge what is served now, if this session has not told it yet."""
+        """Tell the edge what is served now, and what of it works, if this session has not told it yet."""
         served = self._instance.served
         if self.session is not None and self._told != served.revision:
             self._told = served.revision
             self.session.send_control(served.declaration())
+        welcome = self.welcome
+        understands = welcome is not None and welcome.health
+        if self.session is not None and understands and self._health_told != served.health_revision:
+            self._health_told = served.health_revision
+            self.session.send_control(served.health)
 
     def cut(self) -> None:
         """Abort the link: it is known to be dead (the machine slept). The session waits for the next one."""
@@ -270,7 +276,7 @@ class Tunnel:
                 now=asyncio.get_running_loop().time(),
             )
             self.session_id = message.session
-            self._told = 0
+            self._told = self._health_told = 0
         else:
             self.resumes += 1
         self.welcome = message

@@ -91,7 +91,6 @@ class Edge:
         self.wheel = Wheel(loop)
         self.registry = Registry(store)
         self.health = StateHealth(store)
-        self.table = RouteTable(reserved=edge_names(config))
         self.connectors = Connectors(
             loop=loop,
             wheel=self.wheel,
@@ -102,6 +101,7 @@ class Edge:
             workers=peers.count,
             domain=config.domain,
         )
+        self.table = RouteTable(reserved=edge_names(config), roster=self.connectors.groups)
         self.office = Office(
             store=store,
             registry=self.registry,
@@ -118,14 +118,19 @@ class Edge:
         self.live = Live(self.counters.refuse)
         self._make_door(door_rules(config))
         self.claims = self._make_claims()
-        self.connectors.on_services = Intake(self._decide).offer
-        self.connectors.on_renew = self._renew
-        self.connectors.gone = self._gone
-        self.connectors.leaving = self.gateway.let_go
+        self._listen_to_connectors()
         self._revision = 0
         self._overdue: set[str] = set()  # connectors whose change could not be put in force
         self._look_handle: asyncio.TimerHandle | None = None
         self._deciding: dict[str, asyncio.Lock] = {}
+
+    def _listen_to_connectors(self) -> None:
+        connectors = self.connectors
+        connectors.on_services = Intake(self._decide).offer
+        connectors.on_renew = self._renew
+        connectors.gone = self._gone
+        connectors.leaving = self.gateway.let_go
+        connectors.unlinked = self.gateway.fail_over
 
     def _share_memory(self) -> None:
         self.connectors.budget.resize(self.config.limits.buffered_bytes // self.peers.count)
@@ -320,7 +325,7 @@ class Edge:
 
     async def _retry(self) -> None:
         if self.health.looks % RETRY_LOOKS == 0:
-            for name in sorted(self._overdue):
+            for name in sorted(self._overdue | self.claims.unrouted):
                 await self._apply(name)
 
     async def _apply(self, name: str) -> None:
@@ -384,5 +389,6 @@ class Edge:
         if connector.session is not None or self.loop.time() < connector.away_until:
             return  # it came back meanwhile, perhaps to leave again
         for route in self.table.routes_of(connector.name):
-            if route.port:
+            holders = self.table.holders(route.port) if route.port else ()
+            if not any(name in self.connectors.by_name and self.connectors.by_name[name].session for name in holders):
                 self.ports.close(route.port)

@@ -1,31 +1,38 @@
 """From what a connector offers to routes: every claim checked against its grant and against who holds it.
 
 A connector always says all it offers; the answer is a whole new set of routes, swapped in at once. Claims that stay
-keep their streams; services that are gone lose theirs. What was accepted is remembered, so that after a restart of the
-edge a visitor of a connector that is not back yet waits instead of getting 404.
+keep their streams; services that are gone lose theirs. Members of a group hold an address together (sharing.py). What
+was accepted is remembered, so that after a restart of the edge a visitor of a connector that is not back yet waits
+instead of getting 404.
 
 Who owns what: the registry says who holds an address (shared by all workers), the table routes, `Ports` listens.
-Invariant: no route exists that the grant does not cover or that another connector holds, not even for a moment.
+Invariant: no route exists that the grant does not cover, or that another connector holds and does not share, not even
+for a moment.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.grants import Grant, check_host, check_ports, grant_command, port_text
-from tunnelgw.access.passwords import check_user
+from tunnelgw.edge.offers import Verdict, check_kind, refuse_twice
+from tunnelgw.edge.routes import RouteMaker
+from tunnelgw.edge.sharing import (
+    explain,
+    host_command,
+    port_command,
+    terms_of,
+    wish_for_host,
+    wish_for_port,
+)
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
 from tunnelgw.routing.hostname import normalise_pattern
-from tunnelgw.routing.paths import normalise_path
-from tunnelgw.routing.table import Route, sharing
 from tunnelgw.wire.control import ClaimResult, Claims, Offer, Services
 
 if TYPE_CHECKING:
@@ -34,38 +41,20 @@ if TYPE_CHECKING:
     from tunnelgw.edge.connectors import Connector, Connectors
     from tunnelgw.edge.passthrough import Live
     from tunnelgw.edge.ports import Ports
+    from tunnelgw.identity.claims import Held, Wish
     from tunnelgw.identity.registry import Registry
     from tunnelgw.obs.counters import ProcessCounters
     from tunnelgw.routing.table import RouteTable
 
 log = logging.getLogger(__name__)
 
-KINDS = ("http", "h2c", "tls", "tcp")
 PORTS_MAX = 1024  # ports of one connector: each costs a descriptor
 HOSTS_MAX = 1024  # host names of one connector: each costs a route, and a certificate
-LABELS_MAX = 8192  # route labels that one connector may ever make in this process: counters outlive their routes
-OTHER_LABEL = "other"
 HINTED = 16  # hosts that the command in a hint names
 BRIEF_FROM = 400  # services from which on refusals are answered with the label and the beginning of the text
 LINES = 250  # of refused claims, of all connectors in a minute: all of one large connector are worth reading once
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Services).decode
-
-
-@dataclass(slots=True)
-class _Verdict:
-    """What became of one offer so far."""
-
-    offer: Offer
-    hosts: list[str] = field(default_factory=list)
-    ports: list[int] = field(default_factory=list)
-    refused: Refused | None = None
-    hint: str = ""
-
-    def refuse(self, refusal: Refused, hint: str = "") -> None:
-        """Keep the first refusal: the others are often its consequence."""
-        if self.refused is None:
-            self.refused, self.hint = refusal, hint
 
 
 def host_key(host: str, path: str) -> str:
@@ -111,10 +100,11 @@ class ClaimDesk:
         self._changed = changed
         self._logs = logs
         self._sparing = Sparing(log, lines=LINES)
-        self._labels: dict[str, set[str]] = {}  # by connector
+        self._routes = RouteMaker(counters, registry.affinity_secret)
         self._offers: dict[str, Services] = {}  # as last said, to decide again when a grant changes
         self._unsaved: set[str] = set()  # whose offers the store did not take
         self.waiting: set[str] = set()  # connectors that were refused what another one holds
+        self.unrouted: set[str] = set()  # whose routes did not fit beside another one's that are about to change
 
     async def decide(self, connector: Connector, services: Services, *, opening: bool = True) -> None:
         """Check, hold, route, open, answer; and remember. `opening`: ports that are closed are opened."""
@@ -126,7 +116,7 @@ class ClaimDesk:
             self._remember(name, services)
         self._offers[name] = services
         verdicts = self._check(name, record.grant, services.offers)
-        self._hold(name, verdicts)
+        self._hold(name, record.grant, verdicts)
         await self._open_ports(verdicts, opening=opening)
         if self._connectors.by_name.get(name) is not connector:  # revoked meanwhile
             self._ports.keep(self._held_ports())
@@ -163,6 +153,7 @@ class ClaimDesk:
         """The connector was revoked: its routes, ports and streams go."""
         self._offers.pop(name, None)
         self.waiting.discard(name)
+        self.unrouted.discard(name)
         services = {route.service for route in self._table.routes_of(name)}
         self._table.replace(name, ())
         self._ports.keep(self._held_ports())
@@ -180,13 +171,13 @@ class ClaimDesk:
             self._unsaved.add(name)
             log.error("what connector %s offers is not remembered: %s", name, error.text)
 
-    def _check(self, name: str, grant: Grant, offers: Iterable[Offer]) -> list[_Verdict]:
-        verdicts = [_Verdict(offer) for offer in offers]
+    def _check(self, name: str, grant: Grant, offers: Iterable[Offer]) -> list[Verdict]:
+        verdicts = [Verdict(offer) for offer in offers]
         ports = hosts = 0
         for verdict in verdicts:
             offer = verdict.offer
             try:
-                self._check_kind(offer)
+                check_kind(offer)
                 verdict.hosts = self._hosts(offer)
             except Refused as refusal:
                 verdict.refuse(refusal)
@@ -202,23 +193,8 @@ class ClaimDesk:
                 verdict.ports = [port for low, high in offer.ports for port in range(low, high + 1)]
             used = [host for other in verdicts[:HINTED] for host in other.hosts[:HINTED]]
             self._check_grant(name, grant, verdict, used[:HINTED])
-        _refuse_twice(verdicts)
+        refuse_twice(verdicts)
         return verdicts
-
-    def _check_kind(self, offer: Offer) -> None:
-        at_home = offer.tls == "home" and offer.kind in ("http", "h2c") and not (offer.ports or offer.plain_http)
-        if offer.kind not in KINDS or offer.private or offer.protocol or (offer.tls and not at_home):
-            what = "private" if offer.private else offer.protocol or offer.kind
-            how = f" with tls = {offer.tls!r}" if offer.tls and what == offer.kind else ""
-            raise Refused(f"this edge does not serve {what} services{how}", reason=Reason.CLAIM_UNSUPPORTED)
-        try:
-            normalise_path(offer.path)
-            for network in offer.allow_from:
-                normalise_network(network)
-            for line in offer.users:
-                check_user(line)
-        except ValueError as error:
-            raise Refused(str(error), reason=Reason.CLAIM_UNSUPPORTED) from None
 
     def _hosts(self, offer: Offer) -> list[str]:
         """The normalised hosts of an offer; the default one where it names neither host nor port."""
@@ -229,7 +205,14 @@ class ClaimDesk:
         except ValueError as error:
             raise Refused(str(error), reason=Reason.CLAIM_UNSUPPORTED) from None
 
-    def _check_grant(self, name: str, grant: Grant, verdict: _Verdict, used: list[str]) -> None:
+    def _own_hosts(self, offer: Offer) -> list[str]:
+        """As `_hosts`, of an offer that was perhaps refused for them."""
+        try:
+            return self._hosts(offer)
+        except Refused:
+            return []
+
+    def _check_grant(self, name: str, grant: Grant, verdict: Verdict, used: list[str]) -> None:
         offer = verdict.offer
         for host in tuple(verdict.hosts):
             try:
@@ -246,29 +229,50 @@ class ClaimDesk:
                 verdict.ports = []
                 verdict.refuse(refusal, grant_command(name, grant, ports=offer.ports))
 
-    def _hold(self, name: str, verdicts: list[_Verdict]) -> None:
-        """Take what is free; what another connector holds stays its own, and both hear of it."""
-        wanted = {host_key(host, verdict.offer.path) for verdict in verdicts for host in verdict.hosts}
-        wanted |= {port_key(port) for verdict in verdicts for port in verdict.ports}
-        refused = self._registry.hold(name, wanted)
+    def _hold(self, name: str, grant: Grant, verdicts: list[Verdict]) -> None:
+        """Take what is free or shared; what another connector holds stays its own, and both hear of it."""
+        wanted: dict[str, Wish] = {}
         for verdict in verdicts:
+            offer = verdict.offer
+            terms = terms_of(offer) if verdict.hosts or verdict.ports else ""
+            wanted |= {host_key(host, offer.path): wish_for_host(grant, host, terms) for host in verdict.hosts}
+            wanted |= {port_key(port): wish_for_port(offer, grant, port, terms) for port in verdict.ports}
+        refused = self._registry.hold(name, wanted)
+        used = [host for verdict in verdicts[:HINTED] for host in verdict.hosts[:HINTED]][:HINTED]
+        for verdict in verdicts:
+            offer = verdict.offer
             for host in tuple(verdict.hosts):
-                holder = refused.get(host_key(host, verdict.offer.path))
-                if holder is not None:
+                held = refused.get(host_key(host, offer.path))
+                if held is not None:
                     verdict.hosts.remove(host)
-                    self._refuse_held(name, holder, verdict, host)
+                    command = host_command(name, grant, host, used)
+                    self._refuse_held(name, held, verdict, host, at=(host, 0), command=command)
             for port in tuple(verdict.ports):
-                holder = refused.get(port_key(port))
-                if holder is not None:
+                held = refused.get(port_key(port))
+                if held is not None:
                     verdict.ports.remove(port)
-                    self._refuse_held(name, holder, verdict, f"port {port}")
+                    command = port_command(name, grant, offer, port)
+                    self._refuse_held(name, held, verdict, f"port {port}", at=("", port), command=command)
 
-    def _refuse_held(self, name: str, holder: str, verdict: _Verdict, what: str) -> None:
-        text = f"{what} is held by connector {holder}"
-        verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD), f"tunnelgw edge revoke {holder}")
-        self._connectors.notify_holder(holder, claimant=name, what=what)
+    def _refuse_held(
+        self, name: str, held: Held, verdict: Verdict, what: str, *, at: tuple[str, int], command: str
+    ) -> None:
+        theirs = self._offer_at(held.holder, verdict.offer, *at)
+        text, hint = explain(what, held, verdict.offer, theirs, command=command)
+        verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD), hint)
+        self._connectors.notify_holder(held.holder, claimant=name, what=what)
 
-    def _log_refusal(self, name: str, verdict: _Verdict, refused: Refused) -> None:
+    def _offer_at(self, holder: str, mine: Offer, host: str, port: int) -> Offer | None:
+        """The offer of another connector that has this host or port; of several, the one most like ours."""
+        known = self._offers.get(holder)
+        found = [
+            offer
+            for offer in (known.offers if known is not None else ())
+            if any(low <= port <= high for low, high in offer.ports) or (host and host in self._own_hosts(offer))
+        ]
+        return max(found, key=lambda offer: (offer.name, offer.path) == (mine.name, mine.path), default=None)
+
+    def _log_refusal(self, name: str, verdict: Verdict, refused: Refused) -> None:
         """Each refusal once per interval, however often it is decided again; another cause or hint is another one."""
         self._sparing.warning(
             f"{name} {verdict.offer.name} {refused.text} {verdict.hint}", time.monotonic(),
@@ -276,7 +280,7 @@ class ClaimDesk:
             name, verdict.offer.name, refused.reason.label, refused.text, verdict.hint or "-",
         )  # fmt: skip
 
-    async def _open_ports(self, verdicts: list[_Verdict], *, opening: bool) -> None:
+    async def _open_ports(self, verdicts: list[Verdict], *, opening: bool) -> None:
         for verdict in verdicts:
             for port in tuple(verdict.ports) if opening else ():
                 try:
@@ -285,58 +289,30 @@ class ClaimDesk:
                     verdict.ports.remove(port)
                     verdict.refuse(refusal)
 
-    def _route(self, name: str, verdicts: list[_Verdict]) -> None:
-        before = {(route.host, route.path, route.port): route for route in self._table.routes_of(name)}
-        routes = [route for verdict in verdicts for route in self._routes(name, verdict, before)]
+    def _route(self, name: str, verdicts: list[Verdict]) -> None:
+        before = self._table.routes_of(name)
+        make = self._routes.make
+        routes = [
+            route for verdict in verdicts for route in make(name, verdict.offer, verdict.hosts, verdict.ports, before)
+        ]
         try:
             self._table.replace(name, routes)
-        except Refused as refusal:  # cannot happen while the registry is asked first; never route it if it does
+        except Refused as refusal:  # the registry is asked first: only while another worker is ahead of this one
+            self.unrouted.add(name)
             log.error("connector %s: %s", name, refusal.text)
             return
+        self.unrouted.discard(name)
         kept = {route.service for route in routes}
-        for service in {route.service for route in before.values()} - kept:
+        for service in {route.service for route in before} - kept:
             self._live.cut(name, service)
         self._ports.keep(self._held_ports())
         self._changed()
-
-    def _routes(self, name: str, verdict: _Verdict, before: dict[tuple[str, str, int], Route]) -> Iterable[Route]:
-        offer = verdict.offer
-        places = [(host, offer.path, 0) for host in verdict.hosts] + [("", "/", port) for port in verdict.ports]
-        for host, path, port in places:
-            kind = _route_kind(offer)
-            # What is passed through is one address to the edge, whatever paths it has at home.
-            label = self._label(name, f"tcp:{port}" if port else f"{host}{'/' if kind == 'home' else path}")
-            old = before.get((host, path, port))
-            yield Route(
-                kind=kind,
-                host=host,
-                path=path,
-                port=port,
-                connector=name,
-                service=offer.name,
-                counters=self._counters.route(label),
-                strip_path=offer.strip_path,
-                plain_http=offer.plain_http,
-                response_seconds=offer.response_seconds,
-                allow_from=tuple(normalise_network(network) for network in offer.allow_from),
-                users=tuple(offer.users),
-                label=label,
-                since=old.since if old is not None else time.time(),
-            )
-
-    def _label(self, name: str, label: str) -> str:
-        """The label of a route in metrics: for one who makes ever new paths, no new ones from some point on."""
-        labels = self._labels.setdefault(name, set())
-        if label not in labels:
-            if len(labels) >= LABELS_MAX:
-                return OTHER_LABEL
-            labels.add(label)
-        return label
+        self._connectors.groups.serve(name)  # those who wait for a group that it is a member of from now on
 
     def _held_ports(self) -> set[int]:
         return {route.port for name in self._connectors.by_name for route in self._table.routes_of(name) if route.port}
 
-    def _result(self, verdict: _Verdict, *, brief: bool) -> ClaimResult:
+    def _result(self, verdict: Verdict, *, brief: bool) -> ClaimResult:
         """`brief`: of so many, the label alone must do, or the answer were larger than a message may be."""
         offer, refused = verdict.offer, verdict.refused
         addresses = [self.url(offer.kind, host, offer.path) for host in verdict.hosts]
@@ -353,34 +329,3 @@ class ClaimDesk:
         """The public address of a host and path, as a person would type it."""
         port = "" if self._https_port == 443 else f":{self._https_port}"
         return f"tls://{host}:{self._https_port}" if kind in ("tcp", "tls") else f"https://{host}{port}{path}"
-
-
-def _route_kind(offer: Offer) -> str:
-    return "home" if offer.tls == "home" else offer.kind
-
-
-def _refuse_twice(verdicts: list[_Verdict]) -> None:
-    """Of two services that want the same place the first has it: a host with one path, a pass-through host, a port."""
-    used: dict[str, dict[str, str]] = {}  # host → path → who may share the host by other paths
-    ports: set[int] = set()
-    for verdict in verdicts:
-        shares = sharing(_route_kind(verdict.offer))
-        for host in tuple(verdict.hosts):
-            path = normalise_path(verdict.offer.path)
-            there = used.setdefault(host, {})
-            mixed = bool(shares) and any(other and other != shares for other in there.values())
-            if there and (path in there or mixed or not (shares and all(there.values()))):
-                verdict.hosts.remove(host)
-                text = f"{host}{path} is used by another service of yours"
-                if mixed:
-                    text = (
-                        f"TLS of {host} ends at home for one service and at the edge for another: let all say the same"
-                    )
-                verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD))
-            else:
-                there[path] = shares
-        for port in tuple(verdict.ports):
-            if port in ports:
-                verdict.ports.remove(port)
-                verdict.refuse(Refused(f"port {port} is used by another service of yours", reason=Reason.CLAIM_HELD))
-            ports.add(port)

@@ -18,14 +18,15 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from tunnelgw import __version__
+from tunnelgw.edge.greeting import welcome
+from tunnelgw.edge.groups import Groups
 from tunnelgw.edge.parking import Lane, ParkingLot, request_for
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Interval, Sparing
-from tunnelgw.wire.control import Claims, Control, Hello, Notice, Open, Renewed, RenewRequest, Services, Trust, Welcome
+from tunnelgw.wire.control import Claims, Control, Health, Hello, Notice, Open, Renewed, RenewRequest, Services, Trust
 from tunnelgw.wire.flow import Budget, SessionLimits, TokenBucket
 from tunnelgw.wire.session import Session
 
@@ -54,7 +55,7 @@ class Connector:
 
     __slots__ = (
         "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "lane", "link", "messages",
-        "name", "reconnects", "resumes", "serial", "session", "session_id", "since", "software", "trust",
+        "name", "reconnects", "resumes", "serial", "session", "session_id", "since", "software", "trust", "unhealthy",
     )  # fmt: skip
 
     def __init__(self, name: str, connectors: Connectors, *, away_until: float) -> None:
@@ -69,6 +70,7 @@ class Connector:
         self.trust = ""  # digest of the authorities that it trusts; "" if it cannot be told others
         self.dial = 0
         self.draining = False  # it said GOAWAY: no new streams on this session
+        self.unhealthy: frozenset[str] = frozenset()  # services whose targets do not work, as it says
         self.since = time.time()  # of the present state
         self.away_until = away_until  # loop time until which requests are still parked
         self.reconnects = 0
@@ -147,11 +149,12 @@ class Connector:
         session = self.session
         if session is None:
             return  # what came with the hello broke the protocol: it is over already
-        link.greet(self.all.welcome(self, version=version, resumed=resumed, received=session.received))
+        link.greet(welcome(self, version=version, resumed=resumed, received=session.received))
         self.trust = hello.trust
         self.learn()
         log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
         self.lane.leave(self._open_parked)
+        self.all.groups.serve(self.name)
         if self.all.farewell is not None:
             self.announce(self.all.farewell)
 
@@ -173,6 +176,7 @@ class Connector:
         if old is not None:
             old.close(Reason.CONNECTOR_AWAY)
         self.session_id = secrets.token_hex(16)
+        self.unhealthy = frozenset()
         session = self.session = Session(
             opens_odd=True, handler=self, wake=self._wake, budget=self.all.budget, now=self.all.loop.time(),
             limits=LIMITS,
@@ -212,6 +216,7 @@ class Connector:
             return
         self.all.wheel.arm(self, now + self.all.resume_seconds)
         log.info("connector %s: link lost (%s)", self.name, error or "closed")
+        self.all.unlinked(self.name)
 
     def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's interface
         """No link came back in time."""
@@ -263,6 +268,8 @@ class Connector:
             raise RemoteError("more messages than a connector can have to say", reason=Reason.RATE_LIMIT)
         if isinstance(message, Services):
             self.all.on_services(self, message)
+        elif isinstance(message, Health):
+            self.all.groups.note_health(self, frozenset(message.unhealthy))
         elif isinstance(message, RenewRequest):
             self.all.on_renew(self, message)
         elif isinstance(message, Notice):
@@ -317,6 +324,7 @@ class Connectors:
         self.farewell: Reason | None = None  # every connector is asked to go on elsewhere
         self.by_name: dict[str, Connector] = {}
         self.lot = ParkingLot(wheel, counters)
+        self.groups = Groups(self)
         self._sparing = Sparing(log)
         self._notices = Interval()
         # Set by the composition root before the first hello.
@@ -324,10 +332,14 @@ class Connectors:
         self.on_renew: Callable[[Connector, RenewRequest], None] = _nobody
         self.gone: Callable[[Connector], None] = _nobody
         self.leaving: Callable[[str], None] = _nobody
+        self.unlinked: Callable[[str], None] = _nobody
 
     # StreamOpener.
 
     def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> Stream | None:
+        if route.members is not None:  # none of them was up when it was asked for
+            self.groups.park(route, visitor, waiter)
+            return None
         connector = self.by_name.get(route.connector)
         if connector is None:
             raise NoStream(Reason.CONNECTOR_AWAY)
@@ -376,23 +388,9 @@ class Connectors:
 
     def cut_all(self, reason: Reason) -> None:
         """The edge stops."""
+        self.groups.refuse_all(reason)
         for connector in tuple(self.by_name.values()):
             connector.cut(reason)
-
-    def welcome(self, connector: Connector, *, version: int, resumed: bool, received: int) -> Welcome:
-        """The answer to an accepted hello."""
-        return Welcome(
-            version=version,
-            software=f"tunnelgw/{__version__}",
-            session=connector.session_id,
-            resumed=resumed,
-            received=received,
-            worker=self.worker,
-            workers=self.workers,
-            domain=self.domain,
-            name=connector.name,
-            resume_seconds=self.resume_seconds,
-        )
 
     def __iter__(self) -> Iterator[Connector]:
         return iter(self.by_name.values())

@@ -83,12 +83,15 @@ class Live:
 class _Passage:
     """What both kinds share: a waiter that becomes a splice."""
 
-    __slots__ = ("_counted_in", "_counted_out", "_live", "_opener", "_route", "_splice", "_stream", "_visitor")
+    __slots__ = (
+        "_counted_in", "_counted_out", "_live", "_members", "_opener", "_splice", "_stream", "_visitor", "route",
+    )  # fmt: skip
 
     def __init__(self, opener: StreamOpener, live: Live, route: Route, visitor: Visitor) -> None:
         self._opener = opener
         self._live = live
-        self._route = route
+        self.route = route  # of a group: the member's own, once there is one
+        self._members = route.members
         self._visitor = visitor
         self._stream: StreamEnd | None = None
         self._splice: Splice | None = None
@@ -98,7 +101,7 @@ class _Passage:
     @property
     def service(self) -> tuple[str, str]:
         """(connector, service): under this key the passage can be cut."""
-        return self._route.connector, self._route.service
+        return self.route.connector, self.route.service
 
     def cut(self, reason: Reason) -> None:
         """End stream and transport now."""
@@ -109,8 +112,11 @@ class _Passage:
             splice.stream_reset(reason)  # a reset from our side does not call our own sink
 
     def _ask(self) -> None:
+        if self._members is not None:
+            now = asyncio.get_running_loop().time()
+            self.route = self._members.choose(now, address=self._visitor.address) or self.route
         try:
-            stream = self._opener.open(self._route, self._visitor, self)
+            stream = self._opener.open(self.route, self._visitor, self)
         except NoStream as answer:
             self.stream_refused(answer.reason, answer.since)
             return
@@ -119,7 +125,7 @@ class _Passage:
 
     def _join(self, stream: StreamEnd) -> Splice:
         self._stream = stream
-        splice = self._splice = Splice(stream, on_reset=self._live.refused, on_end=self._ended)
+        splice = self._splice = Splice(stream, on_reset=self._reset, on_end=self._ended)
         stream.sink = splice
         self._live.add(self)
         return splice
@@ -130,7 +136,7 @@ class _Passage:
             self._count(self._splice.sent, self._splice.received)
 
     def _count(self, sent: int, received: int) -> None:
-        counters = self._route.counters
+        counters = self.route.counters
         counters.bytes_out += sent - self._counted_out
         counters.bytes_in += received - self._counted_in
         self._counted_out, self._counted_in = sent, received
@@ -138,6 +144,14 @@ class _Passage:
     def _ended(self, sent: int, received: int) -> None:
         self._count(sent, received)
         self._live.remove(self)
+        if self._members is not None and sent:
+            self._members.served(self.route.connector)
+
+    def _reset(self, reason: Reason) -> None:
+        self._live.refused(reason)
+        splice = self._splice
+        if self._members is not None and splice is not None and not splice.sent:
+            self._members.failed(self.route, reason, asyncio.get_running_loop().time())
 
     # StreamWaiter; the stream's own events go to the splice from `_join` on, and none can come before it.
 

@@ -8,9 +8,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from tunnelgw.routing.members import READY
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tunnelgw.edge.app import Edge
     from tunnelgw.obs.snapshot import ProcessSnapshot
+    from tunnelgw.routing.members import Members
+    from tunnelgw.routing.table import Route
 
 
 def numbers(edge: Edge) -> ProcessSnapshot:
@@ -31,26 +37,19 @@ def numbers(edge: Edge) -> ProcessSnapshot:
             "resumes": connector.resumes,
             "streams": session.stream_count if session is not None else 0,
         }
+    now = edge.loop.time()
+    for route, members in _shared(edge):
+        ready = edge.connectors.groups.standing(route.connector, route.service, now) == READY
+        able = ready and not members.failing(route.connector, now)
+        found["members"].setdefault(route.label, {})[route.connector] = int(able)
     return found
 
 
 def report(edge: Edge) -> dict[str, Any]:
     """What is routed, and how connectors are."""
-    host = edge.config.address.host
+    members = {id(route): members for route, members in _shared(edge)}
     return {
-        "routes": [
-            {
-                "address": f"tcp://{host}:{route.port}"
-                if route.port
-                else edge.claims.url(route.kind, route.host, route.path),
-                "host": route.host,
-                "service": route.service,
-                "connector": route.connector,
-                "since": route.since,
-                "tls": "home" if route.kind in ("tls", "home") else "",
-            }
-            for route in edge.table.routes()
-        ],
+        "routes": [_route(edge, route, members.get(id(route))) for route in edge.table.routes()],
         "connectors": {
             connector.name: {"state": connector.state, "since": connector.since, "address": connector.peer}
             for connector in edge.connectors
@@ -58,3 +57,29 @@ def report(edge: Edge) -> dict[str, Any]:
         "troubles": edge.certificates.troubles(),
         "time": time.time(),
     }
+
+
+def _route(edge: Edge, route: Route, members: Members | None) -> dict[str, Any]:
+    port = f"tcp://{edge.config.address.host}:{route.port}" if route.port else ""
+    connector = edge.connectors.by_name.get(route.connector)
+    unhealthy = connector is not None and route.service in connector.unhealthy
+    failing = members is not None and members.failing(route.connector, edge.loop.time())
+    return {
+        "address": port or edge.claims.url(route.kind, route.host, route.path),
+        "host": route.host,
+        "service": route.service,
+        "connector": route.connector,
+        "since": route.since,
+        "tls": "home" if route.kind in ("tls", "home") else "",
+        "group": route.group,
+        "priority": route.priority,
+        "health": "unhealthy" if unhealthy else "failing" if failing else "",
+    }
+
+
+def _shared(edge: Edge) -> Iterator[tuple[Route, Members]]:
+    """Every member's own route of every group, with its group."""
+    for visible in edge.table.visible():
+        if visible.members is not None:
+            for route in visible.members.routes:
+                yield route, visible.members

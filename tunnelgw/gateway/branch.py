@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tunnelgw.gateway.exchange import Exchange
     from tunnelgw.gateway.upstream2 import Trunk
     from tunnelgw.http.head import Fields
+    from tunnelgw.routing.table import Route
 
 # An upload that the engine holds because the service's windows are closed: beyond this the visitor is paused.
 _UPLOAD_HIGH = 128 * 1024
@@ -51,6 +52,22 @@ class Branch(Holding):
         """As `Upstream.linked`."""
         stream = self._trunk.stream
         return stream is None or stream.linked
+
+    @property
+    def route(self) -> Route:
+        """As `Upstream.route`."""
+        return self._trunk.route
+
+    @property
+    def heard(self) -> bool:
+        """As `Upstream.heard`."""
+        return self._heard
+
+    @property
+    def unsent(self) -> bool:
+        """As `Upstream.unsent`."""
+        stream = self._trunk.stream
+        return stream is None or not stream.sent_anything
 
     # What the exchange calls.
 

@@ -58,7 +58,8 @@ class Examination:
     """A request whose password is being looked at: an `Upstream` that is not ready, so its body waits."""
 
     __slots__ = (
-        "_left", "cost", "digest", "exchange", "hashed", "key", "known", "linked", "password", "ready", "reused",
+        "_left", "cost", "digest", "exchange", "hashed", "heard", "key", "known", "linked", "password", "ready",
+        "reused", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +85,15 @@ class Examination:
         self.ready = False
         self.reused = False
         self.linked = True
+        self.heard = False
+        self.unsent = True
+
+    @property
+    def route(self) -> Route:
+        """As `Upstream.route`: where the request will go, if it may."""
+        assert self.exchange is not None
+        assert self.exchange.route is not None
+        return self.exchange.route
 
     def finish(self, refusal: Reason | None) -> None:
         """The answer; nothing if the visitor left."""

@@ -14,11 +14,13 @@ import time
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import TunnelgwError
+from tunnelgw.gateway.affinity import tokens_shown, with_cookie
 from tunnelgw.gateway.holding import Holding
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.gateway.pages import PHRASES, accepted, answer_status, error_page
 from tunnelgw.http.head import Framing, ResponseHead
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.members import NOT_REACHED
 
 if TYPE_CHECKING:
     from tunnelgw.gateway.pool import Pool
@@ -173,16 +175,46 @@ class Exchange(Holding):
 
     def upstream_failed(self, reason: Reason, *, heard: bool, reused: bool, since: float = 0.0) -> None:
         """The upstream is gone. `heard`: some byte of a response had arrived; `reused`: on a kept stream."""
-        self.upstream = None
+        upstream, self.upstream = self.upstream, None
         if self.responded:
             self._cut(reason)
             return
+        route = self.route
+        if route is not None and route.members is not None and upstream is not None and not heard:
+            route.members.failed(upstream.route, reason, self.pool.gateway.time())
+            stale = reused and reason is Reason.TARGET_RESET  # its service closed what was idle: ask it once more
+            if not stale and self._move(upstream.route, reason, reached=reason not in NOT_REACHED):
+                return
         if not heard and not self.retried and self._repeatable(reason, reused=reused):
             assert self.route is not None
             self.retried = True
             self._connect(self.route, self.pool.gateway.time())
             return
         self.refuse(reason, since)
+
+    def fail_over(self, connector: str) -> None:
+        """That connector lost its link: ask another member what it has not begun to answer, where that is safe."""
+        route, upstream = self.route, self.upstream
+        if route is None or route.members is None or upstream is None or not upstream.ready or self.responded:
+            return
+        member = upstream.route
+        if member.connector != connector or upstream.heard:
+            return
+        if self._move(member, Reason.CONNECTOR_AWAY, reached=not upstream.unsent):
+            upstream.abort(Reason.CANCELLED)
+
+    def from_member(self, head: ResponseHead) -> ResponseHead:
+        """A member of a group answered: what the visitor gets to see of its head."""
+        route, upstream = self.route, self.upstream
+        assert route is not None
+        assert route.members is not None
+        if upstream is None:
+            return head
+        route.members.served(upstream.route.connector)
+        request = self.head
+        if route.affinity != "cookie" or request is None or not self.pool.secure(request):
+            return head
+        return head if upstream.route.token in tokens_shown(request.fields) else with_cookie(head, upstream.route)
 
     def check(self, now: float) -> None:
         """Called about once a second: end what waits too long for somebody who should move."""
@@ -277,8 +309,11 @@ class Exchange(Holding):
             self.counted_in, self.counted_out = self.bytes_in, self.bytes_out
 
     def _connect(self, route: Route, now: float) -> None:
-        head = self.head
+        head, members = self.head, route.members
         assert head is not None
+        if members is not None:
+            tokens = tokens_shown(head.fields) if route.affinity == "cookie" else ()
+            route = members.choose(now, address=self._address(route), tokens=tokens) or route
         repeatable = head.method in IDEMPOTENT and head.framing is Framing.NONE
         upstream = self.pool.take(route, now, fresh=self.retried, repeatable=repeatable)
         self.upstream = upstream
@@ -287,6 +322,32 @@ class Exchange(Holding):
         except NoStream as answer:
             self.upstream = None
             self.refuse(answer.reason, answer.since)
+
+    def _move(self, member: Route, reason: Reason, *, reached: bool) -> bool:
+        """Ask another member than this one, which failed; False if that is not safe, or there is none that surely can.
+
+        `reached`: something of the request may have come to the member's service.
+        """
+        route, head = self.route, self.head
+        assert route is not None
+        assert route.members is not None
+        if head is None or self.retried or head.framing is not Framing.NONE or self.bytes_in:
+            return False
+        if reached and (head.upgrade or head.method not in SAFE):
+            return False
+        now = self.pool.gateway.time()
+        other = route.members.instead_of(member, now, address=self._address(route))
+        if other is None:
+            return False
+        self.retried = True
+        self.pool.gateway.counters.move(reason)
+        self.quiet_since = now
+        self._connect(other, now)
+        return True
+
+    def _address(self, route: Route) -> str:
+        assert self.head is not None
+        return self.pool.address_of(self.head) if route.affinity == "address" else ""
 
     def _answer(self, status: int, fields: Fields, body: bytes) -> None:
         self.responded = True

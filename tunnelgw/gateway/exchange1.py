@@ -62,6 +62,10 @@ class Http1Exchange(Exchange):
 
     # What `Http1Visitor` does.
 
+    def under_way(self) -> tuple[Exchange, ...]:
+        """The exchanges of this connection."""
+        return (self,)
+
     def _upload(self, data: bytes) -> None:
         """Pass on what belongs to the request's body."""
         raise NotImplementedError
@@ -116,8 +120,10 @@ class Http1Exchange(Exchange):
                 request.expect_continue = False  # it was met: from now on the body is waited for
 
     def respond(self, head: ResponseHead) -> None:
-        request = self.head
+        request, route = self.head, self.route
         assert request is not None
+        if route is not None and route.members is not None:
+            head = self.from_member(head)
         version = request.version
         # An upload that is still under way when the answer comes may never end: do not bet the connection on it.
         keep = request.keep_alive and self.upload_done and not self._eof and not self.pool.gateway.draining
@@ -137,6 +143,8 @@ class Http1Exchange(Exchange):
         self._out.append(data)
 
     def respond_upgrade(self, head: ResponseHead) -> None:
+        if self.route is not None and self.route.members is not None:
+            head = self.from_member(head)
         self.responded = self.upgraded = True
         self.status = 101
         self._keep = self._chunked = False

@@ -147,6 +147,8 @@ class Http2Exchange(Exchange):
                 request.expect_continue = False  # it was met: from now on the body is waited for
 
     def respond(self, head: ResponseHead) -> None:
+        if self.route is not None and self.route.members is not None:
+            head = self.from_member(head)
         self.responded = True
         self.status = head.status
         self._ended = head.framing is Framing.NONE or head.length == 0
@@ -159,6 +161,8 @@ class Http2Exchange(Exchange):
         given = [value for name, value in head.fields if name == b"sec-websocket-accept"]
         if given != [websocket_accept(self._key)]:
             raise OriginError("the service accepted a WebSocket that was not asked for")
+        if self.route is not None and self.route.members is not None:
+            head = self.from_member(head)
         self.responded = self.upgraded = True
         self.status = head.status = 200
         head.fields = [field for field in head.fields if field[0] != b"sec-websocket-accept"]

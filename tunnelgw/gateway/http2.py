@@ -35,6 +35,7 @@ from tunnelgw.obs.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tunnelgw.gateway.exchange import Exchange
     from tunnelgw.gateway.opener import Visitor
     from tunnelgw.gateway.service import Gateway
     from tunnelgw.http.h2 import Event
@@ -208,6 +209,10 @@ class Http2Visitor(asyncio.Protocol):
         self.engine.refuse_more()
         self.closing = True
         self.settle_soon()
+
+    def under_way(self) -> tuple[Exchange, ...]:
+        """The exchanges of this connection."""
+        return tuple(self.exchanges.values())
 
     def stuck_bytes(self) -> int:
         """What the kernel holds unsent for this visitor; changes as long as it reads anything."""

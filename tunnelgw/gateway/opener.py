@@ -61,7 +61,12 @@ class Visitor:
 
 
 class StreamWaiter(StreamSink, Protocol):
-    """The sink of a stream that may come later."""
+    """The sink of a stream that may come later.
+
+    route: what was asked for; where that is a group's, the opener puts the member's own there before `stream_ready`.
+    """
+
+    route: Route
 
     def stream_ready(self, stream: StreamEnd) -> None:
         """The stream that was waited for; its sink is this object already."""
@@ -80,7 +85,7 @@ class NoStream(Exception):  # noqa: N818 - an answer, not a failure of the opene
 
 
 class StreamOpener(Protocol):
-    """Makes streams towards services."""
+    """Makes streams towards services. A route of a group is opened only if no member could be chosen: it is parked."""
 
     def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> StreamEnd | None:
         """A stream at once, with `waiter` as its sink; or None: parked, and `waiter` hears of it later.

@@ -76,6 +76,10 @@ class Pool:
         """Whose request it is: the peer's, or whose a trusted proxy says it is."""
         return (claimed_address(head, self.gateway.trusted) if self._trusted else "") or self.visitor.address
 
+    def secure(self, head: RequestHead) -> bool:
+        """Whether the request came over TLS, as far as we or a trusted proxy can say."""
+        return self.visitor.secure or (self._trusted and claimed_secure(head))
+
     def heads(self) -> Memo:
         """What was read and written last."""
         memo = self._memo

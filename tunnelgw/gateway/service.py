@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from tunnelgw.gateway.exchange import Exchange
     from tunnelgw.gateway.opener import StreamOpener, Visitor
     from tunnelgw.gateway.pool import Pool
     from tunnelgw.http.head import RequestHead
@@ -53,6 +54,9 @@ class Draining(Protocol):
 
     def drain(self) -> None:
         """Serve no further request."""
+
+    def under_way(self) -> tuple[Exchange, ...]:
+        """Its exchanges."""
 
 
 def covers_same_host(visitor: Visitor, host: str) -> bool:
@@ -153,6 +157,12 @@ class Gateway:
         """That connector is leaving: end the streams to it that no exchange uses, so that it need not wait for them."""
         for connection in list(self.connections):
             connection.pool.let_go(connector)
+
+    def fail_over(self, connector: str) -> None:
+        """That connector lost its link: what others can answer as well is asked of them at once."""
+        for connection in list(self.connections):
+            for exchange in connection.under_way():
+                exchange.fail_over(connector)
 
     def reload(self, settings: GatewaySettings, trusted: Callable[[str], bool]) -> None:
         """Use these from the next connection or deadline on."""

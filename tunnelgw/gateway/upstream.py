@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunnelgw.gateway.exchange import Exchange
     from tunnelgw.http.head import Fields
     from tunnelgw.obs.reasons import Reason
+    from tunnelgw.routing.table import Route
 
 # Interim (1xx) responses before the final one: a service needs one or two, a broken one sends thousands.
 INTERIM_LIMIT = 16
@@ -26,6 +27,18 @@ class Upstream(Protocol):
 
     ready: bool  # the stream is there: body may be sent. False while parked.
     reused: bool  # the stream served an earlier exchange: it may have died of old age just now
+
+    @property
+    def route(self) -> Route:
+        """Where the request goes: of a group, the member's own route."""
+
+    @property
+    def heard(self) -> bool:
+        """Whether a byte of a response to this request arrived."""
+
+    @property
+    def unsent(self) -> bool:
+        """Whether nothing of the stream left yet, not even its opening."""
 
     @property
     def linked(self) -> bool:

@@ -65,6 +65,16 @@ class Upstream1:
         return self.stream is None or self.stream.linked
 
     @property
+    def heard(self) -> bool:
+        """As `Upstream.heard`."""
+        return self._heard
+
+    @property
+    def unsent(self) -> bool:
+        """As `Upstream.unsent`."""
+        return self.stream is None or not self.stream.sent_anything
+
+    @property
     def leaving(self) -> bool:
         """Whether the connector takes no further streams."""
         return self.stream is not None and self.stream.leaving

@@ -4,14 +4,19 @@ A claim is a text: `host:<name><path>` or `port:<number>`. A host belongs to one
 serves. A claim stays with its connector for as long as its configuration asks for it, also while it is away, and is
 free again when the connector withdraws it or is revoked. Whether a grant allows it is decided before.
 
+A claim with terms (a text that says what all members of a group agree on) can be held by several connectors: by those
+whose terms are equal, and whose grant names it where somebody holds it already. Who shares one claim of a host may hold
+other paths of it beside the others.
+
 All claims of a connector are one document; every change also writes one guard key at the revision it was read at, so
 that two connectors that claim the same host at the same moment cannot both succeed.
-Invariant: a claim, and a host, has at most one holder at any revision of the store.
+Invariant: at any revision of the store, the holders of a claim have equal terms, and holders of a host share a claim.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import Refused
@@ -19,7 +24,7 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.base import Conflict, Delete, Put
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable, Mapping
 
     from tunnelgw.store.base import KeyValue, Store
 
@@ -28,35 +33,57 @@ GUARD = "claims"
 _MAX_BYTES = 1 << 20  # the store's bound for a value: about 20,000 claims
 
 
+HELD = "held"  # by a connector that shares it with nobody
+TERMS = "terms"  # by one of the same group, on other terms
+UNNAMED = "unnamed"  # it could be shared, if the grant named it
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """On which terms a claim is wanted ("": for oneself alone), and whether the grant names it."""
+
+    terms: str = ""
+    named: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Who has a claim that was not given, and why it is not shared: HELD, TERMS or UNNAMED."""
+
+    holder: str
+    why: str = HELD
+
+
 class ClaimBook:
     """Claims of one edge."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def hold(self, connector: str, wanted: Collection[str]) -> dict[str, str]:
+    def hold(self, connector: str, wanted: Mapping[str, Wish]) -> dict[str, Held]:
         """Make these the connector's claims: free ones are taken, those not wanted any more released.
 
-        Returns those it does not get, with their holders. Nothing is written where nothing changes. Refused (REVOKED)
-        for a connector that is revoked or unknown, (CLAIM_UNSUPPORTED) for too many claims.
+        Returns those it does not get. Nothing is written where nothing changes. Refused (REVOKED) for a connector that
+        is revoked or unknown, (CLAIM_UNSUPPORTED) for too many claims.
         """
         while True:
             guard = self._store.get(GUARD)
             record = self._store.get(f"connectors/{connector}")
             if record is None or json.loads(record.value)["revoked"]:
                 raise Refused(f"{connector} was revoked", reason=Reason.REVOKED)
-            found = self._store.list(CLAIMS)[0]
-            others: dict[str, str] = {}
             mine: KeyValue | None = None
-            for item in found:
+            others: dict[str, dict[str, dict[str, str]]] = {}  # unit → holder → claim → terms
+            for item in self._store.list(CLAIMS)[0]:
                 holder = item.key.removeprefix(CLAIMS)
                 if holder == connector:
                     mine = item
-                else:
-                    others.update((_unit(claim), holder) for claim in _claims(item))
-            refused = {claim: others[_unit(claim)] for claim in wanted if _unit(claim) in others}
-            held = sorted(set(wanted) - refused.keys())
-            if held == (_claims(mine) if mine else []):
+                    continue
+                for claim, terms in _claims(item).items():
+                    others.setdefault(_unit(claim), {}).setdefault(holder, {})[claim] = terms
+            before = _claims(mine) if mine else {}
+            refused = _refusals(wanted, before, others)
+            held = {claim: wanted[claim].terms for claim in sorted(wanted) if claim not in refused}
+            if held == before:
                 return refused
             value = json.dumps(held).encode()
             if len(value) > _MAX_BYTES:
@@ -73,10 +100,38 @@ class ClaimBook:
                 continue
             return refused
 
-    def holders(self) -> dict[str, str]:
-        """Every claim and the connector that holds it."""
-        found = self._store.list(CLAIMS)[0]
-        return {claim: item.key.removeprefix(CLAIMS) for item in found for claim in _claims(item)}
+    def holders(self) -> dict[str, list[str]]:
+        """Every claim and the connectors that hold it."""
+        found: dict[str, list[str]] = {}
+        for item in self._store.list(CLAIMS)[0]:
+            for claim in _claims(item):
+                found.setdefault(claim, []).append(item.key.removeprefix(CLAIMS))
+        return found
+
+
+def _refusals(
+    wanted: Mapping[str, Wish], before: Mapping[str, str], others: Mapping[str, Mapping[str, Mapping[str, str]]]
+) -> dict[str, Held]:
+    """Which of these claims cannot be had beside what others hold."""
+    refused: dict[str, Held] = {}
+    by_unit: dict[str, list[str]] = {}
+    for claim in wanted:
+        by_unit.setdefault(_unit(claim), []).append(claim)
+    for unit, claims in by_unit.items():
+        for holder, theirs in others.get(unit, {}).items():
+            shared = [claim for claim in claims if wanted[claim].terms and theirs.get(claim) == wanted[claim].terms]
+            unfit = [claim for claim in claims if claim in theirs and claim not in shared]
+            for claim in unfit:
+                alike = wanted[claim].terms and _group(theirs[claim]) == _group(wanted[claim].terms)
+                refused.setdefault(claim, Held(holder, TERMS if alike else HELD))
+            # All that was shared before may stay; what is new must be named. Who shares nothing gets no path either.
+            kept = [claim for claim in shared if before.get(claim) == wanted[claim].terms]
+            for claim in claims:
+                if not shared:
+                    refused.setdefault(claim, Held(holder))
+                elif not wanted[claim].named and (claim not in kept if claim in theirs else not kept):
+                    refused.setdefault(claim, Held(holder, UNNAMED))
+    return refused
 
 
 def release_operations(connector: str) -> Iterable[Delete]:
@@ -84,8 +139,15 @@ def release_operations(connector: str) -> Iterable[Delete]:
     return (Delete(CLAIMS + connector),)
 
 
-def _claims(item: KeyValue) -> list[str]:
-    return [str(claim) for claim in json.loads(item.value)]
+def _claims(item: KeyValue) -> dict[str, str]:
+    """Claims and their terms. A list, without any, is what earlier versions wrote; they read the keys of ours."""
+    found = json.loads(item.value)
+    return {str(claim): str(found[claim]) if isinstance(found, dict) else "" for claim in found}
+
+
+def _group(terms: str) -> str:
+    """The part of the terms that names the group and the service."""
+    return terms.rpartition(" ")[0]
 
 
 def _unit(claim: str) -> str:

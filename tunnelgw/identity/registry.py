@@ -28,8 +28,9 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.base import Conflict, Delete, Put
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
+    from tunnelgw.identity.claims import Held, Wish
     from tunnelgw.identity.invitations import Invitation
     from tunnelgw.identity.rotation import AuthorityState
     from tunnelgw.store.base import Store
@@ -38,6 +39,7 @@ CONNECTORS = "connectors/"
 INVITATIONS = "invitations/"
 OFFERS = "offers/"
 GAP = "gap"
+AFFINITY = "affinity"
 # A renewal whose answer got lost is asked for again with the old certificate: so many stay valid until they expire.
 _MAX_ISSUED = 8
 # Unused invitations; each is about 300 bytes, and nobody invites so many by hand.
@@ -235,18 +237,29 @@ class Registry:
         found = self.get(name)
         return found.grant if found is not None and not found.revoked else Grant()
 
-    def hold(self, name: str, wanted: Collection[str]) -> dict[str, str]:
+    def hold(self, name: str, wanted: Mapping[str, Wish]) -> dict[str, Held]:
         """As `ClaimBook.hold`."""
         return self._claims.hold(name, wanted)
 
     def holders(self, prefix: str) -> list[str]:
         """The connectors that hold a claim which begins like this, each once."""
         found = self._claims.holders()
-        return sorted({holder for claim, holder in found.items() if claim.startswith(prefix)})
+        return sorted({name for claim, names in found.items() if claim.startswith(prefix) for name in names})
 
-    def claims(self) -> dict[str, str]:
-        """Every claim and its holder."""
+    def claims(self) -> dict[str, list[str]]:
+        """Every claim and its holders."""
         return self._claims.holders()
+
+    def affinity_secret(self) -> bytes:
+        """What members of groups are named with in visitors' cookies: made once, for all workers and over restarts."""
+        while True:
+            found = self._store.get(AFFINITY)
+            if found is not None:
+                return found.value
+            try:
+                self._store.put(AFFINITY, secrets.token_bytes(32), expect=0)
+            except Conflict:
+                continue
 
     def remember_offers(self, name: str, offers: bytes) -> None:
         """Keep what a connector offered last, for the time until it is back after a restart of the edge."""

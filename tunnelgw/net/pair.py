@@ -29,6 +29,7 @@ class End:
     __slots__ = ("_gone", "_paused", "_shut", "far", "queued", "sink")
 
     far: End
+    sent_anything = True  # both ends are made at once
 
     def __init__(self) -> None:
         self.sink: StreamSink = NULL_SINK

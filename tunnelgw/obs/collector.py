@@ -46,6 +46,7 @@ class SnapshotCollector(Collector):
         yield _build_info()
         yield from _tunnels(snapshot)
         yield from _routes(snapshot)
+        yield from _members(snapshot)
         yield from _process(snapshot)
 
 
@@ -102,6 +103,30 @@ def _routes(snapshot: ProcessSnapshot) -> Iterator[Metric]:
         transferred.add_metric([label, "in"], route["bytes_in"])
         transferred.add_metric([label, "out"], route["bytes_out"])
     yield from (requests, duration, transferred)
+
+
+def _members(snapshot: ProcessSnapshot) -> Iterator[Metric]:
+    ready = GaugeMetricFamily(
+        "tunnelgw_member_ready",
+        "1 while the connector takes new streams of a route that it serves with others.",
+        labels=["route", "connector"],
+    )
+    for label, members in sorted(snapshot["members"].items()):
+        for name, value in sorted(members.items()):
+            ready.add_metric([label, name], value)
+    yield ready
+    moved = CounterMetricFamily(
+        "tunnelgw_failovers", "Requests asked of another member, by why the first one failed.", labels=["reason"]
+    )
+    for reason, count in sorted(snapshot["failovers"].items()):
+        moved.add_metric([reason], count)
+    yield moved
+    left_out = CounterMetricFamily(
+        "tunnelgw_members_left_out", "Members left out because they failed too often, by how.", labels=["reason"]
+    )
+    for reason, count in sorted(snapshot["left_out"].items()):
+        left_out.add_metric([reason], count)
+    yield left_out
 
 
 def _process(snapshot: ProcessSnapshot) -> Iterator[Metric]:

@@ -70,10 +70,14 @@ class ProcessCounters:
     `lag`, how late the event loop was at worst in the last minute or half of it, in seconds.
     """
 
-    __slots__ = ("_refused", "buffered", "connections", "lag", "parked", "parked_total", "routes")
+    __slots__ = (
+        "_left_out", "_moved", "_refused", "buffered", "connections", "lag", "parked", "parked_total", "routes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._refused = [0] * 256  # by Reason.code
+        self._moved: dict[Reason, int] = {}
+        self._left_out: dict[Reason, int] = {}
         self.connections: dict[str, int] = {}
         self.parked = 0
         self.parked_total = 0
@@ -95,6 +99,14 @@ class ProcessCounters:
     def refused(self, reason: Reason) -> int:
         """How often this reason was the answer."""
         return self._refused[reason.code]
+
+    def move(self, reason: Reason) -> None:
+        """A request was asked of another member of its group, since the first one failed like this."""
+        self._moved[reason] = self._moved.get(reason, 0) + 1
+
+    def leave_out(self, reason: Reason) -> None:
+        """A member of a group failed like this too often."""
+        self._left_out[reason] = self._left_out.get(reason, 0) + 1
 
     def connection_opened(self, listener: str) -> None:
         """A visitor connection was accepted on this listener."""
@@ -118,12 +130,15 @@ class ProcessCounters:
         return {
             "routes": {label: counters.snapshot() for label, counters in self.routes.items()},
             "refused": {BY_CODE[code].label: count for code, count in enumerate(self._refused) if count},
+            "failovers": {reason.label: count for reason, count in self._moved.items()},
+            "left_out": {reason.label: count for reason, count in self._left_out.items()},
             "connections": dict(self.connections),
             "parked": self.parked,
             "parked_total": self.parked_total,
             "buffered_bytes": self.buffered,
             "loop_lag": self.lag,
             "connectors": {},
+            "members": {},
             "certificates": {},
             "state_failing": 0,
             "order_failures": {},

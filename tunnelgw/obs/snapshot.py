@@ -43,17 +43,22 @@ class ConnectorSnapshot(TypedDict):
 class ProcessSnapshot(TypedDict):
     """Everything that /metrics shows of one process; `certificates` maps a host to its expiry in Unix seconds.
 
+    `failovers` and `left_out` count by reason; `members` maps a shared route's label to its connectors: 1 for one that
+    takes new streams, 0 for one that does not.
     `order_failures` maps a host to the orders of a certificate for it that failed since the last one that succeeded.
     """
 
     routes: dict[str, RouteSnapshot]
     refused: dict[str, int]
+    failovers: dict[str, int]
+    left_out: dict[str, int]
     connections: dict[str, int]
     parked: int
     parked_total: int
     buffered_bytes: int
     loop_lag: float
     connectors: dict[str, ConnectorSnapshot]
+    members: dict[str, dict[str, int]]
     certificates: dict[str, float]
     state_failing: int
     order_failures: dict[str, int]
@@ -64,12 +69,15 @@ def empty() -> ProcessSnapshot:
     return {
         "routes": {},
         "refused": {},
+        "failovers": {},
+        "left_out": {},
         "connections": {},
         "parked": 0,
         "parked_total": 0,
         "buffered_bytes": 0,
         "loop_lag": 0.0,
         "connectors": {},
+        "members": {},
         "certificates": {},
         "state_failing": 0,
         "order_failures": {},
@@ -84,6 +92,8 @@ def merge(snapshots: Iterable[ProcessSnapshot]) -> ProcessSnapshot:
             known = total["routes"].get(label)
             total["routes"][label] = _copy_route(route) if known is None else _add_routes(known, route)
         _add_counts(total["refused"], snapshot["refused"])
+        _add_counts(total["failovers"], snapshot["failovers"])
+        _add_counts(total["left_out"], snapshot["left_out"])
         _add_counts(total["connections"], snapshot["connections"])
         total["parked"] += snapshot["parked"]
         total["parked_total"] += snapshot["parked_total"]
@@ -92,6 +102,10 @@ def merge(snapshots: Iterable[ProcessSnapshot]) -> ProcessSnapshot:
         for name, connector in snapshot["connectors"].items():
             other = total["connectors"].get(name)
             total["connectors"][name] = connector.copy() if other is None else _add_connectors(other, connector)
+        for label, members in snapshot["members"].items():
+            known_members = total["members"].setdefault(label, {})
+            for name, ready in members.items():  # trouble in one worker is trouble
+                known_members[name] = min(ready, known_members.get(name, ready))
         total["state_failing"] = max(total["state_failing"], snapshot["state_failing"])
         for host, expiry in snapshot["certificates"].items():
             total["certificates"][host] = min(expiry, total["certificates"].get(host, expiry))

@@ -2,24 +2,30 @@
 
 A host is looked up in one dict, exact before wildcard (exactly one label), and the host that was found decides alone.
 The paths of a host are few, sorted longest first and matched by whole segments. A host and a port are held by one
-connector; its routes are swapped as a whole, at the cost of its own routes and no other's.
+connector, or by several whose routes agree in everything that a visitor could notice (a `group`): then look-ups find
+one route with `members`. A connector's routes are swapped as a whole, at the cost of the places they are at.
 What must never break: the router and the target see the same path, and a held address never changes hands silently.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.hostname import wildcard_of
+from tunnelgw.routing.members import Members
 from tunnelgw.routing.paths import careful, doubtful, eager, normalise_path, without_segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tunnelgw.obs.counters import RouteCounters
+    from tunnelgw.routing.members import Roster
+
+
+Place = int | tuple[str, bytes]  # a port, or a host and a path as it is matched
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,27 @@ class Route:
     label: str = ""  # the metric label: configured host and path, or "tcp:PORT"
     port: int = 0
     since: float = 0.0  # unix time
+    group: str = ""  # connectors that name the same one may serve the route together
+    priority: int = 0
+    affinity: str = ""  # "cookie", "address" or ""
+    token: str = field(default="", repr=False)  # of this member, in the cookie
+    # Where the route has a group: who serves it. None in a connector's own route, which is what a stream is opened for.
+    members: Members | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def place(self) -> Place:
+        """What of the address space it takes."""
+        return self.port or (self.host, _prefix(self))
+
+    @property
+    def terms(self) -> tuple[object, ...]:
+        """What all members of a group must agree on; () for a route without one, which shares with nobody."""
+        if not self.group:
+            return ()
+        return (
+            self.group, self.service, self.kind, self.strip_path, self.plain_http, self.response_seconds,
+            self.allow_from, self.users, self.affinity,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,52 +106,85 @@ def _prefix(route: Route) -> bytes:
 
 
 class RouteTable:
-    """All routes of one edge. `reserved`: the edge's own names, which nobody can hold and no wildcard covers."""
+    """All routes of one edge. `reserved`: the edge's own names, which nobody can hold and no wildcard covers.
 
-    __slots__ = ("_by_connector", "_hosts", "_ports", "_reserved")
+    `roster`: what is known of connectors; without one no route can have a group.
+    """
 
-    def __init__(self, *, reserved: Iterable[str] = ()) -> None:
+    __slots__ = ("_by_connector", "_held", "_hosts", "_members", "_ports", "_reserved", "_roster")
+
+    def __init__(self, *, reserved: Iterable[str] = (), roster: Roster | None = None) -> None:
         self._hosts: dict[str, _Host] = {}
         self._ports: dict[int, Route] = {}
+        self._held: dict[str | int, dict[str, list[Route]]] = {}  # host or port → connector → its routes there
         self._by_connector: dict[str, tuple[Route, ...]] = {}
+        self._members: dict[Place, Members] = {}
         self._reserved = frozenset(reserved)
+        self._roster = roster
 
     def replace(self, connector: str, routes: Iterable[Route]) -> None:
         """Swap one connector's whole set; `Refused(CLAIM_HELD)` and no change if another holds any of it."""
         wanted = tuple(routes)
-        by_host = self._checked(connector, wanted)
-        built = {host: _Host(host, tuple(group)) for host, group in by_host.items()}
-        for old in self._by_connector.pop(connector, ()):
-            if old.port:
-                del self._ports[old.port]
-            else:
-                self._hosts.pop(old.host, None)
-        self._hosts.update(built)
-        self._ports.update((route.port, route) for route in wanted if route.port)
+        by_unit = self._checked(connector, wanted)
+        touched = dict.fromkeys(_unit(old) for old in self._by_connector.pop(connector, ()))
+        for unit in touched:
+            del self._held[unit][connector]
+        for unit, own in by_unit.items():
+            self._held.setdefault(unit, {})[connector] = own
         if wanted:
             self._by_connector[connector] = wanted
+        for unit in {**touched, **by_unit}:
+            self._build(unit)
 
-    def _checked(self, connector: str, wanted: tuple[Route, ...]) -> dict[str, list[Route]]:
-        by_host: dict[str, list[Route]] = {}
-        ports: set[int] = set()
+    def _build(self, unit: str | int) -> None:
+        """Make the look-ups of one host or port anew."""
+        held = self._held[unit]
+        places: dict[Place, list[Route]] = {}
+        for own in held.values():
+            for route in own:
+                places.setdefault(route.place, []).append(route)
+        before = self._hosts[unit].routes if isinstance(unit, str) and unit in self._hosts else ()
+        for place in [route.place for route in before] if isinstance(unit, str) else [unit]:
+            if place not in places and (members := self._members.pop(place, None)) is not None:
+                members.replace(())  # whoever waits for one of them waits for nobody
+        routes = tuple(self._visible(place, own) for place, own in places.items())
+        if not routes:
+            del self._held[unit]
+            self._hosts.pop(unit, None) if isinstance(unit, str) else self._ports.pop(unit, None)
+        elif isinstance(unit, str):
+            self._hosts[unit] = _Host(unit, routes)
+        else:
+            self._ports[unit] = routes[0]
+
+    def _visible(self, place: Place, own: list[Route]) -> Route:
+        """What a look-up finds: a connector's own route, or that of a group with its members."""
+        first = own[0]
+        if not first.group or self._roster is None:
+            return first
+        members = self._members.get(place)
+        if members is None:
+            members = self._members[place] = Members(self._roster)
+        members.replace(own)
+        return replace(members.routes[0], members=members, token="")
+
+    def _checked(self, connector: str, wanted: tuple[Route, ...]) -> dict[str | int, list[Route]]:
+        by_unit: dict[str | int, list[Route]] = {}
         for route in wanted:
-            if route.port:
-                holder = self.port_holder(route.port)
-                if route.port in ports or holder not in (None, connector):
-                    raise Refused(f"port {route.port} is held by {holder or connector}", reason=Reason.CLAIM_HELD)
-                ports.add(route.port)
-                continue
-            holder = self.holder(route.host, route.path)
-            if holder not in (None, connector):
-                raise Refused(f"{route.host} is held by {holder or 'the edge'}", reason=Reason.CLAIM_HELD)
-            group = by_host.setdefault(route.host, [])
-            for other in group:
-                shared = sharing(other.kind) == sharing(route.kind) != ""
-                if not shared or _prefix(other) == _prefix(route):
-                    address = route.host + (route.path if shared else "")
+            if not route.port and route.host in self._reserved:
+                raise Refused(f"{route.host} is held by the edge", reason=Reason.CLAIM_HELD)
+            own = by_unit.setdefault(_unit(route), [])
+            for other in own:
+                shared = not route.port and sharing(other.kind) == sharing(route.kind) != ""
+                if not shared or other.place == route.place:
+                    address = f"port {route.port}" if route.port else route.host + (route.path if shared else "")
                     raise Refused(f"{address} is held by service {other.service}", reason=Reason.CLAIM_HELD)
-            group.append(route)
-        return by_host
+            own.append(route)
+        for unit, own in by_unit.items():
+            for holder, theirs in self._held.get(unit, {}).items():
+                if holder != connector and not may_share(own, theirs):
+                    what = f"port {unit}" if isinstance(unit, int) else unit
+                    raise Refused(f"{what} is held by {holder}", reason=Reason.CLAIM_HELD)
+        return by_unit
 
     def _host(self, host: str) -> _Host | None:
         found = self._hosts.get(host)
@@ -166,25 +226,33 @@ class RouteTable:
         """Every raw TCP port that is held."""
         return list(self._ports)
 
+    def visible(self) -> list[Route]:
+        """Every route as look-ups find it: one for each place."""
+        return [*(route for host in self._hosts.values() for route in host.routes), *self._ports.values()]
+
     def routes(self) -> list[Route]:
-        """Every route."""
+        """Every connector's own routes."""
         return [route for routes in self._by_connector.values() for route in routes]
 
     def routes_of(self, connector: str) -> tuple[Route, ...]:
         """One connector's routes."""
         return self._by_connector.get(connector, ())
 
-    def holder(self, host: str, path: str = "/") -> str | None:  # noqa: ARG002 - a host is held with all its paths
-        """The connector that holds this very host, with every path of it; "" for the edge's own names."""
-        if host in self._reserved:
-            return ""
-        found = self._hosts.get(host)
-        return None if found is None else found.routes[0].connector
+    def holders(self, unit: str | int) -> tuple[str, ...]:
+        """The connectors that hold this very host, with every path of it, or this raw TCP port."""
+        return tuple(self._held.get(unit, ()))
 
-    def port_holder(self, port: int) -> str | None:
-        """The connector that holds this raw TCP port."""
-        route = self._ports.get(port)
-        return None if route is None else route.connector
+
+def _unit(route: Route) -> str | int:
+    """What is held as a whole: a host, or a port."""
+    return route.port or route.host
+
+
+def may_share(own: Iterable[Route], theirs: Iterable[Route]) -> bool:
+    """Whether two connectors may hold a host or port together: they meet at a place, and agree wherever they meet."""
+    there = {route.place: route.terms for route in theirs}
+    meetings = [(route.terms, there[route.place]) for route in own if route.place in there]
+    return bool(meetings) and all(mine == others != () for mine, others in meetings)
 
 
 def sharing(kind: str) -> str:

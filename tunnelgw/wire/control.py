@@ -49,6 +49,7 @@ class Offer(Struct, frozen=True, omit_defaults=True):
     users: Annotated[list[Annotated[str, Meta(max_length=160)]], Meta(max_length=256)] = []  # "name:bcrypt hash"
     group: Annotated[str, Meta(max_length=63)] = ""
     priority: int = 0
+    affinity: Annotated[str, Meta(max_length=16)] = ""
     protocol: Annotated[str, Meta(max_length=32)] = ""
     tls: Annotated[str, Meta(max_length=16)] = ""
 
@@ -58,6 +59,15 @@ class Services(Struct, frozen=True, tag="services"):
 
     revision: Count
     offers: Annotated[list[Offer], Meta(max_length=4096)]
+
+
+class Health(Struct, frozen=True, tag="health"):
+    """Connector to edge: the services whose targets do not work; replaces what it said before. None is fine, too.
+
+    Only for edges whose welcome says that they take it: others do not know this message.
+    """
+
+    unhealthy: Annotated[list[Name], Meta(max_length=4096)]
 
 
 class ClaimResult(Struct, frozen=True, omit_defaults=True):
@@ -106,7 +116,7 @@ class Notice(Struct, frozen=True, tag="notice"):
     message: Text
 
 
-Control = Services | Claims | RenewRequest | Renewed | Trust | Notice
+Control = Services | Health | Claims | RenewRequest | Renewed | Trust | Notice
 
 
 class Hello(Struct, frozen=True, omit_defaults=True, tag="hello"):
@@ -134,6 +144,7 @@ class Welcome(Struct, frozen=True, omit_defaults=True, tag="welcome"):
     domain: Annotated[str, Meta(max_length=255)] = ""
     name: Annotated[str, Meta(max_length=63)] = ""  # the connector's name as the edge knows it
     resume_seconds: Annotated[float, Meta(ge=0, le=86400)] = 120.0
+    health: bool = False  # the edge takes `health` messages
 
 
 class JoinStart(Struct, frozen=True, tag="join_start"):

@@ -40,6 +40,7 @@ class StreamEnd(Protocol):
 
     sink: StreamSink
     queued: int  # bytes written and not yet passed on
+    sent_anything: bool  # False while the other side cannot know of the stream
 
     @property
     def closed(self) -> bool:

@@ -98,6 +98,10 @@ class Liveness:
             when = min(when, max(self.heard, self.outstanding) + silence)
         return min(when, self.begun + FRAME_SECONDS)
 
+    def silence(self, now: float) -> float:
+        """Seconds for which a living peer would have said something; 0.0 where it owes no answer."""
+        return max(0.0, now - max(self.heard, self.outstanding)) if self.outstanding != math.inf else 0.0
+
     def forgive(self, now: float) -> None:
         """We slept past the deadline: start the waiting anew, once."""
         self.forgiven = True

@@ -1,0 +1,125 @@
+"""Routes that several connectors serve: how each of them stands, and who waits while all of them are away.
+
+`Groups` is the table's `Roster`, so that a choice never needs to know what a tunnel is; and it holds the requests that
+found no member, one lane for each shared place. The first member that is back serves them.
+
+Invariant: a request waits in a lane only while no member of its route could take it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from tunnelgw.edge.parking import Lane, request_for
+from tunnelgw.errors import Refused
+from tunnelgw.gateway.opener import NoStream
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.members import ABSENT, DOUBTFUL, OUT_SECONDS, READY
+
+if TYPE_CHECKING:
+    from tunnelgw.edge.connectors import Connector, Connectors
+    from tunnelgw.edge.parking import Parked
+    from tunnelgw.gateway.opener import StreamWaiter, Visitor
+    from tunnelgw.routing.members import Members
+    from tunnelgw.routing.table import Route
+    from tunnelgw.wire.stream import Stream
+
+log = logging.getLogger(__name__)
+
+# A living peer acknowledges within 100 ms and the round trip. The link is given up after three seconds of silence; for
+# as long, new streams go to others.
+SILENT_SECONDS = 1.0
+SILENT_ROUNDS = 4.0  # but a far one has its time
+
+
+class Groups:
+    """Implements `Roster`. Inputs: `park` (nobody is up) and `serve` (somebody is)."""
+
+    __slots__ = ("_all", "_lanes")
+
+    def __init__(self, connectors: Connectors) -> None:
+        self._all = connectors
+        self._lanes: dict[Members, Lane] = {}  # those in which somebody waits, or did a moment ago
+
+    # Roster.
+
+    def standing(self, connector: str, service: str, now: float) -> int:
+        """As `Roster.standing`."""
+        found = self._all.by_name.get(connector)
+        if found is None or found.session is None or found.link is None or found.draining:
+            return ABSENT
+        liveness = found.session.liveness
+        if service in found.unhealthy or liveness.silence(now) > max(SILENT_SECONDS, SILENT_ROUNDS * liveness.rtt):
+            return DOUBTFUL
+        return READY
+
+    def load(self, connector: str) -> int:
+        """As `Roster.load`."""
+        found = self._all.by_name.get(connector)
+        return 0 if found is None or found.session is None else found.session.stream_count
+
+    def left_out(self, route: Route, reason: Reason) -> None:
+        """As `Roster.left_out`."""
+        self._all.counters.leave_out(reason)
+        text = "connector %s, service %s: left out for %g s where others serve it too (%s)"
+        self._all.say(
+            f"{route.label} {route.connector}", text, route.connector, route.service, OUT_SECONDS, reason.text
+        )
+
+    def note_health(self, connector: Connector, unhealthy: frozenset[str]) -> None:
+        """A connector says whose targets do not work; all others do."""
+        for service in sorted(unhealthy ^ connector.unhealthy):
+            what = "does not work" if service in unhealthy else "works again"
+            key = f"{connector.name} {service} {what}"
+            self._all.say(key, "connector %s: service %s %s", connector.name, service, what)
+        connector.unhealthy = unhealthy
+
+    # Waiting.
+
+    def park(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> None:
+        """Wait for any member of this route. Raises `NoStream`."""
+        members = route.members
+        assert members is not None
+        known = [self._all.by_name[name] for name in self._names(members) if name in self._all.by_name]
+        now = self._all.loop.time()
+        if all(one.session is None and now >= one.away_until for one in known):
+            raise NoStream(Reason.CONNECTOR_AWAY, max((one.since for one in known), default=0.0))
+        lane = self._lanes.get(members)
+        if lane is None:
+            self._lanes = {kept: old for kept, old in self._lanes.items() if len(old)}
+            lane = self._lanes[members] = Lane(self._all.lot, lambda: self._since(members))
+        if not self._all.lot.room_for(visitor, lane):
+            raise NoStream(Reason.PARK_LIMIT, self._since(members))
+        lane.park(route, visitor, waiter, until=now + self._all.park_seconds)
+
+    def serve(self, connector: str) -> None:
+        """This connector can take streams, or is a member only now: give it what waits for any of its groups."""
+        for members, lane in tuple(self._lanes.items()):
+            member = members.of(connector)
+            if member is not None and self.standing(connector, member.service, self._all.loop.time()) != ABSENT:
+                del self._lanes[members]
+                lane.leave(lambda parked, member=member: self._open(parked, member))  # type: ignore[misc]
+
+    def refuse_all(self, reason: Reason) -> None:
+        """The edge stops."""
+        for lane in self._lanes.values():
+            lane.refuse_all(reason)
+
+    def _open(self, parked: Parked, member: Route) -> Stream | Reason:
+        session = self._all.by_name[member.connector].session
+        if session is None:
+            return Reason.CONNECTOR_AWAY
+        parked.waiter.route = member
+        try:
+            return session.open(request_for(member, parked.visitor), parked.waiter, self._all.loop.time())
+        except Refused as refusal:
+            return refusal.reason
+
+    def _since(self, members: Members) -> float:
+        """Since when all are away."""
+        known = [self._all.by_name[name] for name in self._names(members) if name in self._all.by_name]
+        return max((one.since for one in known), default=0.0)
+
+    def _names(self, members: Members) -> list[str]:
+        return [route.connector for route in members.routes]

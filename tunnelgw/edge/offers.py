@@ -1,0 +1,85 @@
+"""What a connector offers, looked at by itself: what this edge can serve, and which of two offers has a place.
+
+Invariant: after `refuse_twice` no two verdicts hold one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tunnelgw.access.addresses import normalise_network
+from tunnelgw.access.passwords import check_user
+from tunnelgw.edge.routes import route_kind
+from tunnelgw.errors import Refused
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.paths import normalise_path
+from tunnelgw.routing.table import sharing
+
+if TYPE_CHECKING:
+    from tunnelgw.wire.control import Offer
+
+KINDS = ("http", "h2c", "tls", "tcp")
+AFFINITIES = ("", "cookie", "address")
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of one offer so far."""
+
+    offer: Offer
+    hosts: list[str] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
+    refused: Refused | None = None
+    hint: str = ""
+
+    def refuse(self, refusal: Refused, hint: str = "") -> None:
+        """Keep the first refusal: the others are often its consequence."""
+        if self.refused is None:
+            self.refused, self.hint = refusal, hint
+
+
+def check_kind(offer: Offer) -> None:
+    """`Refused(CLAIM_UNSUPPORTED)` for what this edge cannot serve, whatever its place."""
+    at_home = offer.tls == "home" and offer.kind in ("http", "h2c") and not (offer.ports or offer.plain_http)
+    if offer.kind not in KINDS or offer.private or offer.protocol or (offer.tls and not at_home):
+        what = "private" if offer.private else offer.protocol or offer.kind
+        how = f" with tls = {offer.tls!r}" if offer.tls and what == offer.kind else ""
+        raise Refused(f"this edge does not serve {what} services{how}", reason=Reason.CLAIM_UNSUPPORTED)
+    if offer.affinity not in AFFINITIES or (offer.affinity == "cookie" and route_kind(offer) not in ("http", "h2c")):
+        raise Refused(f"no affinity {offer.affinity!r} for this service here", reason=Reason.CLAIM_UNSUPPORTED)
+    try:
+        normalise_path(offer.path)
+        for network in offer.allow_from:
+            normalise_network(network)
+        for line in offer.users:
+            check_user(line)
+    except ValueError as error:
+        raise Refused(str(error), reason=Reason.CLAIM_UNSUPPORTED) from None
+
+
+def refuse_twice(verdicts: list[Verdict]) -> None:
+    """Of two services that want the same place the first has it: a host with one path, a pass-through host, a port."""
+    used: dict[str, dict[str, str]] = {}  # host → path → who may share the host by other paths
+    ports: set[int] = set()
+    for verdict in verdicts:
+        shares = sharing(route_kind(verdict.offer))
+        for host in tuple(verdict.hosts):
+            path = normalise_path(verdict.offer.path)
+            there = used.setdefault(host, {})
+            mixed = bool(shares) and any(other and other != shares for other in there.values())
+            if there and (path in there or mixed or not (shares and all(there.values()))):
+                verdict.hosts.remove(host)
+                text = f"{host}{path} is used by another service of yours"
+                if mixed:
+                    text = (
+                        f"TLS of {host} ends at home for one service and at the edge for another: let all say the same"
+                    )
+                verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD))
+            else:
+                there[path] = shares
+        for port in tuple(verdict.ports):
+            if port in ports:
+                verdict.ports.remove(port)
+                verdict.refuse(Refused(f"port {port} is used by another service of yours", reason=Reason.CLAIM_HELD))
+            ports.add(port)
