@@ -164,6 +164,7 @@ def keys() -> dict[str, set[str]]:
         "edge": model.EdgeConfig,
         "connector": model.ConnectorConfig,
         "service": model.ServiceConfig,
+        "health": model.HealthConfig,
         "tls": model.TlsConfig,
         "acme": model.AcmeConfig,
         "acme.dns": model.AcmeDnsConfig,
@@ -184,7 +185,7 @@ def test_every_key_is_described() -> None:
     documented = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
     for section, names in keys().items():
         for name in names:
-            if section in ("acme", "acme.dns", "admin"):
+            if section in ("acme", "acme.dns", "admin", "health"):
                 assert f"{section}.{name}" in documented, f"{section}.{name}"
             elif section == "certificates":
                 assert f"`{name}`" in text

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tunnelgw.config.acme import home_challenges
 from tunnelgw.config.diff import diff_connector, diff_edge, restart_warning
 from tunnelgw.config.load import ConfigError, check, load_connector, load_edge
-from tunnelgw.config.model import Endpoint, PortRange, Target
+from tunnelgw.config.model import Endpoint, HealthConfig, PortRange, Target
 from tunnelgw.config.names import Bad
 from tunnelgw.config.paths import config_path, default_state_dir
 from tunnelgw.config.secret import Secret, read_secret
@@ -142,6 +142,28 @@ def test_connector(tmp_path: Path) -> None:
     assert not services["nas"].verify
     assert config.service("shell") is services["shell"]
     assert config.service("none") is None
+
+
+def test_groups_and_health(tmp_path: Path) -> None:
+    text = """
+services.plain = { target = 1 }
+services.easy = { target = 2, health = {} }
+[services.full]
+target = 3
+group = "pair"
+priority = -2
+affinity = "cookie"
+[services.full.health]
+path = "/healthz?deep=1"
+interval = 1.5
+threshold = 3
+expect = 204
+"""
+    plain, easy, full = load_connector(write(tmp_path, text)).services
+    assert (plain.group, plain.priority, plain.affinity, plain.health) == ("", 0, "none", None)
+    assert easy.health == HealthConfig(path="/", interval=5.0, threshold=2, expect=0)
+    assert (full.group, full.priority, full.affinity) == ("pair", -2, "cookie")
+    assert full.health == HealthConfig(path="/healthz?deep=1", interval=1.5, threshold=3, expect=204)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +354,29 @@ _HOME = '[services.a]\ntarget=1\ntls="home"\n'
         ('[services.a]\ntarget="tcp://a:65500"\nport="1000-1100"', 3, "services.a.port", "65535"),
         ('[services.a]\ntarget="tcp://a:1"\nport="9-5"', 3, "services.a.port", "ends before"),
         ("[services.a]\ntarget=1\nverify=false", 3, "services.a.verify", "https"),
+        ("[services.a]\ntarget=1\npriority=1", 3, "services.a.priority", "no effect without group"),
+        ('[services.a]\ntarget=1\naffinity="cookie"', 3, "services.a.affinity", "no effect without group"),
+        ('[services.a]\ntarget=1\ngroup="g"\naffinity="cooky"', 4, "services.a.affinity", 'write "none" or "cookie"'),
+        (
+            '[services.a]\ntarget="tcp://a:1"\nport=1\ngroup="g"\naffinity="cookie"',
+            5,
+            "services.a.affinity",
+            'write "address"',
+        ),
+        ('[services.a]\ntarget=1\ngroup="G G"', 3, "services.a.group", "lower-case"),
+        ('[services.a]\ntarget=1\ngroup="g"\ntls="home"', 3, "services.a.group", "the issuer may reach another member"),
+        ("[services.a]\ntarget=1\nhealth=true", 3, "services.a.health", "must be a table"),
+        ("[services.a]\ntarget=1\n[services.a.health]\nintervall=5", 4, "services.a.health.intervall", "interval"),
+        ("[services.a]\ntarget=1\nhealth={interval=0.5}", 3, "services.a.health.interval", "1 to 3600"),
+        ("[services.a]\ntarget=1\nhealth={threshold=0}", 3, "services.a.health.threshold", "1 to 100"),
+        ("[services.a]\ntarget=1\nhealth={expect=99}", 3, "services.a.health.expect", "200 to 599"),
+        ('[services.a]\ntarget=1\nhealth={path="x y"}', 3, "services.a.health.path", "not a path to ask for"),
+        (
+            '[services.a]\ntarget="tcp://a:1"\nport=1\nhealth={path="/"}',
+            4,
+            "services.a.health.path",
+            "only for HTTP targets",
+        ),
         (
             '[services.a]\ntarget=1\nhost="x.y"\n[services.b]\ntarget=2\nhost="X.y"',
             6,
