@@ -67,7 +67,7 @@ class World:
         self.table = RouteTable(roster=roster)  # type: ignore[arg-type]
         self.desk = ClaimDesk(
             domain="example.com", edge_names=frozenset({"edge.example.com"}), address="edge.example.com",
-            https_port=443, registry=self.registry, table=self.table, ports=self.ports, live=Live(),  # type: ignore[arg-type]
+            https_port=443, registry=self.registry, table=self.table, ports=self.ports, live=Live(lambda _reason: None),  # type: ignore[arg-type]
             connectors=SimpleNamespace(  # type: ignore[arg-type]
                 by_name=self.homes,
                 notify_holder=lambda holder, *, claimant, what: self.homes[holder].notices.append(f"{claimant} {what}"),
