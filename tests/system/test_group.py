@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import Connector, Process, World, free_port, wait_until
+from tests.system.control import ask
+from tests.system.harness import Connector, World, free_port, wait_until
 from tests.system.load import Load, visitor
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -88,16 +89,14 @@ def test_a_killed_connector_costs_no_request(tmp_path: Path, number: signal.Sign
 def test_a_silently_dead_link_is_left_alone(tmp_path: Path) -> None:
     """A link that freezes under load: within seconds what was asked there is asked elsewhere, and nothing fails."""
     with World(tmp_path) as world:
-        port = free_port()
-        relay = Process("relay", [sys.executable, str(HERE / "relay.py"), str(port), str(world.port)], tmp_path)
-        world.children.append(relay)
-        relay.wait_for("ready")
+        port, control = free_port(), tmp_path / "relay.sock"
+        command = [sys.executable, str(HERE / "relay.py"), str(port), str(world.port), "--control", str(control)]
+        world.add("relay", command, port=port)
         pair(world, edge=f"127.0.0.1:{port}")
         with Load(world, HOST, each=3) as load:
             wait_until(lambda: len(load.answers) > 100, what="the load runs")
             frozen = time.monotonic()
-            relay.signal(signal.SIGUSR2)
-            relay.wait_for("frozen")
+            ask(control, "freeze")
             wait_until(lambda: len(load.since(frozen + 1.5)) > 200, seconds=60, what="it goes on")
         report("one of two links frozen", load)
         assert not load.failures()
