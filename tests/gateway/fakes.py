@@ -182,6 +182,7 @@ class FakeStream:
         self.gone = False
 
         self.linked, self.leaving = True, False
+        self.sent_anything = True  # the other side knows of it
 
     @property
     def closed(self) -> bool:

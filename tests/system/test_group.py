@@ -103,6 +103,28 @@ def test_a_silently_dead_link_is_left_alone(tmp_path: Path) -> None:
         assert load.slowest() < 8.0  # three seconds until the link is given up, on a machine that may be busy
 
 
+def test_what_may_have_been_done_waits_for_its_link(tmp_path: Path) -> None:
+    """The link of the member that was asked is reset: a GET moves at once, a POST is answered over the next link."""
+    with World(tmp_path) as world:
+        port, control = free_port(), tmp_path / "relay.sock"
+        command = [sys.executable, str(HERE / "relay.py"), str(port), str(world.port), "--control", str(control)]
+        world.add("relay", command, port=port)
+        pair(world, left="priority = 1", right="priority = 2", edge=f"127.0.0.1:{port}")
+        url = f"https://{HOST}:{world.port}/slow?seconds=3"
+        asked = [
+            subprocess.Popen(
+                ["curl", "-sk", *options, "--resolve", f"{HOST}:{world.port}:127.0.0.1", url], stdout=subprocess.PIPE
+            )
+            for options in ([], ["-d", "x"], ["-X", "DELETE"])
+        ]
+        wait_until(lambda: 'tunnelgw_streams{connector="left"} 3.0' in world.metrics(), what="they are under way")
+        ask(control, "reset")
+        assert [one.communicate(timeout=60)[0] for one in asked] == [b"at last\n"] * 3
+        metrics = world.metrics()
+        assert 'tunnelgw_failovers_total{reason="connector_away"} 1.0' in metrics, "the GET alone"
+        assert 'tunnelgw_tunnel_resumes_total{connector="left"} 1.0' in metrics
+
+
 def test_priority_and_failback(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         homes = pair(world, left="priority = 1", right="priority = 2")
