@@ -186,7 +186,8 @@ def main() -> None:
     app.add_routes([
         web.get("/", index), web.route("*", "/headers", headers), web.route("*", "/headers/{rest:.*}", headers),
         web.post("/echo", echo), web.get("/bytes/{size}", produce), web.route("*", "/upload", consume),
-        web.get("/events", events), web.get("/ws", socket), web.get("/status/{code}", status), web.route("*", "/slow", slow),
+        web.get("/events", events), web.get("/ws", socket), web.get("/status/{code}", status),
+        web.route("*", "/slow", slow),
         web.get("/page.html", page), web.get("/gated", gated), web.post("/release", release), web.get("/file", itself),
         web.get("/closed", closed), web.get("/numbered/{size}", produce_numbered), web.get("/ticking", ticking),
         web.post("/said", say), web.get("/said", said),
