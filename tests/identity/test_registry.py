@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import ssl
 import subprocess
 import sys
@@ -272,6 +274,31 @@ def test_further_paths_of_a_shared_host(registry: Registry) -> None:
     registry.hold("cabin", {})
     refused = registry.hold("cabin", {"host:a.b/": UNSAID, "host:a.b/cabin": Wish()})
     assert set(refused.values()) == {Held("home", UNNAMED)}
+
+
+def test_whatever_is_asked_holders_agree_and_meet(registry: Registry, store: SqliteStore) -> None:
+    """Random wishes of four connectors: claims held together have equal terms, and every two on a host share one."""
+    chance = random.Random(4)
+    names = ("home", "cabin", "shed", "boat")
+    joined(registry, *names)
+    claims = ["host:a.b/", "host:a.b/x", "host:a.b/y", "host:c.d/", "port:22"]
+    shared = 0
+    for _ in range(400):
+        wanted = {
+            claim: Wish(chance.choice(["", "g web 1", "g web 1", "g web 1", "g web 2"]), named=chance.random() < 0.8)
+            for claim in chance.sample(claims, chance.randint(0, len(claims)))
+        }
+        name = chance.choice(names)
+        refused = registry.hold(name, wanted)
+        held = {one: json.loads(item.value) for one in names if (item := store.get(f"claims/{one}")) is not None}
+        assert held.get(name, {}) == {claim: wish.terms for claim, wish in wanted.items() if claim not in refused}
+        for one, other in itertools.combinations(held, 2):
+            both = held[one].keys() & held[other].keys()
+            assert all(held[one][claim] == held[other][claim] != "" for claim in both)
+            units = {claim.partition("/")[0] for claim in held[one]} & {c.partition("/")[0] for c in held[other]}
+            assert units == {claim.partition("/")[0] for claim in both}
+            shared += bool(both)
+    assert shared > 50
 
 
 def test_claims_that_an_earlier_version_wrote(registry: Registry, store: SqliteStore) -> None:

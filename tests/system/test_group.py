@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -284,10 +285,13 @@ def test_a_raw_port_of_two(tmp_path: Path) -> None:
         public = free_port()
         world.start_edge()
 
-        def home_of(number: int) -> str:
-            with socket.create_connection(("127.0.0.1", public), timeout=20) as sock:
+        def home_of(_number: int) -> str:
+            data = b""
+            with (
+                contextlib.suppress(ConnectionRefusedError),  # until the port is open
+                socket.create_connection(("127.0.0.1", public), timeout=20) as sock,
+            ):
                 sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                data = b""
                 while part := sock.recv(65536):
                     data += part
             return data.rpartition(b"hello from ")[2].decode().strip()

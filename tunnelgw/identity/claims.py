@@ -118,19 +118,31 @@ def _refusals(
     for claim in wanted:
         by_unit.setdefault(_unit(claim), []).append(claim)
     for unit, claims in by_unit.items():
-        for holder, theirs in others.get(unit, {}).items():
-            shared = [claim for claim in claims if wanted[claim].terms and theirs.get(claim) == wanted[claim].terms]
-            unfit = [claim for claim in claims if claim in theirs and claim not in shared]
-            for claim in unfit:
-                alike = wanted[claim].terms and _group(theirs[claim]) == _group(wanted[claim].terms)
+        # What is refused is shared with nobody, so it may take others with it that it was the bridge for.
+        while found := _unit_refusals(wanted, before, others.get(unit, {}), claims):
+            refused |= found
+            claims = [claim for claim in claims if claim not in found]
+    return refused
+
+
+def _unit_refusals(
+    wanted: Mapping[str, Wish], before: Mapping[str, str], holders: Mapping[str, Mapping[str, str]], claims: list[str]
+) -> dict[str, Held]:
+    """The same for these claims of one host or port."""
+    refused: dict[str, Held] = {}
+    for holder, theirs in holders.items():
+        shared = [claim for claim in claims if wanted[claim].terms and theirs.get(claim) == wanted[claim].terms]
+        # What was shared before may stay; what is new must be named. Who shares nothing gets no path either.
+        kept = [claim for claim in shared if before.get(claim) == wanted[claim].terms]
+        for claim in claims:
+            terms, named = wanted[claim].terms, wanted[claim].named
+            if claim in theirs and claim not in shared:
+                alike = terms and _group(theirs[claim]) == _group(terms)
                 refused.setdefault(claim, Held(holder, TERMS if alike else HELD))
-            # All that was shared before may stay; what is new must be named. Who shares nothing gets no path either.
-            kept = [claim for claim in shared if before.get(claim) == wanted[claim].terms]
-            for claim in claims:
-                if not shared:
-                    refused.setdefault(claim, Held(holder))
-                elif not wanted[claim].named and (claim not in kept if claim in theirs else not kept):
-                    refused.setdefault(claim, Held(holder, UNNAMED))
+            elif not shared:
+                refused.setdefault(claim, Held(holder))
+            elif not named and (claim not in kept if claim in theirs else not kept):
+                refused.setdefault(claim, Held(holder, UNNAMED))
     return refused
 
 
