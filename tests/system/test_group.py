@@ -76,8 +76,10 @@ def test_a_killed_connector_costs_no_request(tmp_path: Path, number: signal.Sign
             wait_until(lambda: len(load.since(killed)) > 200, seconds=60, what="it goes on")
         report(f"{number.name} of one of two connectors", load)
         assert not load.failures()
-        # Those that were under way may have waited their 0.05 s twice.
-        assert load.slowest() < 1.0
+        under_way = [one for one in load.answers if one.begun < killed < one.begun + one.seconds]
+        recovery = max(one.begun + one.seconds for one in under_way) - killed
+        print(f"{len(under_way)} were under way; all of them were answered within {recovery:.3f} s")
+        assert recovery < 1.0
         assert who(world) == "right"
         metrics = world.metrics()
         assert f'tunnelgw_member_ready{{connector="left",route="{HOST}/"}} 0.0' in metrics
@@ -301,7 +303,7 @@ def test_a_raw_port_of_two(tmp_path: Path) -> None:
             homes[name] = Connector(world, name, table(world.service(name), f"port = {public}", scheme="tcp"))
             homes[name].join(allow=("--allow-port", str(public)))
             homes[name].start()
-        wait_until(lambda: {home_of(n) for n in range(4)} == {*NAMES}, what="both serve")
+        wait_until(lambda: {home_of(n) for n in range(4)} == {*NAMES}, what=f"both serve\n{world.logs()}")
         assert homes["left"].process is not None
         homes["left"].process.stop()
         assert {home_of(n) for n in range(6)} == {"right"}, "the port stays open"
