@@ -223,6 +223,24 @@ def test_members_that_say_otherwise(world: World, theirs: Any, mine: Any, words:
     run(main)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"group": "\x1b[31m"},
+        {"group": "a b"},
+        {"affinity": "stars"},
+        {"affinity": "cookie", "tls": "home"},
+        {"affinity": "cookie", "kind": "tcp"},
+    ],
+)
+def test_what_no_connector_of_ours_would_offer(world: World, more: Any) -> None:
+    async def main() -> None:
+        assert (await world.offer("attic", web(**more))).refused == "claim_unsupported"
+        assert world.table.routes() == []
+
+    run(main)
+
+
 def test_the_same_networks_in_another_order_agree(world: World) -> None:
     async def main() -> None:
         world.registry.set_grant("cellar", Grant(hosts=(HOST,)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.passwords import check_user
+from tunnelgw.config.names import service_name
 from tunnelgw.edge.routes import route_kind
 from tunnelgw.errors import Refused
 from tunnelgw.obs.reasons import Reason
@@ -49,6 +50,8 @@ def check_kind(offer: Offer) -> None:
     if offer.affinity not in AFFINITIES or (offer.affinity == "cookie" and route_kind(offer) not in ("http", "h2c")):
         raise Refused(f"no affinity {offer.affinity!r} for this service here", reason=Reason.CLAIM_UNSUPPORTED)
     try:
+        if offer.group:
+            service_name(offer.group)  # it is shown to the operator
         normalise_path(offer.path)
         for network in offer.allow_from:
             normalise_network(network)
