@@ -284,7 +284,7 @@ def test_tcp_inside_tls_is_spliced(tmp_path: Path) -> None:
             assert front.opener.opened[0][1].secure
             writer.close()
             await until(lambda: front.door.ledger.open == 0)
-            assert front.opener.opened[0][0].counters.bytes_in == 3
+            await until(lambda: front.opener.opened[0][0].counters.bytes_in == 3)
 
     run(main)
 
