@@ -387,7 +387,7 @@ def test_a_recorded_hello_is_worth_nothing(world: World) -> None:
             assert isinstance(answer, Welcome)
             assert (answer.name, answer.resumed) == ("recorder", False)
             assert answer.session != recorded.session
-        assert mine.offer(Offer(name="trap", kind="http")).results[0].refused == "", "the first link is as it was"
+        assert mine.offer(Offer(name="recorded", kind="http")).results[0].refused == "", "the first link is as it was"
         with HostileConnector(world, pem) as newer:
             assert isinstance(newer.hello(**{**hello, "dial": 8}), Welcome)
             assert mine.ended(), "a later dial of the same instance takes over at once"

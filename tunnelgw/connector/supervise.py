@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from tunnelgw.connector.backoff import Backoff
 from tunnelgw.connector.dial import DialRefused, explain
 from tunnelgw.connector.tunnel import Tunnel
-from tunnelgw.errors import TunnelgwError
+from tunnelgw.errors import RemoteError, TunnelgwError
 from tunnelgw.net.sockets import several_uplinks
 from tunnelgw.net.tasks import cancel, spawn
 from tunnelgw.obs.reasons import Reason
@@ -152,6 +152,8 @@ class Supervisor:
             )  # every second dial in plain TCP: some networks swallow what they do not know
         except DialRefused as refusal:
             return await self._refused(refusal)
+        except RemoteError as error:
+            return self._failed(_broke(error))
         except (OSError, TunnelgwError) as error:
             self._silence |= isinstance(error, TimeoutError)
             return self._failed(explain(error, self._edge.endpoint))
@@ -176,8 +178,10 @@ class Supervisor:
         tunnel, now = self.tunnel, self._now()
         leaving = tunnel.leaving
         if leaving is None:
-            self._silence |= isinstance(tunnel.lost, TimeoutError)
-            self._down(f"the link was lost ({tunnel.lost or 'closed by the edge'})")
+            lost = tunnel.lost
+            self._silence |= isinstance(lost, TimeoutError)
+            why = f"the link was lost ({lost or 'closed by the edge'})"
+            self._down(_broke(lost) if isinstance(lost, RemoteError) else why)
             return self._backoff.lost(now)
         if leaving is Reason.SUPERSEDED:
             lived = now - tunnel.since
@@ -254,3 +258,7 @@ class Supervisor:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _broke(error: RemoteError) -> str:
+    return f"it broke the protocol: {error.text}"

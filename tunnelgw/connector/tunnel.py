@@ -214,7 +214,6 @@ class Tunnel:
             if self.session.attached:
                 self.session.detach(now)
             if isinstance(error, RemoteError):
-                self._sparing.warning("broke", now, "the edge %s broke the protocol: %s", self.edge, error.text)
                 self.drop(Reason.PROTOCOL_ERROR)
         self.changed.set()
 
