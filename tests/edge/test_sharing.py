@@ -10,6 +10,7 @@ import pytest
 
 from tests.edge.front import run
 from tunnelgw.access.grants import Grant
+from tunnelgw.edge.app import Edge
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.identity import home
@@ -348,3 +349,27 @@ def test_requests_that_decide_at_once_never_share_by_accident(world: World) -> N
         assert len(world.members()) == 1
 
     run(main)
+
+
+def test_a_shared_port_stays_open_while_any_member_is_waited_for() -> None:
+    """Nobody knows that the last one left, before the last one's visitors have waited long enough."""
+    roster = SimpleNamespace()
+    table = RouteTable(roster=roster)  # type: ignore[arg-type]
+    for name in ("attic", "cellar"):
+        counters = ProcessCounters().route("tcp:22")
+        table.replace(name, [Route("tcp", "", name, "ssh", counters, port=22, group="pair")])
+    closed: list[int] = []
+    edge: Any = Edge.__new__(Edge)
+    edge.loop = SimpleNamespace(time=lambda: 100.0)
+    edge.table, edge.ports = table, SimpleNamespace(close=closed.append)
+    attic = SimpleNamespace(name="attic", session=None, away_until=50.0)
+    cellar = SimpleNamespace(name="cellar", session=None, away_until=150.0)
+    edge.connectors = SimpleNamespace(by_name={"attic": attic, "cellar": cellar})
+    edge._close_ports(attic)
+    assert closed == []
+    cellar.session = object()
+    edge._close_ports(attic)
+    assert closed == []
+    cellar.session, cellar.away_until = None, 90.0
+    edge._close_ports(attic)
+    assert closed == [22]

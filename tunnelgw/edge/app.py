@@ -386,9 +386,11 @@ class Edge:
         self.loop.call_at(connector.away_until, self._close_ports, connector)
 
     def _close_ports(self, connector: Connector) -> None:
-        if connector.session is not None or self.loop.time() < connector.away_until:
-            return  # it came back meanwhile, perhaps to leave again
+        """Unless it, or another member of a port's group, is here or still waited for: perhaps it came back."""
         for route in self.table.routes_of(connector.name):
-            holders = self.table.holders(route.port) if route.port else ()
-            if not any(name in self.connectors.by_name and self.connectors.by_name[name].session for name in holders):
+            if route.port and not any(self._waited_for(name) for name in self.table.holders(route.port)):
                 self.ports.close(route.port)
+
+    def _waited_for(self, name: str) -> bool:
+        connector = self.connectors.by_name.get(name)
+        return connector is not None and (connector.session is not None or self.loop.time() < connector.away_until)
