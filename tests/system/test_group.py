@@ -311,8 +311,25 @@ def test_a_raw_port_of_two(tmp_path: Path) -> None:
         assert f'tunnelgw_member_ready{{connector="left",route="tcp:{public}"}} 0.0' in metrics
 
 
-def test_passed_through_tls_of_two(tmp_path: Path) -> None:
-    """TLS that ends at the targets, and TLS that ends in each connector with a certificate from files."""
+TLS_SERVICE = """
+import http.server, ssl, sys
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"hello from {sys.argv[2]}\\n".encode())
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), H)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[3], sys.argv[4])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("where", ["connector", "target"])
+def test_tls_that_does_not_end_at_the_edge(tmp_path: Path, where: str) -> None:
+    """TLS that ends in each connector with a certificate from files, and at the targets (tls://)."""
     with World(tmp_path) as world:
         world.start_edge()
         key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
@@ -324,12 +341,20 @@ def test_passed_through_tls_of_two(tmp_path: Path) -> None:
         tls = f'[tls]\nissuer = "files"\ncertificates = [{{ cert = "{certificate}", key = "{key}" }}]\n'
         homes = {}
         for name in NAMES:
-            homes[name] = Connector(world, name, table(world.service(name), 'tls = "home"') + tls)
+            if where == "connector":
+                services = table(world.service(name), 'tls = "home"') + tls
+            else:
+                port = free_port()
+                program = [sys.executable, "-c", TLS_SERVICE, str(port), name, str(certificate), str(key)]
+                world.add(f"https-{name}", program, port=port)
+                services = table(port, scheme="tls")
+            homes[name] = Connector(world, name, services)
             homes[name].join(allow=("--allow-host", HOST))
             homes[name].start()
         wait_until(lambda: {who(world) for _ in range(4)} == {*NAMES}, what=f"both serve\n{world.logs()}")
         assert homes["left"].process is not None
         homes["left"].process.kill()
+        wait_until(lambda: serving(world) == {"right"}, what="the edge noticed")
         assert {who(world) for _ in range(4)} == {"right"}
 
 
