@@ -284,6 +284,11 @@ class FakeTable:
                 return route
         return None
 
+    def routes_of(self, connector: str) -> list[Route]:
+        return [
+            own for route in self.routes if route.members for own in route.members.routes if own.connector == connector
+        ]
+
     def find_name(self, host: str) -> NameEntry | None:
         return NameEntry("http", host, None) if any(route.host == host for route in self.routes) else None
 

@@ -160,6 +160,8 @@ class Gateway:
 
     def fail_over(self, connector: str) -> None:
         """That connector lost its link: what others can answer as well is asked of them at once."""
+        if not any(route.group for route in self.table.routes_of(connector)):
+            return  # nobody shares anything with it: a link that comes and goes costs no look at every visitor
         for connection in list(self.connections):
             for exchange in connection.under_way():
                 exchange.fail_over(connector)
