@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from tests.system.control import ask
 from tests.system.harness import Connector, World, free_port, wait_until
 from tests.system.load import Load, visitor
+from tests.system.upgrading import Upgrading
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
 HERE = Path(__file__).parent
@@ -444,6 +446,33 @@ def test_workers_share_what_members_are(tmp_path: Path) -> None:
         assert homes["left"].process is not None
         homes["left"].process.kill()
         assert Counter(who(world) for _ in range(12)) == {"right": 12}
+
+
+def test_an_upgrade_of_the_edge_with_members(tmp_path: Path) -> None:
+    """New connections, one after another, while the edge is replaced and both members move to the new process."""
+    with Upgrading(tmp_path) as world:
+        pair(world)
+        got: list[tuple[int, str]] = []
+        stopping = threading.Event()
+
+        def visit() -> None:
+            while not stopping.is_set():
+                with visitor(world, HOST) as one:
+                    got.append(one.get("/"))
+
+        visiting = threading.Thread(target=visit)
+        visiting.start()
+        try:
+            wait_until(lambda: len(got) > 20, what="visitors come")
+            world.upgrade("command")
+            wait_until(lambda: serving(world) == {*NAMES}, what="both are members in the new process")
+            seen = len(got)
+            wait_until(lambda: len(got) > seen + 40, what="visitors come to the new process")
+        finally:
+            stopping.set()
+            visiting.join(60)
+        assert {status for status, _ in got} == {200}
+        assert {body for _, body in got[seen:]} == {f"hello from {name}\n" for name in NAMES}
 
 
 def test_one_connector_at_two_edges(tmp_path: Path) -> None:
