@@ -347,7 +347,7 @@ def test_another_version_is_refused_with_words(world: World) -> None:
         answer = peer.hello(versions=[7, 8])
         assert isinstance(answer, RefusedMessage)
         assert answer.reason == Reason.VERSION_MISMATCH.label
-        assert "update" in answer.message
+        assert "upgrade the edge" in answer.message
 
 
 def test_a_stolen_session_id_is_worth_nothing(world: World) -> None:
