@@ -3,7 +3,7 @@
     python -m loadtest.attackers KIND PORT [--sources 256] [--width 512] [--seconds 10]
     python -m loadtest.attackers bystander PORT [--seconds 10]
 
-KIND is connect, silent, stalled, halfway, handshakes or tunnels: the methods of `Flood`.
+KIND is connect, silent, stalled, halfway, handshakes, tunnels, idle or asking: the methods of `Flood`.
 
 Sources are addresses of 127.0.0.0/8, which Linux lets anybody use. Prints one line of JSON at the end.
 """
@@ -116,6 +116,29 @@ class Flood:
         )
         transport.abort()
 
+    async def idle(self, number: int) -> None:
+        """A request over TLS and its answer, then silence until thrown out."""
+        await self._hold(number, REQUEST)
+
+    async def asking(self, number: int) -> None:
+        """A whole handshake, then a request of which a byte comes every five seconds."""
+        await self._hold(number, b"GET / HTTP/1.1\r\nX: ", drip=5.0)
+
+    async def _hold(self, number: int, said: bytes, *, drip: float = 0.0) -> None:
+        sock = await self.connected(number)
+        reader, writer = await asyncio.open_connection(
+            sock=sock, ssl=self.tls, server_hostname=HOST, ssl_handshake_timeout=15
+        )
+        try:
+            writer.write(said)
+            while not reader.at_eof() and time.monotonic() < self.until:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(reader.read(65536), drip or 1.0)
+                if drip:
+                    writer.write(b"x")
+        finally:
+            writer.transport.abort()
+
     async def _wait(self, sock: socket.socket) -> None:
         with sock:
             while await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, 65536), 30):
@@ -215,7 +238,7 @@ class Bystander:
 def main() -> int:
     """Run one of them."""
     parser = argparse.ArgumentParser()
-    kinds = ["connect", "silent", "stalled", "halfway", "handshakes", "tunnels", "bystander"]
+    kinds = ["connect", "silent", "stalled", "halfway", "handshakes", "tunnels", "idle", "asking", "bystander"]
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("port", type=int)
     parser.add_argument("--sources", type=int, default=1)

@@ -1,10 +1,11 @@
 """What an attack does to everybody else: floods and slowhttptest against an edge, with a visitor beside them.
 
-    python -m loadtest.attacks [NAME]... [--seconds 15] [--connections 4000]
+    python -m loadtest.attacks [NAME]... [--seconds 15] [--connections 4000] [--no-write]
 
 Each attack runs against one edge and connector of its own. The attacker is one or 256 addresses, the visitor beside it
 has an address of its own and asks for 13 bytes every 20 ms on a connection that it keeps, and every 100 ms on a new
-one. Prints a table: their times, what the edge refused by reason, its memory, and whether a connector lost its tunnel.
+one. Prints a table: their times, what the edge refused by reason, its memory, and whether a connector lost its tunnel;
+and writes it to loadtest/results/<date>-<commit>-attacks.md and .json with machine, versions and commit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtest.bench import RESULTS, environment
 from loadtest.contenders import HOST, make_certificate, start_nginx
 from loadtest.processes import Group, free_port
 
@@ -31,7 +33,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack: a flood of `attackers.py`, or options of slowhttptest. per_address: `connections_per_address`."""
+    """One attack: a flood of `attackers.py`, or options of slowhttptest.
+
+    per_address: `connections_per_address`. plain: on the port for plain HTTP. descriptors: of the edge; 0: no bound.
+    settle: seconds until it is in full force.
+    """
 
     name: str
     flood: str = ""
@@ -40,8 +46,13 @@ class Attack:
     slow: tuple[str, ...] = ()
     path: str = "/small"
     per_address: int = 1024
+    plain: bool = False
+    descriptors: int = 0
+    settle: float = 2.0
 
 
+# As many as an edge on 512 MB lets in (5,461 connections), plus those that are kept.
+_SMALL = 5461 + 128
 _FAST = ("-r", "1000", "-p", "5")
 _HEADERS = ("-H", "-i", "5", "-x", "24", *_FAST)
 _BODY = ("-B", "-i", "5", "-s", "8192", "-x", "10", *_FAST)
@@ -59,6 +70,12 @@ ATTACKS = [
         for kind in ("connect", "silent", "stalled", "halfway", "handshakes", "tunnels")
         for sources in (1, 256)
     ),
+    # Those that hold what they have, and more of it than there are places.
+    Attack("idle-256", flood="idle", sources=256, width=6000, descriptors=_SMALL, settle=20),
+    Attack("asking-256", flood="asking", sources=256, width=6000, descriptors=_SMALL, settle=20),
+    Attack("plain-idle-256", flood="silent", sources=256, width=8000, plain=True, descriptors=_SMALL, settle=5),
+    Attack("idle-256-1024-files", flood="idle", sources=256, width=1200, descriptors=1024, settle=8),
+    Attack("plain-idle-256-1024-files", flood="silent", sources=256, width=2000, plain=True, descriptors=1024),
 ]
 
 
@@ -111,7 +128,9 @@ plain_http = true
     from tunnelgw.admin.setup import create_state
 
     create_state(folder / "edge")
-    group.start("edge", [*tunnelgw, "edge", "run", *edge])
+    files = attack.descriptors
+    few = ["prlimit", f"--nofile={files}:{files}"] if files else []
+    group.start("edge", [*few, *tunnelgw, "edge", "run", *edge])
     group.wait_for("edge", "ready")
     invite = subprocess.run([*tunnelgw, "edge", "invite", "home", *edge], check=True, capture_output=True)
     subprocess.run([*tunnelgw, "join", "-", *home], input=invite.stdout, check=True, capture_output=True)
@@ -123,14 +142,30 @@ plain_http = true
 def begin(attack: Attack, place: Place, *, seconds: float, connections: int) -> subprocess.Popen[bytes] | None:
     """Start the attacker."""
     if attack.flood:
-        command = [sys.executable, "-m", "loadtest.attackers", attack.flood, str(place.port)]
-        command += ["--sources", str(attack.sources), "--width", str(attack.width), "--seconds", str(seconds + 2)]
+        command = [
+            sys.executable,
+            "-m",
+            "loadtest.attackers",
+            attack.flood,
+            str(place.plain if attack.plain else place.port),
+        ]
+        command += ["--sources", str(attack.sources), "--width", str(attack.width)]
+        command += ["--seconds", str(attack.settle + seconds + 2)]
     elif attack.slow:
         # It looks its target's name up: a hosts file of its own, in a mount namespace. It sends no SNI: plain HTTP.
         hosts = place.group.folder / "hosts"
         hosts.write_text(f"127.0.0.1 localhost {HOST}\n")
         url = f"http://{HOST}:{place.plain}{attack.path}"
-        words = ["slowhttptest", *attack.slow, "-c", str(connections), "-l", str(int(seconds) + 2), "-u", url]
+        words = [
+            "slowhttptest",
+            *attack.slow,
+            "-c",
+            str(connections),
+            "-l",
+            str(int(attack.settle + seconds) + 2),
+            "-u",
+            url,
+        ]
         script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
         command = ["unshare", "-m", "sh", "-c", script, "sh", *words]
     else:
@@ -145,7 +180,7 @@ def measure(attack: Attack, *, seconds: float, connections: int) -> dict[str, ob
         try:
             place = start(group, attack)
             attacker = begin(attack, place, seconds=seconds, connections=connections)
-            time.sleep(2)  # into the attack: its beginning is no steady state
+            time.sleep(attack.settle)  # into the attack: its beginning is no steady state
             command = [sys.executable, "-m", "loadtest.attackers", "bystander", str(place.port)]
             busy = group.cpu("edge")
             done = subprocess.run(
@@ -195,6 +230,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(attack.name for attack in ATTACKS))
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--connections", type=int, default=4000)
+    parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--json", action="store_true", help="every number, one line for each attack")
     given = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -203,8 +239,12 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     can_slow = shutil.which("slowhttptest") is not None and os.geteuid() == 0
-    print("| attack | kept: p50 / p99 ms / failed | fresh: the same | CPU | memory | open | reconnects | refused |")
-    print("|---|---|---|---|---|---|---|---|")
+    table = [
+        "| attack | kept: p50 / p99 ms / failed | fresh: the same | CPU | memory | open | reconnects | refused |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    print(*table, sep="\n")
+    results: dict[str, dict[str, object]] = {}
     for attack in ATTACKS:
         if given.names and attack.name not in given.names:
             continue
@@ -212,10 +252,34 @@ def main() -> int:
             print(f"| {attack.name} | needs slowhttptest and root (its own hosts file) |")
             continue
         row = measure(attack, seconds=given.seconds, connections=given.connections)
-        print(line(attack, row), flush=True)
+        results[attack.name] = row
+        table.append(line(attack, row))
+        print(table[-1], flush=True)
         if given.json:
             print(json.dumps({"attack": attack.name, **row}), file=sys.stderr, flush=True)
+    if results and not given.no_write:
+        write(table, results, seconds=given.seconds, connections=given.connections)
     return 0
+
+
+def write(table: list[str], results: dict[str, dict[str, object]], *, seconds: float, connections: int) -> None:
+    """Keep what was measured, with where and when."""
+    about = {**environment(), "slowhttptest": slowhttptest(), "seconds": str(seconds), "connections": str(connections)}
+    RESULTS.mkdir(exist_ok=True)
+    stem = RESULTS / f"{about['date']}-{about['commit']}-attacks"
+    text = "# tunnelgw under attack\n\n" + "".join(f"- {key}: {value}\n" for key, value in about.items())
+    stem.with_suffix(".md").write_text(text + "\n" + "\n".join(table) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+    print(f"written: {stem}.md", file=sys.stderr)
+
+
+def slowhttptest() -> str:
+    """Its version; "" where it is not installed."""
+    if shutil.which("slowhttptest") is None:
+        return ""
+    done = subprocess.run(["slowhttptest", "-h"], capture_output=True, text=True, check=False)
+    found = re.search(r"version ([\d.]+)", done.stdout + done.stderr)
+    return found[1] if found else "unknown version"
 
 
 if __name__ == "__main__":

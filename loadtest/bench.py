@@ -81,6 +81,8 @@ def environment() -> dict[str, str]:
     """Machine, versions and commit."""
 
     def first_line(*command: str) -> str:
+        if shutil.which(command[0]) is None:
+            return ""
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return (done.stdout or done.stderr).strip().splitlines()[0] if (done.stdout or done.stderr).strip() else ""
 

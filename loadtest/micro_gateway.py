@@ -50,6 +50,9 @@ class Transport:
 
     def get_extra_info(self, name: str) -> None: ...
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return False
 
