@@ -17,6 +17,7 @@ from tunnelgw.net.accept import listen_on
 from tunnelgw.net.certificates import Certificates
 from tunnelgw.net.issuers import FilesIssuer, Pair
 from tunnelgw.net.loop import loop_factory
+from tunnelgw.net.sockets import dismiss
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters, RouteCounters
 from tunnelgw.routing.table import NameEntry, Route
@@ -135,9 +136,13 @@ class Answering(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
+        assert self.visitor.place is not None
+        self.visitor.place.rest(lambda: dismiss(self.transport, asyncio.get_running_loop()))
 
     def data_received(self, data: bytes) -> None:
         visitor = self.visitor
+        assert visitor.place is not None
+        visitor.place.work()
         self.transport.write(
             f"{self.version} {visitor.address}:{visitor.port} {visitor.server_name} {visitor.secure} ".encode() + data
         )

@@ -480,7 +480,7 @@ def test_the_limit_of_an_address_refuses_the_new_one(tmp_path: Path) -> None:
 def test_when_descriptors_run_short_tunnels_still_get_in(tmp_path: Path) -> None:
     async def main() -> None:
         async with Front(tmp_path, descriptors=0) as front:  # 64 visitors
-            kept = [await front.knock(f"127.0.0.{2 + number // 32}") for number in range(64)]
+            kept = [await front.knock(f"127.0.0.{2 + number // 2}") for number in range(64)]
             for _, writer in kept:
                 writer.write(hello("pass.example.com"))
             await until(lambda: len(front.opener.streams) == 64)
@@ -495,6 +495,36 @@ def test_when_descriptors_run_short_tunnels_still_get_in(tmp_path: Path) -> None
                 writer.transport.abort()
 
     run(main)
+
+
+def test_when_all_places_are_taken_by_idle_visitors_newcomers_get_in(tmp_path: Path) -> None:
+    """TLS and plain: whoever rests makes room; a passage, which is raw bytes, is never asked to."""
+
+    async def main() -> None:
+        async with Front(tmp_path, descriptors=0) as front:  # 64 visitors
+            passage = await front.knock("127.0.1.99")
+            passage[1].write(hello("pass.example.com"))
+            await passage[0].readexactly(100)
+            silent = [await open_plain(front, f"127.0.1.{1 + number // 2}") for number in range(63)]
+            await until(lambda: len(front.door.ledger.resting) == 63)
+            for _ in range(3):
+                reader, writer = await front.visit("a.example.com")
+                writer.write(b"x")
+                await reader.readuntil(b"x")
+                silent.append((reader, writer))
+            silent += [await open_plain(front, "127.0.1.98") for _ in range(60)]
+            await until(lambda: front.door.ledger.open == 64 and not front.door.ledger.leaving)
+            assert front.counters.refused(Reason.DESCRIPTORS) == 0
+            passage[1].write(b"still here")
+            assert (await passage[0].readuntil(b"HERE"))[-10:] == b"STILL HERE"
+            for _, writer in (passage, *silent):
+                writer.transport.abort()
+
+    run(main)
+
+
+async def open_plain(front: Front, source: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*front.plain.getsockname(), local_addr=(source, 0))
 
 
 def test_a_flood_of_half_done_handshakes_locks_nobody_out(tmp_path: Path) -> None:
@@ -679,7 +709,7 @@ def test_stalled_handshakes_do_not_delay_a_visitor(tmp_path: Path) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         async with Front(tmp_path) as front:
-            stalled = await asyncio.gather(*(front.knock() for _ in range(200)))
+            stalled = await asyncio.gather(*(front.knock(f"127.0.1.{number % 4}") for number in range(200)))
             for _, writer in stalled:
                 writer.write(hello("a.example.com")[:200])
             await until(lambda: front.door.ledger.pending == 200)

@@ -86,7 +86,7 @@ class Desk:
         context.load_cert_chain(certificate, key)
         loop = asyncio.get_running_loop()
         self.counters = ProcessCounters()
-        self.ledger = Ledger(self.counters, limit=100, open_limit=100)
+        self.ledger = Ledger(self.counters, limit=100, open_limit=1000)
         self.connectors, self.office = Connectors(), Office(context)
         self.port = TunnelPort(
             loop=loop,

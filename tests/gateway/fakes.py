@@ -112,6 +112,7 @@ class FakeTransport(asyncio.Transport):
         self.writes = 0
         self.closed = self.aborted = self.eof_written = self.reading_paused = False
         self.lost = False
+        self.unsent = 0  # written, and not yet taken by the kernel
         self.fill_after = -1  # pause the protocol when this much was written
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -129,6 +130,9 @@ class FakeTransport(asyncio.Transport):
         data = bytes(self.written).replace(b"date: NOW\r\n", b"")
         self.written.clear()
         return data
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 

@@ -7,9 +7,11 @@ import itertools
 import os
 import resource
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunnelgw.errors import LocalError
 from tunnelgw.net.accept import (
@@ -21,7 +23,7 @@ from tunnelgw.net.accept import (
     most_connections,
     most_descriptors,
 )
-from tunnelgw.net.ledger import Ledger, counted
+from tunnelgw.net.ledger import CountedSocket, Ledger, counted
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
@@ -59,12 +61,171 @@ def test_limits_refuse_the_new_and_keep_the_old() -> None:
     assert "b" not in book._peers
 
 
-def test_the_last_quarter_is_for_addresses_with_few() -> None:
+def test_no_address_gets_more_than_a_quarter_of_what_is_left() -> None:
     book = ledger(limit=1000, open_limit=100)
-    first = [book.admit("a", listener="http", handshake=False) for _ in range(90)]
-    assert first == [None] * 75 + [Reason.CONNECTION_LIMIT] * 15
-    others = [book.admit("b", listener="http", handshake=False) for _ in range(40)]
-    assert others == [None] * 26 + [Reason.DESCRIPTORS] * 14
+    first = [book.admit("a", listener="http", handshake=False) for _ in range(30)]
+    assert first == [None] * 20 + [Reason.CONNECTION_LIMIT] * 10
+    flood = [book.admit(f"b{number % 50}", listener="tcp", handshake=False) for number in range(200)]
+    assert flood.count(None) == 80, "many addresses can take all that is left"
+    assert flood.count(Reason.DESCRIPTORS) + flood.count(Reason.CONNECTION_LIMIT) == 120
+    assert book.open == 100
+
+
+class House:
+    """A ledger and connections in it that are at rest, until they are asked to leave."""
+
+    def __init__(self, **limits: int) -> None:
+        self.book = ledger(**{"limit": 1000, **limits})
+        self.gone: list[str] = []
+        self.ends: list[socket.socket] = []
+        self.leaves_later: list[CountedSocket] = []
+        self.later = False
+
+    def arrive(self, key: str | None, name: str = "", *, handshake: bool = False) -> CountedSocket | Reason:
+        """Admitted, and with nothing under way if it has a name."""
+        refusal = self.book.admit(key, listener="http", handshake=handshake)
+        if refusal is not None:
+            return refusal
+        near, far = socket.socketpair()
+        sock = counted(near, self.book, key=key, peer=("192.0.2.1", 1), listener="http", handshake=handshake)
+        self.ends += sock, far
+        if handshake:
+            assert self.book.look(sock, lambda: self._leave(sock, name)) is None
+        elif name:
+            sock.rest(lambda: self._leave(sock, name))
+        return sock
+
+    def _leave(self, sock: CountedSocket, name: str) -> None:
+        self.gone.append(name)
+        if self.later:
+            self.leaves_later.append(sock)
+        else:
+            sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in self.ends:
+            sock.close()
+
+
+def test_when_all_places_are_taken_who_rests_longest_of_whoever_has_most_makes_room() -> None:
+    with House(open_limit=6) as house:
+        socks = [house.arrive(key, f"{key}{number}") for number, key in enumerate("aabbbc")]
+        assert isinstance(house.arrive("d"), CountedSocket), "busy from the start"
+        assert house.gone == ["b2"]
+        assert isinstance(house.arrive("e", "e0"), CountedSocket)
+        assert house.gone == ["b2", "a0"], "of equals the one that rests longest"
+        third = socks[3]
+        assert isinstance(third, CountedSocket)
+        third.work()  # a request began on it: nobody cuts that
+        assert isinstance(house.arrive("f", "f0"), CountedSocket)
+        third.rest(lambda: house._leave(third, "b3, later"))
+        for name in ("g0", "h0", "i0", "j0"):
+            assert isinstance(house.arrive(name[0], name), CountedSocket)
+        assert house.gone == ["b2", "a0", "c5", "b4", "a1", "e0", "f0"], "busy d stays, and b3 began to rest last"
+        assert (house.book.open, house.book.leaving) == (6, 0)
+
+
+def test_what_is_under_way_is_never_asked_to_leave() -> None:
+    with House(open_limit=4) as house:
+        busy = [house.arrive(key) for key in "abcd"]
+        assert all(isinstance(sock, CountedSocket) for sock in busy)
+        assert house.arrive("e") is Reason.DESCRIPTORS
+        assert house.arrive(None) is Reason.DESCRIPTORS
+        assert house.book.full is False
+        stranger = house.arrive("e", handshake=True)
+        assert isinstance(stranger, CountedSocket), "it may be a tunnel"
+        assert house.book.full
+        assert house.book.make_room(stranger) is False
+
+
+def test_those_that_leave_are_no_room_before_they_are_gone() -> None:
+    """A transport closes in a later turn of the loop: until then descriptors are taken, and that is bounded."""
+    with House(open_limit=8, beyond=3) as house:
+        house.later = True
+        for number in range(8):
+            assert isinstance(house.arrive(f"a{number}", f"a{number}"), CountedSocket)
+        assert [type(house.arrive("v", f"v{number}")) for number in range(3)] == [CountedSocket] * 3
+        assert (house.book.open, house.book.leaving, len(house.gone)) == (11, 3, 3)
+        assert house.book.waits
+        assert house.arrive("w") is Reason.DESCRIPTORS
+        house.leaves_later.pop().close()
+        assert not house.book.waits
+        assert isinstance(house.arrive("w"), CountedSocket)
+        for sock in house.leaves_later:
+            sock.close()
+        assert (house.book.open, house.book.leaving) == (8, 0)
+
+
+def test_undecided_ones_are_beyond_the_limit_only_by_so_much() -> None:
+    with House(open_limit=4, beyond=2) as house:
+        for key in "abcd":
+            assert isinstance(house.arrive(key), CountedSocket)
+        assert [type(house.arrive(key, key, handshake=True)) for key in "ef"] == [CountedSocket] * 2
+        assert isinstance(house.arrive("g"), CountedSocket), "in the place of an undecided one"
+        assert isinstance(house.arrive("h", "h", handshake=True), CountedSocket)
+        assert isinstance(house.arrive("i", "i", handshake=True), CountedSocket)
+        assert house.gone == ["e", "f", "h"], "each has its moment, and the oldest goes"
+        assert house.book.open == 6
+
+
+def test_descriptors_of_tunnels_and_ports_are_not_for_visitors() -> None:
+    with House(open_limit=6) as house:
+        link = house.arrive("home", handshake=True)
+        assert isinstance(link, CountedSocket)
+        link.become_link()
+        assert (house.book.open, house.book.held, house.book.pending) == (0, 2, 0)
+        house.book.held += 1  # a port
+        assert [type(house.arrive(key)) for key in "abcd"] == [CountedSocket] * 3 + [Reason]
+        link.close()
+        link.close()
+        assert house.book.held == 1
+        assert isinstance(house.arrive("d"), CountedSocket)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20), st.sampled_from(["come", "work", "rest", "go"]))))
+def test_the_books_of_a_full_house_agree(steps: list[tuple[int, int, str]]) -> None:
+    """Whatever they do: never more than there are places, and nobody leaves who has something under way."""
+    with House(open_limit=8, beyond=2) as house:
+        book = house.book
+        here: list[CountedSocket] = []
+        resting: set[CountedSocket] = set()
+
+        def rest(sock: CountedSocket) -> None:
+            def leave() -> None:
+                assert sock in resting, "nobody leaves who has something under way"
+                resting.discard(sock)
+                sock.close()
+
+            sock.settle()  # decided
+            resting.add(sock)
+            sock.rest(leave)
+
+        for key, number, what in steps:
+            sock = here[number % len(here)] if here else None
+            if what == "come":
+                came = house.arrive(str(key) if key else None, handshake=number % 2 == 0)
+                if isinstance(came, CountedSocket):
+                    here.append(came)
+            elif sock is None:
+                continue
+            elif what == "work":
+                resting.discard(sock)
+                sock.settle()
+                sock.work()
+            elif what == "rest":
+                rest(sock)
+            else:
+                resting.discard(sock)
+                sock.close()
+            here = [sock for sock in here if sock.fileno() >= 0]
+            assert book.open == len(here) <= 10
+            assert set(book.resting) == resting
+        for sock in house.ends:
+            sock.close()
+        assert (book.open, book.pending, book.leaving, book._peers, len(book.resting)) == (0, 0, 0, {}, 0)
 
 
 def test_newcomers_crowd_out_the_oldest_of_whoever_has_most() -> None:
@@ -76,7 +237,7 @@ def test_newcomers_crowd_out_the_oldest_of_whoever_has_most() -> None:
             key = "visitor" if number == 3 else "flood"
             assert book.admit(key, listener="https", handshake=True) is None
             socks.append(counted(left, book, key=key, peer=("192.0.2.1", 1), listener="https", handshake=True))
-        assert [book.look(sock) for sock in socks] == [None, None, None, socks[0]]
+        assert [book.look(sock, sock.close) for sock in socks] == [None, None, None, socks[0]]
         socks[0].close()
         book.shake(socks[3])
         assert (list(book.looking), list(book.shaking)) == (socks[1:3], [socks[3]])
@@ -86,15 +247,6 @@ def test_newcomers_crowd_out_the_oldest_of_whoever_has_most() -> None:
     finally:
         for _, right in pairs:
             right.close()
-
-
-def test_a_full_house_takes_no_plain_visitor_and_looks_at_tls_ones() -> None:
-    book = ledger(open_limit=1)
-    assert book.admit("a", listener="tcp", handshake=False) is None
-    assert book.admit("b", listener="tcp", handshake=False) is None
-    assert book.admit("c", listener="tcp", handshake=False) is Reason.DESCRIPTORS
-    assert book.admit("c", listener="https", handshake=True) is None
-    assert book.full
 
 
 def test_the_limit_of_files_is_raised() -> None:

@@ -46,7 +46,7 @@ class Crowd(Generic[T]):
         members = self._members.setdefault(key, {})
         members[member] = None
         self._moved(key, len(members) - 1, len(members))
-        return self._heaviest() if len(self._keys) > self.most else None
+        return self.take() if len(self._keys) > self.most else None
 
     def discard(self, member: T) -> None:
         """One less. Idempotent."""
@@ -59,7 +59,10 @@ class Crowd(Generic[T]):
             del self._members[key]
         self._moved(key, len(members) + 1, len(members))
 
-    def _heaviest(self) -> T:
+    def take(self) -> T | None:
+        """Who has to go now (it is no member any more); None if nobody is there."""
+        if not self._keys:
+            return None
         key = next(iter(self._by_size[self._largest]))
         member = next(iter(self._members[key]))
         self.discard(member)

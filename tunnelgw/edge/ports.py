@@ -160,9 +160,11 @@ class Ports:
             accepted=lambda sock, address: self._accepted(port, sock, address),
             refused=self._counters.refuse,
             reserve=self._reserve,
+            waits=lambda: self._ledger.waits,
         )
         if not self._paused:
             acceptor.start()
+        self._ledger.held += 1
         log.info("port %d is open", port)
 
     def close(self, port: int) -> None:
@@ -171,6 +173,7 @@ class Ports:
         if acceptor is not None:
             acceptor.close()
             acceptor.listener.close()
+            self._ledger.held -= 1
             self._opener.close_port(port)
             log.info("port %d is closed", port)
 

@@ -174,7 +174,12 @@ class FrontDoor:
         for listener in listeners:
             dress(listener)  # it may come from systemd
             acceptor = Acceptor(
-                self._loop, listener, accepted=accepted, refused=self._counters.refuse, reserve=self.reserve
+                self._loop,
+                listener,
+                accepted=accepted,
+                refused=self._counters.refuse,
+                reserve=self.reserve,
+                waits=lambda: self.ledger.waits,
             )
             acceptor.start()
             self._acceptors.append(acceptor)
@@ -191,7 +196,9 @@ class FrontDoor:
             sock.close()
             return None
         ours = counted(sock, self.ledger, key=key, peer=(host, address[1]), listener=listener, handshake=handshake)
-        gone = self.ledger.look(ours) if handshake else None
+        if not handshake:
+            return ours
+        gone = self.ledger.look(ours, lambda: self._crowded_out(ours))
         if gone is not None:
             self._crowded_out(gone)
         return None if gone is ours else ours
@@ -278,7 +285,7 @@ class FrontDoor:
             return
         del self._peeks[sock]
         name, entry = self._find(hello.server_name)
-        if self.ledger.full:
+        if self.ledger.full and not self.ledger.make_room(sock):
             self._drop(sock, Reason.DESCRIPTORS)
         elif entry is None:
             self._alert(sock, Alert.UNRECOGNIZED_NAME, Reason.NAME_UNKNOWN)

@@ -55,7 +55,7 @@ ATTEMPTS_MAX = 20
 ATTEMPT_WINDOW = 60.0
 # Handshakes and greetings under way, at about 50 KB each; a restart brings every connector at once. At the bound the
 # one that waits longest leaves: who has something to say does so within a round trip, a flood only waits.
-GUESTS_MAX = 1024
+GUESTS_MAX = 1024  # and no more than a quarter of all places
 GUESTS_PER_ADDRESS = 128  # one house or office, whose connectors all come back at once; a flood needs eight addresses
 ADDRESSES_MAX = 4096  # remembered at once; the oldest are forgotten first
 # Accepted hellos of one identity: an edge's restart with all workers at once, then one dial in five seconds.
@@ -270,11 +270,11 @@ class TunnelPort:
         It counts as a stranger's until its hello is accepted, or a flood of guests would escape every limit.
         """
         key = address_key(address)
-        if self._of_key.get(key, 0) >= GUESTS_PER_ADDRESS or not self._make_room():
+        if self._of_key.get(key, 0) >= GUESTS_PER_ADDRESS or not self._make_room(sock.quarter):
             self.note_refusal(key, address, Refused("too many guests wait", reason=Reason.HANDSHAKE_LIMIT))
             sock.close()
             return
-        guest = Guest(self, key, accepted=sock.release)
+        guest = Guest(self, key, accepted=sock.become_link)
         # Before the handshake: its end, the greeting and the peer's leaving can all come in one turn of the loop.
         self.guests[guest] = None
         self._of_key[key] = self._of_key.get(key, 0) + 1
@@ -300,9 +300,9 @@ class TunnelPort:
         if not bucket.take(now):
             raise Refused(f"{name} dials too often", reason=Reason.RATE_LIMIT)
 
-    def _make_room(self) -> bool:
+    def _make_room(self, quarter: int | None) -> bool:
         """Whether there is room for one more guest, perhaps since the oldest that can leave had to."""
-        if len(self.guests) < GUESTS_MAX:
+        if len(self.guests) < min(GUESTS_MAX, quarter or GUESTS_MAX):
             return True
         oldest = next((guest for guest in self.guests if not guest.busy and guest.link is not None), None)
         if oldest is None or oldest.link is None:

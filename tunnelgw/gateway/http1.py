@@ -45,7 +45,7 @@ _TICK = 1.0
 class Http1Visitor(Http1Exchange, asyncio.Protocol):
     """One connection: the loop calls the protocol's methods, the upstream `Exchange`'s, the wheel `on_deadline`."""
 
-    __slots__ = ("_pumping", "_reader", "_seen", "_served", "_since")
+    __slots__ = ("_pumping", "_reader", "_resting", "_seen", "_served", "_since")
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
         super().__init__(Pool(gateway, visitor))
@@ -54,6 +54,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         self._reader: BodyReader | None = None
         self._since = 0.0  # when the state's absolute deadline began to run
         self._pumping = False
+        self._resting = False  # may be asked to leave: no request is under way, and no byte of an answer is here
 
     # What the transport calls.
 
@@ -64,6 +65,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         gateway.connections.add(self)
         self._since = gateway.time()
         gateway.wheel.arm(self, self._since + gateway.settings.request_head_seconds)
+        self._rest()
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -135,8 +137,10 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
             in_head = not self._served or len(self._ahead) > 0
             due = self._since + (settings.request_head_seconds if in_head else settings.idle_seconds)
             if now < due:
-                due = min(due, now + _TICK) if self.pool.rest(now) else due
-                gateway.wheel.arm(self, due)
+                left = self.pool.rest(now)
+                if not self._resting and self._sent():
+                    self._rest()
+                gateway.wheel.arm(self, min(due, now + _TICK) if left or not self._resting else due)
             elif self._ahead:
                 self._refuse_head(Reason.HEAD_TIMEOUT, self._ahead)
             else:
@@ -161,6 +165,31 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         if self._state == READY and not self._ahead:
             self.pool.gateway.part(self, self._transport)
             self._close()
+
+    def make_room(self) -> None:
+        """Somebody else needs the place, and nothing is under way here."""
+        transport = self._transport
+        self._state = CLOSED
+        self._transport = None
+        if transport is not None:
+            self.pool.gateway.dismiss(transport)
+
+    # Inside: the place that it takes.
+
+    def _rest(self) -> None:
+        """Between requests, and no byte of an answer is left."""
+        self._resting = True
+        if self.pool.visitor.place is not None:
+            self.pool.visitor.place.rest(self.make_room)
+
+    def _sent(self) -> bool:
+        """Whether all that was written went to the kernel."""
+        return self._transport is None or not self._transport.get_write_buffer_size()
+
+    def _work(self) -> None:
+        self._resting = False
+        if self.pool.visitor.place is not None:
+            self.pool.visitor.place.work()
 
     # Inside: input.
 
@@ -219,6 +248,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
     def _refuse_head(self, reason: Reason, came: bytes | bytearray) -> None:
         """What came is no head: answer, and log its first line."""
         # To the first end of line of any kind: fields that follow a bare one may hold passwords.
+        self._work()
         line = bytes(came[:_LINE_BYTES]).partition(b"\n")[0].partition(b"\r")[0]
         self._ahead = b""
         since = self._since
@@ -229,6 +259,8 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
     def _start(self, head: RequestHead) -> None:
         gateway = self.pool.gateway
         now = gateway.time()
+        if self._resting:
+            self._work()
         if self.deadline > now + _TICK:
             gateway.wheel.arm(self, now + _TICK)
         self.complete = False

@@ -54,7 +54,7 @@ class Http2Visitor(asyncio.Protocol):
 
     __slots__ = (
         "_inside_since", "_last_call", "_over", "_since", "_transport", "_whole", "armed_until", "closing", "deadline",
-        "engine", "exchanges", "gateway", "guard", "pool", "scheduled", "unsettled", "write_paused",
+        "engine", "exchanges", "gateway", "guard", "pool", "resting", "scheduled", "unsettled", "write_paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
@@ -74,6 +74,7 @@ class Http2Visitor(asyncio.Protocol):
         self.closing = False  # takes no further requests
         self._over = False  # the engine is at its end
         self.write_paused = False
+        self.resting = False  # may be asked to leave: no request is under way, and no byte of an answer is here
         self.scheduled = False  # waits in the gateway's flush of this loop turn
         self.deadline = math.inf
         self.armed_until = math.inf
@@ -87,6 +88,7 @@ class Http2Visitor(asyncio.Protocol):
         gateway.connections.add(self)
         self._since = gateway.time()
         gateway.wheel.arm(self, self._since + gateway.settings.request_head_seconds)
+        self._rest()
         if gateway.draining:
             self.wind_down()
         self.settle_soon()
@@ -155,8 +157,10 @@ class Http2Visitor(asyncio.Protocol):
                 gateway.refused(Reason.HEAD_TIMEOUT)  # it never said anything
             self._end()
             return
-        due = min(due, late, now + _TICK if left else math.inf, math.inf if self.closing else self._last_call)
-        gateway.wheel.arm(self, due)
+        if not self.resting and self._sent():
+            self._rest()
+        soon = now + _TICK if left or not self.resting else math.inf
+        gateway.wheel.arm(self, min(due, late, soon, math.inf if self.closing else self._last_call))
 
     # What exchanges and the gateway call.
 
@@ -214,6 +218,16 @@ class Http2Visitor(asyncio.Protocol):
         """The exchanges of this connection."""
         return tuple(self.exchanges.values())
 
+    def make_room(self) -> None:
+        """Somebody else needs the place, and nothing is under way here."""
+        transport = self._transport
+        self.closing = True
+        self.engine.terminate()
+        self.flush()
+        self._transport = None
+        if transport is not None:
+            self.gateway.dismiss(transport)
+
     def stuck_bytes(self) -> int:
         """What the kernel holds unsent for this visitor; changes as long as it reads anything."""
         return self.gateway.unsent_bytes(self._transport)
@@ -255,6 +269,21 @@ class Http2Visitor(asyncio.Protocol):
                 if exchange is not None:
                     exchange.visitor_reset()
 
+    def _rest(self) -> None:
+        """No request is under way, and no byte of an answer is left."""
+        self.resting = True
+        if self.pool.visitor.place is not None:
+            self.pool.visitor.place.rest(self.make_room)
+
+    def _sent(self) -> bool:
+        """Whether all that was written went to the kernel."""
+        return self._transport is None or not self._transport.get_write_buffer_size()
+
+    def _work(self) -> None:
+        self.resting = False
+        if self.pool.visitor.place is not None:
+            self.pool.visitor.place.work()
+
     def _head_begins(self, now: float) -> None:
         """Part of a head, which must be whole in time, whatever else is under way."""
         self._inside_since = now
@@ -269,6 +298,8 @@ class Http2Visitor(asyncio.Protocol):
             self.engine.reset(number, ErrorCode.REFUSED_STREAM)
             return
         now = gateway.time()
+        if self.resting:
+            self._work()
         if self.deadline > now + _TICK:
             gateway.wheel.arm(self, now + _TICK)
         exchange = Http2Exchange(self, number)

@@ -17,7 +17,8 @@ from tunnelgw.gateway.doorkeeper import Doorkeeper
 from tunnelgw.gateway.http1 import Http1Visitor
 from tunnelgw.gateway.http2 import Http2Visitor
 from tunnelgw.gateway.settings import GatewaySettings
-from tunnelgw.net.sockets import unsent
+from tunnelgw.net.sockets import dismiss, unsent
+from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     import asyncio
@@ -152,6 +153,11 @@ class Gateway:
         """An idle connection ends. Nobody waits for a visitor who has everything and is slow to say goodbye in TLS."""
         if not self.unsent_bytes(transport):
             self.connections.discard(connection)
+
+    def dismiss(self, transport: asyncio.Transport) -> None:
+        """An idle connection gives its place to somebody else, at once."""
+        self.refused(Reason.MADE_ROOM)
+        dismiss(transport, self._loop)
 
     def let_go(self, connector: str) -> None:
         """That connector is leaving: end the streams to it that no exchange uses, so that it need not wait for them."""

@@ -35,7 +35,9 @@ UNSENT_MOST = 256 * 1024
 ACCEPTS_PER_WAKEUP = 32  # enough to drain a burst, few enough that established connections get their turn
 PAUSE_SECONDS = 0.5  # accepting rests this long when descriptors or memory are out
 COMPLAIN_SECONDS = 30.0  # the log hears of it this often
-KEPT_DESCRIPTORS = 128  # never given to visitors: tunnels, the store, admin, peeking while visitors have taken the rest
+# Never given to visitors that stay: half of them for the store, certificates, the control socket and whatever else the
+# process opens; the other half for those who leave, and for who may be a tunnel (`net/ledger.py`, BEYOND).
+KEPT_DESCRIPTORS = 128
 CONNECTION_BYTES = 48 * 1024  # an idle visitor on HTTP/2 over TLS, measured; on 512 MB that makes 5,461 of them
 MAX_DESCRIPTORS = 1_048_576  # some systems say "unlimited", and Python closes each one it might have had
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
@@ -182,15 +184,22 @@ def _null() -> int:
         return -1
 
 
+def _never() -> bool:
+    """There is always room."""
+    return False
+
+
 class Acceptor:
     """Accepts from one listening socket and calls `accepted(sock, address)` for each connection.
 
     The listener is borrowed: `close` stops accepting and leaves it open, so that it can be handed over. `refused` hears
-    of peers turned away for want of descriptors.
+    of peers turned away for want of descriptors. While `waits()` says so, who comes stays in the kernel's queue for a
+    turn of the loop.
     """
 
     __slots__ = (
-        "_accepted", "_loop", "_pause", "_quiet_until", "_refused", "_reserve", "listener", "running", "wakeups",
+        "_accepted", "_loop", "_pause", "_quiet_until", "_refused", "_reserve", "_waits", "listener",
+        "running", "wakeups",
     )  # fmt: skip
 
     def __init__(
@@ -201,12 +210,14 @@ class Acceptor:
         accepted: Callable[[socket.socket, tuple[str, int]], None],
         refused: Callable[[Reason], None],
         reserve: Reserve,
+        waits: Callable[[], bool] = _never,
     ) -> None:
         self._loop = loop
         self.listener = listener
         self._accepted = accepted
         self._refused = refused
         self._reserve = reserve
+        self._waits = waits
         self._pause: asyncio.TimerHandle | None = None
         self._quiet_until = 0.0
         self.running = False
@@ -233,6 +244,8 @@ class Acceptor:
         self.wakeups += 1
         accept = self.listener.accept
         for _ in range(ACCEPTS_PER_WAKEUP):
+            if self._waits():
+                return
             try:
                 sock, address = accept()
             except (BlockingIOError, InterruptedError):

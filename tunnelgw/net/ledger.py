@@ -1,12 +1,16 @@
-"""Who has how many connections open, and a socket that keeps the count right.
+"""Who has how many connections open, who makes room when there is none, and a socket that keeps the count right.
 
-Old connections stay and new ones are refused, with one exception: what is not through its handshake yet (`look`,
-`shake`) makes room for newcomers, or a flood of half-done handshakes would lock everybody else out.
+Places are few (descriptors, memory), and a stranger may sit on as many as the edge lets it. So no address gets more
+than its share of what is left (`access/shares.py`), and when all places are taken a newcomer gets the place of a
+connection that is idle between requests, or where there is none, of one that is not decided yet; of the address that
+has most of those, the one that rests longest. What is under way (an exchange, WebSocket, raw bytes) is never cut for
+somebody else.
 
 The count follows the descriptor itself (`CountedSocket`): whoever owns the socket later, transport or our own code,
 closing it is what ends the count, so no path can forget to.
 
-Invariant: a connection is counted from `admit` until its descriptor is closed, handed over or released, exactly once.
+Invariants: a connection is counted from `admit` until its descriptor is closed, handed over or released, exactly once;
+at most `open_limit + beyond` descriptors are open, whatever strangers do; making room costs the same however many rest.
 """
 
 from __future__ import annotations
@@ -16,18 +20,21 @@ import socket
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.crowd import Crowd
+from tunnelgw.access.shares import share
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable
 
 # Accepted and not decided yet: a socket, what was peeked at for a moment, a timer; about 3 KB each, 6 MB.
 LOOKING_MAX = 2048
 # Within a TLS handshake: about 100 KB each while it lasts, so 50 MB. At 2,000 a second each may still take 250 ms.
 SHAKING_MAX = 512
 PENDING_PER_ADDRESS = 256  # not through their handshake, of one address: a household behind NAT stays far below
-# With three quarters of all places taken, an address that has so many gets no more of them: what is left is for others.
-CROWDED_QUARTERS, FEW = 3, 32
+# Beyond the limit: those that leave take a turn of the loop or two to close, and who may be a tunnel must be looked at.
+# Twice what one wake-up accepts, and half of the descriptors that are kept (`net/accept.py`).
+BEYOND = 64
+LINK_DESCRIPTORS = 2  # of a tunnel's link: its socket, and another one to watch it by
 
 
 class _Peer:
@@ -53,12 +60,13 @@ class ConnectionCounters(Protocol):
 class Ledger:
     """Counts connections by address key, and how many of them are not through their handshake yet.
 
-    `limit`: connections of one key. `open_limit`: of all; a TLS connection may still be looked at then (`full`), since
-    it may be a tunnel. A key of None is not limited by address (a trusted proxy).
+    `limit`: connections of one key. `open_limit`: of all, and of descriptors that others `held` meanwhile; undecided
+    ones may be `beyond` that, since they may be tunnels. A key of None is not limited by address (a trusted proxy).
     """
 
     __slots__ = (
-        "_counters", "_peers", "limit", "looking", "open", "open_limit", "pending", "pending_per_key", "shaking",
+        "_counters", "_peers", "beyond", "held", "leaving", "limit", "looking", "open", "open_limit", "pending",
+        "pending_per_key", "resting", "shaking",
     )  # fmt: skip
 
     def __init__(
@@ -70,88 +78,143 @@ class Ledger:
         looking: int = LOOKING_MAX,
         shaking: int = SHAKING_MAX,
         pending_per_key: int = PENDING_PER_ADDRESS,
+        beyond: int = BEYOND,
     ) -> None:
         self._counters = counters
         self.limit = limit
         self.open_limit = open_limit
+        self.beyond = beyond
         self.pending_per_key = pending_per_key
         self.open = 0
+        self.held = 0  # descriptors that tunnels and ports have: so many fewer for visitors
+        self.leaving = 0  # made room, and not closed yet
         self.pending = 0
-        self.looking: Crowd[CountedSocket] = Crowd(looking)  # accepted, not decided
-        self.shaking: Crowd[CountedSocket] = Crowd(shaking)  # within a handshake
-        self._peers: dict[Hashable, _Peer] = {}
+        self.looking: Crowd[CountedSocket] = Crowd(min(looking, self.quarter))  # accepted, not decided
+        self.shaking: Crowd[CountedSocket] = Crowd(min(shaking, self.quarter))  # within a handshake
+        self.resting: Crowd[CountedSocket] = Crowd(open_limit + beyond)  # between requests, may be asked to leave
+        self._peers: dict[str, _Peer] = {}
 
-    def admit(self, key: Hashable | None, *, listener: str, handshake: bool) -> Reason | None:
-        """Count one more, or say why not."""
-        if not handshake and self.full:
-            return Reason.DESCRIPTORS
-        refusal = self._enter(key, handshake=handshake)
+    @property
+    def quarter(self) -> int:
+        """The most of one kind of half-done connections, where places are few."""
+        return max(16, self.open_limit // 4)
+
+    def admit(self, key: str | None, *, listener: str, handshake: bool, visitor: bool = False) -> Reason | None:
+        """Count one more, or say why not. `handshake`: one begins, and it may be a tunnel unless it is a `visitor`."""
+        refusal = None if key is None else self._refusal(key, handshake=handshake)
+        if refusal is None and not self._find_room(undecided=handshake and not visitor):
+            refusal = Reason.DESCRIPTORS
         if refusal is None:
+            self._enter(key, handshake=handshake)
             self.open += 1
             self.pending += handshake
             self._counters.connection_opened(listener)
         return refusal
 
-    def _enter(self, key: Hashable | None, *, handshake: bool) -> Reason | None:
-        if key is None:
-            return None
-        peer = self._peers.get(key)
-        if peer is None:
-            peer = self._peers[key] = _Peer()
-        elif peer.open >= self.limit or (peer.open >= FEW and self.open * 4 >= self.open_limit * CROWDED_QUARTERS):
-            return Reason.CONNECTION_LIMIT
-        elif handshake and peer.pending >= self.pending_per_key:
-            return Reason.HANDSHAKE_LIMIT
-        peer.open += 1
-        peer.pending += handshake
-        return None
-
-    def known_as(self, sock: CountedSocket, key: Hashable | None) -> Reason | None:
+    def known_as(self, sock: CountedSocket, key: str | None) -> Reason | None:
         """A trusted proxy said whose connection this is: count it for that address, or say why not."""
         if sock.key is None and key is not None:
-            refusal = self._enter(key, handshake=sock.handshaking)
+            refusal = self._refusal(key, handshake=sock.handshaking)
             if refusal is not None:
                 return refusal
+            self._enter(key, handshake=sock.handshaking)
             sock.key = key
         return None
 
-    def look(self, sock: CountedSocket) -> CountedSocket | None:
-        """It is undecided; who has to go for it, if anybody: it, or one that waited longer."""
+    def _refusal(self, key: str, *, handshake: bool) -> Reason | None:
+        peer = self._peers.get(key)
+        if peer is None:
+            return None
+        if peer.open >= self.limit or peer.open >= share(self.open_limit - self.held - self.open):
+            return Reason.CONNECTION_LIMIT
+        return Reason.HANDSHAKE_LIMIT if handshake and peer.pending >= self.pending_per_key else None
+
+    def _enter(self, key: str | None, *, handshake: bool) -> None:
+        if key is not None:
+            peer = self._peers.get(key)
+            if peer is None:
+                peer = self._peers[key] = _Peer()
+            peer.open += 1
+            peer.pending += handshake
+
+    # Room.
+
+    def _find_room(self, *, undecided: bool) -> bool:
+        taken, room = self.open + self.held, self.open_limit + self.beyond
+        if taken - self.leaving < self.open_limit:
+            return taken < room
+        if taken < room and (self._ask(self.resting) or undecided):
+            return True
+        return self._ask(self.looking) and self.open + self.held < room
+
+    def make_room(self, sock: CountedSocket) -> bool:
+        """Whether `sock`, which is beyond the limit and turned out to be a visitor, may stay for somebody else."""
+        self.looking.discard(sock)
+        return self._ask(self.resting) or self._ask(self.looking)
+
+    def _ask(self, crowd: Crowd[CountedSocket]) -> bool:
+        """Make one leave: the first that came of whoever has most there. False if nobody is there."""
+        sock = crowd.take()
+        if sock is None or sock.leave is None:
+            return False
+        leave, sock.leave = sock.leave, None
+        sock.leaving = True
+        self.leaving += 1
+        leave()
+        return True
+
+    @property
+    def full(self) -> bool:
+        """No further visitor: the descriptors and the memory that are left are for others."""
+        return self.open + self.held - self.leaving > self.open_limit
+
+    @property
+    def waits(self) -> bool:
+        """There is no room at this moment, and will be in a turn of the loop: newcomers had better wait for it."""
+        return self.leaving > 0 and self.open + self.held >= self.open_limit + self.beyond
+
+    # Connections that are not through their handshake.
+
+    def look(self, sock: CountedSocket, leave: Callable[[], None]) -> CountedSocket | None:
+        """It is undecided, and `leave` ends it; who has to go for it, if anybody: it, or one that waited longer."""
+        sock.leave = leave
         return self.looking.add(sock.key, sock)
 
     def shake(self, sock: CountedSocket) -> None:
         """It was decided, and its handshake begins; who has to go for it, if anybody, is cut."""
-        self.looking.discard(sock)
+        self._looked(sock)
         gone = self.shaking.add(sock.key, sock)
         if gone is not None:
             with contextlib.suppress(OSError):  # its peer may have left by itself
                 gone.shutdown(socket.SHUT_RDWR)  # whoever owns it sees the end, and counts it as failed
 
-    def under_way(self, key: Hashable | None) -> int:
+    def _looked(self, sock: CountedSocket) -> None:
+        if sock in self.looking:
+            self.looking.discard(sock)
+            sock.leave = None
+
+    def under_way(self, key: str | None) -> int:
         """Connections of this address that are not through their handshake; 1 where nobody is held responsible."""
         return 1 if key is None else self._peers[key].pending
 
-    @property
-    def full(self) -> bool:
-        """No further visitor: the descriptors and the memory that are left are for others."""
-        return self.open > self.open_limit
+    def settled(self, sock: CountedSocket) -> None:
+        """A handshake ended, well or badly, or will not be."""
+        self._looked(sock)
+        self.shaking.discard(sock)
+        self.pending -= 1
+        if sock.key is not None:
+            self._peers[sock.key].pending -= 1
 
-    def take_back(self, key: Hashable | None, listener: str) -> None:
+    # The end.
+
+    def take_back(self, key: str | None, listener: str) -> None:
         """What was admitted for a handshake did not even become a socket of ours."""
         self.pending -= 1
         if key is not None:
             self._peers[key].pending -= 1
         self.left(key, listener)
 
-    def settled(self, sock: CountedSocket) -> None:
-        """A handshake ended, well or badly, or will not be."""
-        self.looking.discard(sock)
-        self.shaking.discard(sock)
-        self.pending -= 1
-        if sock.key is not None:
-            self._peers[sock.key].pending -= 1
-
-    def left(self, key: Hashable | None, listener: str) -> None:
+    def left(self, key: str | None, listener: str) -> None:
         """A connection is no longer open here."""
         self.open -= 1
         self._counters.connection_closed(listener)
@@ -165,14 +228,36 @@ class Ledger:
 class CountedSocket(socket.socket):
     """An accepted connection that leaves its ledger when its descriptor does (close, detach or `release`)."""
 
-    __slots__ = ("_ledger", "handshaking", "key", "listener", "local", "peer")
+    __slots__ = ("_held", "_ledger", "handshaking", "key", "leave", "leaving", "listener", "local", "peer")
 
-    key: Hashable | None
+    key: str | None
     listener: str
     peer: tuple[str, int]  # as the visitor is known: what a trusted PROXY header said, else the address itself
     local: tuple[str, int] | None  # the address it connected to, where a PROXY header said so
     handshaking: bool
+    leave: Callable[[], None] | None  # asks its owner to give it up; None while something is under way
+    leaving: bool  # its owner was asked
     _ledger: Ledger | None
+    _held: Ledger | None  # counts the descriptors of this link
+
+    @property
+    def quarter(self) -> int | None:
+        """As `Ledger.quarter`; None where nobody counts."""
+        return None if self._ledger is None else self._ledger.quarter
+
+    def rest(self, leave: Callable[[], None]) -> None:
+        """Nothing is under way: `leave` may be called, once, when somebody else needs the place."""
+        ledger = self._ledger
+        if ledger is not None and not self.leaving:
+            ledger.resting.discard(self)
+            self.leave = leave
+            ledger.resting.add(self.key, self)
+
+    def work(self) -> None:
+        """Something is under way (again). Idempotent."""
+        self.leave = None
+        if self._ledger is not None:
+            self._ledger.resting.discard(self)
 
     def settle(self) -> None:
         """The handshake is over: it no longer counts against the handshakes in flight. Idempotent."""
@@ -182,26 +267,42 @@ class CountedSocket(socket.socket):
                 self._ledger.settled(self)
 
     def release(self) -> None:
-        """Stop counting this one (a tunnel), though it stays open. Idempotent."""
+        """Stop counting this one, though it may stay open. Idempotent."""
         self.settle()
+        self.work()
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
+            ledger.leaving -= self.leaving
             ledger.left(self.key, self.listener)
 
-    def close(self) -> None:
+    def become_link(self) -> None:
+        """It is a tunnel's, and no visitor: only its descriptors count, until they are closed."""
+        ledger = self._ledger
         self.release()
+        if ledger is not None:
+            self._held = ledger
+            ledger.held += LINK_DESCRIPTORS
+
+    def close(self) -> None:
+        self._end()
         super().close()
 
     def detach(self) -> int:
-        self.release()
+        self._end()
         return super().detach()
+
+    def _end(self) -> None:
+        self.release()
+        ledger, self._held = self._held, None
+        if ledger is not None:
+            ledger.held -= LINK_DESCRIPTORS
 
 
 def counted(
     sock: socket.socket,
     ledger: Ledger | None,
     *,
-    key: Hashable | None,
+    key: str | None,
     peer: tuple[str, int],
     listener: str,
     handshake: bool,
@@ -216,4 +317,6 @@ def counted(
     result.local = None
     result.listener = listener
     result.handshaking = handshake
+    result.leave = result._held = None
+    result.leaving = False
     return result

@@ -130,6 +130,12 @@ def cut(transport: asyncio.WriteTransport) -> None:
     transport.abort()
 
 
+def dismiss(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    """Close, saying goodbye in TLS, and wait for nobody: the descriptor is free within two turns of the loop."""
+    transport.close()
+    loop.call_soon(transport.abort)  # what was just written leaves at the end of this turn
+
+
 def unsent(descriptor: int) -> int:
     """Bytes in the socket's queue that the kernel has not sent yet (SIOCOUTQNSD); 0 where it cannot tell."""
     try:

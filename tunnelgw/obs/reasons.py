@@ -77,6 +77,7 @@ class Reason(enum.Enum):
     UPSTREAM_HEAD_TOO_LARGE = ("upstream_head_too_large", 63, 502, False, "the service's response fields are too large")
     DESCRIPTORS = ("descriptors", 64, 503, True, "the edge is out of file descriptors")
     PASSWORD_NEEDED = ("password_needed", 65, 401, False, "a name and a password that are known here are needed")
+    MADE_ROOM = ("made_room", 66, 503, True, "the connection was idle, and somebody else needed its place")
     # Tunnels: why a hello, a join or a claim was refused.
     UNAUTHENTICATED = ("unauthenticated", 80, 401, False, "no valid certificate was shown")
     CERTIFICATE_EXPIRED = ("certificate_expired", 81, 401, False, "the connector's certificate has expired")
