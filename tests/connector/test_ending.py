@@ -310,7 +310,7 @@ def test_a_lying_edge(tmp_path: Path) -> None:
                 browser = Browser(it.open(**keys), it.context(), HOST)
                 assert browser.end.closed, keys
             assert it.served.active == 0
-            assert not it.served.join(stream_pair()[0], Open(service="none"))
+            assert it.served.join(stream_pair()[0], Open(service="none")) is Reason.WITHDRAWN
 
     run(main)
 
@@ -400,14 +400,21 @@ def test_limits_hold_here_too(tmp_path: Path) -> None:
             assert second.over is Reason.CONNECTION_LIMIT
             other = it.visit(visitor="203.0.113.10")
             await until(lambda: other.ready)
-            it.ending.ledger.open_limit = 1
+            it.ending.ledger.open_limit = 2
             third = it.visit(visitor="203.0.113.11")
-            await until(lambda: third.over)
-            assert third.over is Reason.DESCRIPTORS
-            first.end.reset(Reason.CANCELLED)
+            await until(lambda: third.ready)
+            await until(lambda: first.over)
+            assert it.ending.counters.refused(Reason.MADE_ROOM) == 1, "who was idle longest"
+            await until(lambda: it.ending.ledger.open == 2)
+            for sock in tuple(it.ending.ledger.resting):
+                sock.work()
+            fourth = it.visit(visitor="203.0.113.12")
+            await until(lambda: fourth.over)
+            assert fourth.over is Reason.DESCRIPTORS
             other.end.reset(Reason.CANCELLED)
+            third.end.reset(Reason.CANCELLED)
             await until(lambda: it.ending.ledger.open == 0)
-            assert it.served.active == 0
+            await until(lambda: it.served.active == 0)  # a moment for goodbyes
 
     run(main)
 

@@ -52,6 +52,11 @@ def port_answers(port: int, host: str = "127.0.0.1") -> bool:
     return False
 
 
+def limited(descriptors: int) -> list[str]:
+    """The beginning of a command line that may open so many files; 0: as many as we may."""
+    return ["prlimit", f"--nofile={descriptors}:{descriptors}"] if descriptors else []
+
+
 class Process:
     """A child whose output is kept in a file and can be waited for line by line."""
 
@@ -94,6 +99,10 @@ class Process:
             if time.monotonic() > end:
                 raise AssertionError(f"{self.name} never said {pattern!r}:\n{self.text()[-4000:]}")
             time.sleep(0.02)
+
+    def descriptors(self) -> int:
+        """Open files."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def memory(self) -> int:
         """Resident bytes."""
@@ -189,8 +198,8 @@ class Connector:
         assert invitation.startswith("tgw1_"), invitation
         run("join", invitation, "--config", str(self.config), "--state-dir", str(self.state), *options, env=self.env)
 
-    def start(self, *, wait: bool = True, env: dict[str, str] | None = None) -> Process:
-        command = [*TUNNELGW, "connect", "--config", str(self.config)]
+    def start(self, *, wait: bool = True, env: dict[str, str] | None = None, descriptors: int = 0) -> Process:
+        command = [*limited(descriptors), *TUNNELGW, "connect", "--config", str(self.config)]
         process = Process(self.name, command, self.folder, env=env or self.env)
         self.process = process
         self.world.children.append(process)
@@ -253,8 +262,8 @@ listen = "127.0.0.1:{self.metrics_port}"
 {self.tables}
 """)
 
-    def start_edge(self, *, env: dict[str, str] | None = None) -> Process:
-        command = [*TUNNELGW, "edge", "run", "--config", str(self.config)]
+    def start_edge(self, *, env: dict[str, str] | None = None, descriptors: int = 0) -> Process:
+        command = [*limited(descriptors), *TUNNELGW, "edge", "run", "--config", str(self.config)]
         self.edge = Process("edge", command, self.folder, env=env or self.env)
         self.children.append(self.edge)
         self.edge.wait_for("ready")

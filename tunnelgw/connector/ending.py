@@ -55,6 +55,7 @@ HELLO_SECONDS = 10.0  # absolute: the edge passes a stream on once it has the wh
 CONNECTIONS_PER_ADDRESS = 1024  # as at the edge, which counts first
 # A visitor costs two descriptors, and a browser keeps up to six requests to targets under way.
 DESCRIPTORS_PER_VISITOR = 8
+BEYOND = 16  # those that leave take a turn of the loop or two; nobody here may be a tunnel
 LISTENER = "home"
 _OWNER = "home"  # of all routes in this table: there is nobody else
 
@@ -72,13 +73,13 @@ class Contexts(Protocol):
 class Ending:
     """Inputs: `take` for each visitor, `replace` for the services.
 
-    `join(stream, request)`: connects a stream of the inside to a declared service; False where there is none.
+    `join(stream, request)`: connects a stream of the inside to a declared service; why not, where that cannot be.
     """
 
     __slots__ = ("_contexts", "_join", "_loop", "counters", "gateway", "ledger", "table", "wheel")
 
     def __init__(
-        self, *, join: Callable[[StreamEnd, Open], bool], contexts: Contexts, wheel: Wheel, memory: Budget
+        self, *, join: Callable[[StreamEnd, Open], Reason | None], contexts: Contexts, wheel: Wheel, memory: Budget
     ) -> None:
         loop = self._loop = asyncio.get_running_loop()
         self._join = join
@@ -90,7 +91,7 @@ class Ending:
             table=self.table, opener=self, wheel=self.wheel, loop=loop, counters=self.counters, memory=memory
         )
         room = max(64, (most_descriptors() - KEPT_DESCRIPTORS) // DESCRIPTORS_PER_VISITOR)
-        self.ledger = Ledger(self.counters, limit=CONNECTIONS_PER_ADDRESS, open_limit=room)
+        self.ledger = Ledger(self.counters, limit=CONNECTIONS_PER_ADDRESS, open_limit=room, beyond=BEYOND)
 
     def replace(self, services: Iterable[ServiceConfig], domains: Iterable[str]) -> None:
         """Serve these from the next request on. `domains`: of the edges, for services without a host of their own."""
@@ -130,7 +131,12 @@ class Ending:
             ended()
             return
         visitor = Visitor(
-            address, request.visitor_port, edge_address=request.edge, edge_port=request.edge_port, secure=True
+            address,
+            request.visitor_port,
+            edge_address=request.edge,
+            edge_port=request.edge_port,
+            secure=True,
+            key=None if request.many else address_key(address),
         )
         _Arrival(self, stream, visitor, ended).start(self._loop.time() + HELLO_SECONDS)
 
@@ -148,9 +154,11 @@ class Ending:
             edge=visitor.edge_address,
             edge_port=visitor.edge_port,
             host=visitor.server_name,
+            many=visitor.key is None,
         )
-        if not self._join(far, request):
-            raise NoStream(Reason.WITHDRAWN)
+        refusal = self._join(far, request)
+        if refusal is not None:
+            raise NoStream(refusal)
         return near
 
     def cancel(self, waiter: StreamWaiter) -> None:
@@ -207,8 +215,8 @@ class Ending:
         if arrival.over:
             return None
         visitor = arrival.visitor
-        key = address_key(visitor.address)
-        refusal = Reason.DESCRIPTORS if self.ledger.full else self.ledger.admit(key, listener=LISTENER, handshake=True)
+        key = visitor.key
+        refusal = self.ledger.admit(key, listener=LISTENER, handshake=True, visitor=True)
         if refusal is not None:
             arrival.turn_away(refusal)
             return None
@@ -222,6 +230,7 @@ class Ending:
             return None
         near.setblocking(False)
         sock = counted(far, self.ledger, key=key, peer=peer, listener=LISTENER, handshake=True)
+        visitor.place = sock
         self.ledger.shake(sock)
         splice = arrival.splice()
         await self._loop.create_unix_connection(lambda: splice, sock=near)

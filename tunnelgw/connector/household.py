@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tunnelgw.config.model import ConnectorConfig, ServiceConfig
     from tunnelgw.connector.joined import JoinedEdge
+    from tunnelgw.obs.reasons import Reason
     from tunnelgw.wire.control import Open
     from tunnelgw.wire.events import StreamEnd
     from tunnelgw.wire.flow import Budget
@@ -37,7 +38,9 @@ class Household:
 
     __slots__ = ("_config", "_issuer", "_served", "_wheel", "certificates", "ending")
 
-    def __init__(self, config: ConnectorConfig, *, join: Callable[[StreamEnd, Open], bool], memory: Budget) -> None:
+    def __init__(
+        self, config: ConnectorConfig, *, join: Callable[[StreamEnd, Open], Reason | None], memory: Budget
+    ) -> None:
         """`join`, `memory`: as `Ending` needs them."""
         loop = asyncio.get_running_loop()
         self._config = config

@@ -3,7 +3,7 @@
 Strategy: the edge names a service, never an address; `Served` looks it up in our own configuration, dials the target in
 one task per stream, and a splice joins the two. Early data waits in the splice, uncredited, so it is bounded by the
 stream's window. A service with `tls = "home"` gets its streams by way of `ending`, which ends TLS and asks for a stream
-of the inside with `join`. A reload swaps the table; streams in progress keep the target they have.
+of the inside with `join`, bounded as all others. A reload swaps the table; streams in progress keep their target.
 
 Invariant: a stream for a service that is not declared, or of another kind than it must be, is reset and nothing is
 dialled; a service with `tls = "home"` is never reached without TLS; every opened stream is counted out exactly once.
@@ -15,6 +15,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from tunnelgw.access.addresses import address_key
+from tunnelgw.access.shares import Shares
 from tunnelgw.connector.origins import Origin
 from tunnelgw.errors import OriginError
 from tunnelgw.net.accept import KEPT_DESCRIPTORS, most_descriptors
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STREAMS_LEAST = 64
+ARRIVAL_DESCRIPTORS = 2  # of a visitor whose TLS ends here: a pair of sockets
 NAME_SHOWN = 80  # characters of a service name that the edge sent
 
 
@@ -51,14 +54,16 @@ class Served:
     """
 
     __slots__ = (
-        "_most", "_origins", "_sparing", "active", "ending", "health", "health_revision", "offers", "revision", "total",
+        "_origins", "_places", "_sparing", "active", "ending", "health", "health_revision", "offers", "revision",
+        "total",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._origins: dict[str, Origin] = {}
         self._sparing = Sparing(log)
-        # Each stream has a descriptor; without some left for links and files, one edge could cut off the others.
-        self._most = max(STREAMS_LEAST, most_descriptors() - KEPT_DESCRIPTORS)
+        # Each stream has a descriptor; without some left for links and files, one edge could cut off the others. And no
+        # visitor may have them all, or one who opens streams by the hundred would shut every service here.
+        self._places = Shares(max(STREAMS_LEAST, most_descriptors() - KEPT_DESCRIPTORS))
         self.ending: TlsEnd | None = None
         self.offers: list[Offer] = []
         self.revision = 0
@@ -106,33 +111,41 @@ class Served:
             self._warn("kind", request, "the edge asked for service %r as another kind than its target's")
             stream.reset(Reason.SERVICE_UNKNOWN)
             return
-        if self.active >= self._most:
-            self._warn("many", request, "the edge opened more streams than there are files to open, last for %r")
+        if not self._room_for(request):
             stream.reset(Reason.STREAM_LIMIT)
-            return
-        self._count()
-        if at_home:
+        elif at_home:
             assert self.ending is not None
-            self.ending.take(stream, request, self.ended)
+            key = self.count(request, ARRIVAL_DESCRIPTORS)
+            self.ending.take(stream, request, lambda: self.ended(key, ARRIVAL_DESCRIPTORS))
         else:
             _Serving(self, origin, stream, request)
 
-    def join(self, stream: StreamEnd, request: Open) -> bool:
-        """From the inside of a TLS connection that ended here to the target; False where that is not declared."""
+    def join(self, stream: StreamEnd, request: Open) -> Reason | None:
+        """From the inside of a TLS connection that ended here to the target; why not, where it cannot be."""
         origin = self._origins.get(request.service)
         if origin is None or origin.service.tls != "home" or origin.service.target.kind != request.kind:
-            return False
-        self._count()
+            return Reason.WITHDRAWN
+        if not self._room_for(request):
+            return Reason.STREAM_LIMIT
         _Serving(self, origin, stream, request)
-        return True
+        return None
 
     def failed(self, origin: Origin, error: OriginError, now: float) -> None:
         """A target could not be dialled."""
         name = origin.service.name
         self._sparing.warning(f"target {name}", now, "service %s: %s", name, error.text)
 
-    def ended(self) -> None:
+    def count(self, request: Open, descriptors: int) -> str | None:
+        """One more stream; for whom it counts."""
+        key = _key_of(request)
+        self._places.take(key, descriptors)
+        self.active += 1
+        self.total += 1
+        return key
+
+    def ended(self, key: str | None, descriptors: int) -> None:
         """One stream is over."""
+        self._places.give_back(key, descriptors)
         self.active -= 1
 
     async def close(self) -> None:
@@ -140,9 +153,11 @@ class Served:
         for origin in self._origins.values():
             await origin.close()
 
-    def _count(self) -> None:
-        self.active += 1
-        self.total += 1
+    def _room_for(self, request: Open) -> bool:
+        if self._places.room_for(_key_of(request)):
+            return True
+        self._warn("many", request, "more streams are open than this visitor, or this machine, may have; last for %r")
+        return False
 
     def _warn(self, kind: str, request: Open, text: str) -> None:
         now = asyncio.get_running_loop().time()
@@ -152,10 +167,11 @@ class Served:
 class _Serving:
     """One stream: its dial, then its splice. Referenced by the task and by the splice's `on_end`."""
 
-    __slots__ = ("_dial", "_origin", "_request", "_served", "_splice", "_stream")
+    __slots__ = ("_dial", "_key", "_origin", "_request", "_served", "_splice", "_stream")
 
     def __init__(self, served: Served, origin: Origin, stream: StreamEnd, request: Open) -> None:
         self._served: Served | None = served  # None once counted out
+        self._key = served.count(request, 1)
         self._origin = origin
         self._stream = stream
         self._request = request
@@ -185,7 +201,11 @@ class _Serving:
     def _out(self) -> None:
         served, self._served = self._served, None
         if served is not None:
-            served.ended()
+            served.ended(self._key, 1)
+
+
+def _key_of(request: Open) -> str | None:
+    return None if request.many else address_key(request.visitor)
 
 
 def offer(service: ServiceConfig) -> Offer:

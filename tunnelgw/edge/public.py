@@ -173,13 +173,9 @@ class FrontDoor:
     ) -> None:
         for listener in listeners:
             dress(listener)  # it may come from systemd
+            refused, waits = self._counters.refuse, lambda: self.ledger.waits
             acceptor = Acceptor(
-                self._loop,
-                listener,
-                accepted=accepted,
-                refused=self._counters.refuse,
-                reserve=self.reserve,
-                waits=lambda: self.ledger.waits,
+                self._loop, listener, accepted=accepted, refused=refused, reserve=self.reserve, waits=waits
             )
             acceptor.start()
             self._acceptors.append(acceptor)
