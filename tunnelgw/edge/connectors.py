@@ -96,8 +96,7 @@ class Connector:
 
     def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> Stream | None:
         """As `StreamOpener.open`."""
-        session = self.session
-        now = self.all.loop.time()
+        session, now = self.session, self.all.loop.time()
         if session is not None and self.link is not None and not self.draining:
             try:
                 return session.open(request_for(route, visitor), waiter, now, visitor=visitor.key)
@@ -110,13 +109,14 @@ class Connector:
         self.lane.park(route, visitor, waiter, until=now + self.all.park_seconds)
         return None
 
-    def _open_parked(self, parked: Parked) -> Stream | Reason:
+    def open_parked(self, parked: Parked, route: Route | None = None) -> Stream | Reason:
+        """A stream for who waited, or why there is none. `route`: this member's own, where a group was waited for."""
         session = self.session
         if session is None:
             return Reason.CONNECTOR_AWAY
+        visitor, now = parked.visitor, self.all.loop.time()
         try:
-            request, now = request_for(parked.route, parked.visitor), self.all.loop.time()
-            return session.open(request, parked.waiter, now, visitor=parked.visitor.key)
+            return session.open(request_for(route or parked.route, visitor), parked.waiter, now, visitor=visitor.key)
         except Refused as refusal:
             return refusal.reason
 
@@ -153,7 +153,7 @@ class Connector:
         self.trust = hello.trust
         self.learn()
         log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
-        self.lane.leave(self._open_parked)
+        self.lane.leave(self.open_parked)
         self.all.groups.serve(self.name)
         if self.all.farewell is not None:
             self.announce(self.all.farewell)

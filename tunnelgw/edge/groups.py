@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tunnelgw.edge.parking import Lane, request_for
-from tunnelgw.errors import Refused
+from tunnelgw.edge.parking import Lane
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.members import ABSENT, DOUBTFUL, OUT_SECONDS, READY
@@ -107,14 +106,8 @@ class Groups:
             lane.refuse_all(reason)
 
     def _open(self, parked: Parked, member: Route) -> Stream | Reason:
-        session = self._all.by_name[member.connector].session
-        if session is None:
-            return Reason.CONNECTOR_AWAY
         parked.waiter.route = member
-        try:
-            return session.open(request_for(member, parked.visitor), parked.waiter, self._all.loop.time())
-        except Refused as refusal:
-            return refusal.reason
+        return self._all.by_name[member.connector].open_parked(parked, member)
 
     def _since(self, members: Members) -> float:
         """Since when all are away."""
