@@ -212,6 +212,7 @@ class Load:
     async def ssh(self) -> None:
         tally = self.tally("ssh")
         while not self.finishing.is_set():
+            opening = tally.begin()
             session = await asyncio.create_subprocess_exec(
                 "ssh", "-F", self.ssh_config, "-p", str(SSH_PORT), SSH, REMOTE,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -219,7 +220,7 @@ class Load:
             assert session.stdin is not None
             assert session.stdout is not None
             messages = Messages(tally, "line")
-            opening, sending = tally.begin(), None
+            sending = None
             try:
                 if await self.line(session.stdout) != "ready":
                     raise WrongError("no greeting")

@@ -31,7 +31,7 @@ LATEST = 10.0  # after the end of a fault: what it broke has been noticed by the
 GRACE = 0.5  # a fault happens a moment after we say so, and its end is seen a moment later
 SETTLE_SECONDS = 60.0  # until everything flows again after the last fault
 SESSIONS = ("websocket", "ticks", "ssh")  # their messages go with their connection
-GROWTH_BYTES, GROWTH = 16 * 1024 * 1024, 1.2  # of memory: caches fill; a leak under this load is more
+GROWTH_BYTES, GROWTH = 8 * 1024 * 1024, 1.1  # of memory: caches fill; a leak under this load is more
 GROWTH_DESCRIPTORS = 4
 
 
