@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
+import gc
 import hashlib
 import socket
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from tunnelgw.connector.app import Connector
 from tunnelgw.errors import LocalError
 from tunnelgw.identity import home
 from tunnelgw.identity.material import digest
+from tunnelgw.net.link import Link
 from tunnelgw.net.sockets import SEGMENT_SAFE
 from tunnelgw.net.watch import FileWatch
 from tunnelgw.obs.reasons import Reason
@@ -124,6 +126,33 @@ def test_links_cut_in_the_middle_lose_no_byte(tmp_path: Path, loop: str) -> None
         target.close()
 
     run(main, loop=loop)
+
+
+def test_links_that_are_over_leave_no_memory(tmp_path: Path) -> None:
+    """Each holds half a megabyte of TLS buffers: they go by reference count, for a full collection is rare."""
+
+    def links() -> int:
+        return sum(isinstance(found, Link) for found in gc.get_objects())
+
+    async def main() -> None:
+        async with tunnel(tmp_path, echo(1)) as (edge, connector):
+            main = connector.edges[0].main.tunnel
+            gc.collect()
+            gc.disable()
+            for number in range(3):
+                before = len(edge.hellos)
+                await until(lambda: main.link is not None and edge.link is not None)
+                ours = main.link if number % 2 else edge.link
+                assert ours is not None
+                ours.abort(ConnectionResetError())
+                del ours
+                await until(lambda before=before: len(edge.hellos) > before)  # type: ignore[misc]
+            await until(lambda: main.link is not None and links() == 2)  # one at each end
+
+    try:
+        run(main)
+    finally:
+        gc.enable()
 
 
 def test_after_silence_packets_stay_small(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ async def _converse(invitation: Invitation, place: Endpoint, request: KeyRequest
     conversation = Conversation()
     try:
         link = await conversation.open(place, joining_context())
-        assert link.transport is not None
+        if link.transport is None:
+            raise ConnectionResetError("the edge hung up")
         leaf = tls_of(link.transport).getpeercert(binary_form=True) or b""
         authority = await conversation.ask(JoinStart(versions=list(VERSIONS)), Authority)
         if authority.version not in VERSIONS:

@@ -87,10 +87,11 @@ class Link(asyncio.BufferedProtocol):
     # The transport's side.
 
     def connection_made(self, made: asyncio.BaseTransport) -> None:
-        self.transport = transport = cast("asyncio.Transport", made)  # uvloop's is no subclass
+        transport = cast("asyncio.Transport", made)  # uvloop's is no subclass
         if self._lost:  # given up while it shook hands
             transport.abort()
             return
+        self.transport = transport
         transport.set_write_buffer_limits(BATCH_LEAST, BATCH_LEAST // 2)
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if address else ""
@@ -302,3 +303,4 @@ class Link(asyncio.BufferedProtocol):
             self._timer = None
         self.owner.link_lost(self, error)
         self.session = None
+        self.transport = None  # it refers to us: half a megabyte of TLS buffers would wait for the cyclic collector
