@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.edge.front import ADDRESS, run
+from tests.edge.front import ADDRESS, run, until
 from tunnelgw.admin.crew import Single
 from tunnelgw.admin.listeners import Listeners
 from tunnelgw.admin.setup import create_state
@@ -84,6 +84,28 @@ def test_who_leaves_waits_for_its_visitors_but_not_for_ever(
         await asyncio.wait_for(drained, 20)
         await crew.stop()
         writer.close()
+        store.close()
+
+    run(main)
+
+
+def test_visitors_are_sent_on_when_connectors_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all who keep a connection would come back at once to a process that has no tunnel yet, and wait there."""
+    monkeypatch.setattr(app, "MOVE_SECONDS", 0.2)
+    state, file = tmp_path / "state", tmp_path / "edge.toml"
+    file.write_text(f'domain = "example.com"\nstate_dir = "{state}"\n[tls]\nissuer = "self-signed"\n')
+    create_state(state)
+
+    async def main() -> None:
+        store = SqliteStore(state / FILE_NAME)
+        crew = Single(load_edge(file), store)
+        await crew.start(Listeners())
+        crew.accept()
+        crew.leave()
+        assert crew._edge.connectors.farewell is not None
+        assert not crew._edge.gateway.draining
+        await until(lambda: crew._edge.gateway.draining)
+        await crew.stop()
         store.close()
 
     run(main)

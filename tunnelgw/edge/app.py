@@ -65,6 +65,8 @@ GRACE_SECONDS = 10.0  # what is in progress may end within this at a stop
 # After an upgrade, streams go on in the old process for so long: most downloads and sessions end by themselves within
 # an hour, and no process with a hole that the upgrade closes serves for days.
 DRAIN_SECONDS = 3600.0
+# Until visitors are asked to come back in the new process: by then its connectors have, and few requests wait there.
+MOVE_SECONDS = 5.0
 DRAIN_TURN = 0.25  # between two looks at whether they have
 
 
@@ -122,6 +124,7 @@ class Edge:
         self._revision = 0
         self._overdue: set[str] = set()  # connectors whose change could not be put in force
         self._look_handle: asyncio.TimerHandle | None = None
+        self._wind_down: asyncio.TimerHandle | None = None
         self._deciding: dict[str, asyncio.Lock] = {}
 
     def _listen_to_connectors(self) -> None:
@@ -235,8 +238,8 @@ class Edge:
         self._left = True
         self._close_listeners()
         self.certificates.retire()
-        self.gateway.wind_down()
-        self.connectors.send_away(Reason.EDGE_STOPPING)  # last: they come back at once, to the other process
+        self.connectors.send_away(Reason.EDGE_STOPPING)  # they come back at once, to the other process
+        self._wind_down = self.loop.call_later(MOVE_SECONDS, self.gateway.wind_down)
 
     async def drained(self) -> None:
         """Return when nothing is in progress any more, after `DRAIN_SECONDS` at the latest."""
@@ -256,8 +259,9 @@ class Edge:
 
     async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
         """Accept nothing new, let what is in progress end for `grace` seconds, close."""
-        if self._look_handle is not None:
-            self._look_handle.cancel()
+        for handle in (self._look_handle, self._wind_down):
+            if handle is not None:
+                handle.cancel()
         self._close_listeners()  # first: nobody new
         self.gateway.drain()
         for connector in self.connectors:
