@@ -8,7 +8,6 @@ import pytest
 
 from tests.lab import network
 from tests.lab.lab import Lab
-from tests.system.conftest import nothing_leaked  # noqa: F401 - the logs of the lab's programs are searched as well
 from tests.system.sshd import SSHD
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WARM_SECONDS = 5.0  # of load before memory is measured
 PAUSES = (0.5, 6.0)  # seconds between the end of a fault and the next one
 LATEST = 10.0  # after the end of a fault: what it broke has been noticed by then
-GRACE = 0.5  # a fault happens a moment after we say so, and its end is seen a moment later
+GRACE = 1.0  # a fault happens a moment after we say so, and its end is seen a moment later
 SETTLE_SECONDS = 60.0  # until everything flows again after the last fault
 SESSIONS = ("websocket", "ticks", "ssh")  # their messages go with their connection
 GROWTH_BYTES, GROWTH = 8 * 1024 * 1024, 1.1  # of memory: caches fill; a leak under this load is more

@@ -87,7 +87,7 @@ def test_mtu_black_hole(loaded: Loaded) -> None:
 
 
 def test_reset(loaded: Loaded) -> None:
-    for _ in range(3):
+    for _ in range(2):
         loaded.begin()
         assert loaded.lab.relay.reset() >= 2
         loaded.survived("reset", within=ROOM)
