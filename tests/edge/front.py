@@ -126,6 +126,9 @@ class Opener:
         if waiter in self.parked:
             self.parked.remove(waiter)
 
+    def since(self, route: Route) -> float:
+        return 0.0
+
 
 class Answering(asyncio.Protocol):
     """Stands for the gateway: says who it thinks the visitor is."""

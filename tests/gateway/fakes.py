@@ -242,6 +242,7 @@ class FakeOpener:
         self.parked: list[tuple[Route, Any]] = []
         self.park = False
         self.refusal: NoStream | None = None
+        self.away_since = 0.0
         self.cancelled = 0
 
     def open(self, route: Route, visitor: Visitor, waiter: Any) -> Any:
@@ -266,6 +267,9 @@ class FakeOpener:
     def cancel(self, waiter: Any) -> None:
         self.cancelled += 1
         self.parked = [entry for entry in self.parked if entry[1] is not waiter]
+
+    def since(self, route: Route) -> float:
+        return self.away_since
 
     @property
     def last(self) -> FakeStream:

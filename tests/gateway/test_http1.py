@@ -573,9 +573,23 @@ class TestBrokenServices:
         protocol, transport = world.connect()
         protocol.data_received(get("/", "Content-Length: 1\r\n", method="POST") + b"x")
         world.opener.last.fail(reason)
-        assert status_of(transport.take()) == status
+        answer = transport.take()
+        assert status_of(answer) == status
+        assert b"\r\nretry-after: " in answer
         assert len(world.opener.streams) == 1
         assert world.routes[0].counters.requests == {status: 1}
+
+    @pytest.mark.parametrize(
+        ("reason", "away"),
+        [(Reason.CONNECTOR_AWAY, True), (Reason.CONNECTOR_STOPPING, True), (Reason.TARGET_RESET, False)],
+    )
+    def test_a_page_for_what_was_under_way_says_since_when(self, world: World, reason: Reason, away: bool) -> None:
+        """As for what came later; but not where home is there."""
+        world.opener.away_since = 1_700_000_000.0
+        protocol, transport = world.connect()
+        protocol.data_received(get("/", "Accept: text/html\r\nContent-Length: 1\r\n", method="POST") + b"x")
+        world.opener.last.fail(reason)
+        assert (b"It was last here at 2023-11-14 22:13:20 UTC" in transport.take()) == away
 
 
 class TestKeptStreams:

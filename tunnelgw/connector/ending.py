@@ -164,6 +164,10 @@ class Ending:
     def cancel(self, waiter: StreamWaiter) -> None:
         """Nothing is ever parked here."""
 
+    def since(self, route: Route) -> float:  # noqa: ARG002 - StreamOpener's interface
+        """Nobody is away."""
+        return 0.0
+
     # What an arrival asks for.
 
     def greeted(self, arrival: _Arrival, hello: ClientHello) -> None:

@@ -138,25 +138,25 @@ class Connector:
         if old is not None:
             # The old link must be closed before either side says its count: nothing may arrive on it after that.
             old.abort()
+            self.since = time.time()
         resumed = self._resume(link, hello)
-        if not resumed:
-            self._begin(link)
+        replaced = None if resumed else self._begin(link)
         self.reconnects += not (first_time or resumed)
         self.resumes += resumed
-        self.since = time.time()
         self.deadline = INF
         self.draining = False
-        session = self.session
-        if session is None:
-            return  # what came with the hello broke the protocol: it is over already
-        link.greet(welcome(self, version=version, resumed=resumed, received=session.received))
-        self.trust = hello.trust
-        self.learn()
-        log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
-        self.lane.leave(self.open_parked)
-        self.all.groups.serve(self.name)
-        if self.all.farewell is not None:
-            self.announce(self.all.farewell)
+        if self.session is not None:  # or what came with the hello broke the protocol: it is over already
+            link.greet(welcome(self, version=version, resumed=resumed, received=self.session.received))
+            self.trust = hello.trust
+            self.learn()
+            log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
+            self.lane.leave(self.open_parked)
+            self.all.groups.serve(self.name)
+            if self.all.farewell is not None:
+                self.announce(self.all.farewell)
+        if replaced is not None:  # now that what can be asked again has where to go
+            replaced.close(Reason.CONNECTOR_AWAY)
+        self.since = time.time()
 
     def _resume(self, link: Link, hello: Hello) -> bool:
         session = self.session
@@ -171,10 +171,9 @@ class Connector:
             return False
         return True
 
-    def _begin(self, link: Link) -> None:
-        old, self.session = self.session, None
-        if old is not None:
-            old.close(Reason.CONNECTOR_AWAY)
+    def _begin(self, link: Link) -> Session | None:
+        """A new session; the old one, which is still to be closed."""
+        old = self.session
         self.session_id = secrets.token_hex(16)
         self.unhealthy = frozenset()
         session = self.session = Session(
@@ -183,6 +182,7 @@ class Connector:
         )  # fmt: skip
         self._take(link)
         link.attach(session, 0)
+        return old
 
     def _take(self, link: Link) -> None:
         link.owner = self
@@ -231,11 +231,12 @@ class Connector:
         now = self.all.loop.time()
         # A restart is an absence that just began; one that lasted `resume_seconds` already is answered at once.
         self.away_until = now + self.all.resume_seconds if reason is not Reason.CONNECTOR_AWAY else now
+        if link is not None:
+            self.since = time.time()
         if session is not None:
             session.close(reason)
         if link is not None:
             link.close()
-            self.since = time.time()
         self.all.gone(self)
 
     def cut(self, reason: Reason) -> None:
@@ -299,17 +300,9 @@ class Connectors:
     """All connectors of this process; the `StreamOpener` of the edge."""
 
     def __init__(
-        self,
-        *,
-        loop: asyncio.AbstractEventLoop,
-        wheel: Wheel,
-        counters: ProcessCounters,
-        resume_seconds: float,
-        park_seconds: float,
-        worker: int = 0,
-        workers: int = 1,
-        domain: str = "",
-    ) -> None:
+        self, *, loop: asyncio.AbstractEventLoop, wheel: Wheel, counters: ProcessCounters, resume_seconds: float,
+        park_seconds: float, worker: int = 0, workers: int = 1, domain: str = "",
+    ) -> None:  # fmt: skip
         self.loop = loop
         self.wheel = wheel
         self.counters = counters
@@ -347,6 +340,10 @@ class Connectors:
 
     def cancel(self, waiter: StreamWaiter) -> None:
         self.lot.cancel(waiter)
+
+    def since(self, route: Route) -> float:
+        connector = self.by_name.get(route.connector)
+        return 0.0 if connector is None else connector.since
 
     # Connectors.
 

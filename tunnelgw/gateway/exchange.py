@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 IDEMPOTENT = SAFE | {b"PUT", b"DELETE"}
 # After these a second try on a fresh stream can help; after a refused dial it would only be refused again.
-_RETRY_AFTER = frozenset({Reason.TARGET_RESET, Reason.CONNECTOR_AWAY, Reason.CONNECTOR_STOPPING})
+_AWAY = frozenset({Reason.CONNECTOR_AWAY, Reason.CONNECTOR_STOPPING})
+_RETRY_AFTER = _AWAY | {Reason.TARGET_RESET}
 # An upload that moves fewer bytes than this in `stall_seconds` counts as stalled: a drip is no progress.
 _PROGRESS_BYTES = 1024
 _PROOF_PATH = b"/.well-known/acme-challenge/"
@@ -190,6 +191,8 @@ class Exchange(Holding):
             self.retried = True
             self._connect(self.route, self.pool.gateway.time())
             return
+        if upstream is not None and reason in _AWAY:
+            since = since or self.pool.gateway.opener.since(upstream.route)
         self.refuse(reason, since)
 
     def fail_over(self, connector: str) -> None:

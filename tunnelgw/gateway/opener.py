@@ -95,3 +95,6 @@ class StreamOpener(Protocol):
 
     def cancel(self, waiter: StreamWaiter) -> None:
         """The visitor left, or answered otherwise: forget a parked `waiter`. Idempotent."""
+
+    def since(self, route: Route) -> float:
+        """Whose stream is being reset: since when its connector is away, or was until now (Unix time; 0.0 unknown)."""

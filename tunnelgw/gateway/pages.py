@@ -124,7 +124,7 @@ def error_page(
         fields.append((b"www-authenticate", b'Basic realm="restricted", charset="UTF-8"'))
     elif status == 429:
         fields.append((b"retry-after", b"60"))
-    elif status in (503, 504):
+    elif status in (502, 503, 504):
         fields.append((b"retry-after", _RETRY_AFTER))
     return fields, body
 

@@ -1,0 +1,136 @@
+"""A connector's successor, and what becomes of what its predecessor had begun."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.edge.front import route
+from tests.gateway.fakes import FakeLoop
+from tunnelgw.edge.connectors import Connectors
+from tunnelgw.gateway.opener import NoStream, Visitor
+from tunnelgw.net.timers import Wheel
+from tunnelgw.obs.counters import ProcessCounters
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.control import Hello
+
+if TYPE_CHECKING:
+    from tunnelgw.wire.session import Session
+
+ROUTE = route("http")
+
+
+class FakeLink:
+    """Carries a session nowhere."""
+
+    peer = "192.0.2.1"
+
+    def __init__(self) -> None:
+        self.owner: Any = None
+        self.session: Session | None = None
+        self.greetings = 0
+        self.ended = False
+
+    def greet(self, message: object) -> None:
+        self.greetings += 1
+
+    def attach(self, session: Session, received: int) -> None:
+        session.attach(received, 0.0)
+        self.session = session
+
+    def wake(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def abort(self) -> None:
+        self.ended = True
+
+    close = abort
+
+
+class Again:
+    """Whose request is reset, and who asks once more, at once."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.reset: Reason | None = None
+        self.since = 0.0
+        self.answer: Any = "nothing"
+        self.stream = world.connectors.open(ROUTE, world.visitor, self)  # type: ignore[arg-type]
+
+    def stream_reset(self, reason: Reason) -> None:
+        self.reset = reason
+        self.since = self.world.connectors.since(ROUTE)
+        try:
+            self.answer = self.world.connectors.open(ROUTE, self.world.visitor, self)  # type: ignore[arg-type]
+        except NoStream as error:
+            self.answer = error.reason
+
+    def stream_ready(self, stream: Any) -> None:
+        self.answer = stream
+
+
+class World:
+    def __init__(self) -> None:
+        self.loop = FakeLoop()
+        self.connectors = Connectors(
+            loop=self.loop,  # type: ignore[arg-type]
+            wheel=Wheel(self.loop),  # type: ignore[arg-type]
+            counters=ProcessCounters(), resume_seconds=120.0, park_seconds=20.0,
+        )  # fmt: skip
+        self.visitor = Visitor("203.0.113.1", 1)
+        self.connector = self.connectors.known(ROUTE.connector)
+
+    def dial(self, instance: str, number: int = 1) -> FakeLink:
+        link = FakeLink()
+        hello = Hello(versions=[1], software="x", instance=instance, dial=number)
+        self.connector.accept(link, hello, version=1, serial="1")  # type: ignore[arg-type]
+        return link
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["lost", "silent"])
+def test_what_a_dead_instance_held_can_be_asked_of_its_successor(world: World, noticed: bool) -> None:
+    """However long the edge has known this connector, and whether its end was noticed or not."""
+    first = world.dial("1" * 32)
+    world.loop.now += 100_000
+    request = Again(world)
+    began = time.time()
+    if noticed:
+        world.connector.link_lost(first, None)  # type: ignore[arg-type]
+    second = world.dial("2" * 32)
+    assert request.reset is Reason.CONNECTOR_AWAY
+    assert request.answer in second.session.streams.values()  # type: ignore[union-attr]
+    assert second.greetings == 1
+    assert began - 1 <= request.since <= time.time(), "since when it was away until now"
+    assert world.connector.state == "up"
+    assert len(world.connector.lane) == 0
+
+
+def test_what_a_stopping_instance_could_not_end_waits_for_its_successor(world: World) -> None:
+    first = world.dial("1" * 32)
+    world.loop.now += 100_000
+    request = Again(world)
+    world.connector.going_away(Reason.CONNECTOR_STOPPING)
+    began = time.time()
+    world.connector.link_lost(first, None)  # type: ignore[arg-type]
+    assert request.reset is Reason.CONNECTOR_STOPPING
+    assert request.answer is None, "parked"
+    assert request.since >= began - 1
+    second = world.dial("2" * 32)
+    assert request.answer in second.session.streams.values()  # type: ignore[union-attr]
+
+
+def test_nobody_waits_for_who_is_away_for_long(world: World) -> None:
+    first = world.dial("1" * 32)
+    request = Again(world)
+    world.connector.link_lost(first, None)  # type: ignore[arg-type]
+    world.loop.advance(121.0)
+    assert request.reset is Reason.CONNECTOR_AWAY
+    assert request.answer is Reason.CONNECTOR_AWAY
