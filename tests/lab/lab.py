@@ -10,6 +10,7 @@ Everything ends with the block; what a killed run leaves is swept by the next on
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -21,13 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.lab import network
-from tests.lab.network import DIRECT, RELAYED, VPS, Network, inside
+from tests.lab.network import DIRECT, PREFIX, RELAYED, VPS, Network, inside
 from tests.system import planted
 from tests.system.control import ask
 from tests.system.harness import DOMAIN, TUNNELGW, Process, end_all, wait_until
 from tests.system.sshd import configure
+from tests.system.upgrading import activated_by
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
     from types import TracebackType
 
 ROOT = Path(__file__).parents[2]
@@ -49,13 +53,16 @@ class Program:
         self.role = role
         self.command = command
         self.ready = ready
+        self.env: dict[str, str] = {}  # more than the environment of the tests
+        self.passed: list[int] = []  # descriptors of listening sockets, as from systemd's socket unit
         self.process: Process | None = None
 
-    def start(
-        self, *, wait: bool = True, env: dict[str, str] | None = None, arguments: tuple[str, ...] = ()
-    ) -> Process:
-        """Begin, with further arguments; wait until it says that it serves."""
-        self.process = self.lab.spawn(self.name, self.role, [*self.command, *arguments], env=env)
+    def start(self, *, wait: bool = True, arguments: tuple[str, ...] = (), before: tuple[str, ...] = ()) -> Process:
+        """Begin, with further arguments, by another program that becomes it; wait until it says that it serves."""
+        command = [*before, *self.command, *arguments]
+        if self.passed:
+            command = activated_by(self.passed, command)
+        self.process = self.lab.spawn(self.name, self.role, command, env=self.env, pass_fds=self.passed)
         if wait:
             self.process.wait_for(self.ready)
         return self.process
@@ -176,11 +183,14 @@ class Load:
 
 
 class Lab:
-    """See the module's text. `extra` and `tables` are lines of edge.toml (at its top, and tables)."""
+    """See the module's text. `extra` and `tables` are lines of edge.toml (at its top, and tables).
+
+    env: of edge and connector. state_mb: both keep their state on file systems of this size; 0 is an ordinary folder.
+    """
 
     def __init__(
         self, folder: Path, *, through: str = "relay", uplink: str = network.UPLINK, workers: int = 1,
-        extra: str = "", tables: str = "", services: str = "",
+        extra: str = "", tables: str = "", services: str = "", env: dict[str, str] | None = None, state_mb: int = 0,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.children: list[Process] = []
@@ -200,16 +210,25 @@ class Lab:
         service = str(ROOT / "tests" / "system" / "service.py")
         self.service = Program(self, "service", "home", [sys.executable, service, str(HOME_WEB), "web"])
         self.relay = Relay(folder / "relay.sock")
+        self.edge.env = self.connector.env = env or {}
         self.loads: list[Load] = []
+        self.state_mb = state_mb
+        self.mounted: list[Path] = []
+        self.held: list[socket.socket] = []  # of the edge's public ports
         try:
             self._start(edge, home)
         except BaseException:
             self.close()
+            self.unmount()
             raise
 
     def _start(self, edge: Path, home: Path) -> None:
         for part in (edge, home, self.folder / "sshd"):
             part.mkdir()
+        for state in (self.edge_state, self.home_state) if self.state_mb else ():
+            state.mkdir(mode=0o700)
+            network.run(["mount", "-t", "tmpfs", "-o", f"size={self.state_mb}m,mode=0700", PREFIX, str(state)])
+            self.mounted.append(state)
         self.name_edge()
         names = (WEB_NAME, EDGE_NAME, f"ssh.{DOMAIN}")
         self.net.hosts("visitor", dict.fromkeys(names, (VPS,)))
@@ -262,9 +281,26 @@ port = {SSH_PORT}
 
     # Programs.
 
-    def spawn(self, name: str, role: str, command: list[str], *, env: dict[str, str] | None = None) -> Process:
+    def hold_ports(self) -> None:
+        """Be systemd with the edge's socket unit: its public ports are held here, and given to it at each start."""
+        self.held = self.net.listeners("vps", 443, 80)
+        # Well above the numbers that they get there.
+        self.edge.passed = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD, 200) for one in self.held]
+
+    def release_ports(self) -> None:
+        """Undo `hold_ports`, for the starts to come. Idempotent."""
+        for one in self.held:
+            one.close()
+        for descriptor in self.edge.passed:
+            os.close(descriptor)
+        self.held, self.edge.passed = [], []
+
+    def spawn(
+        self, name: str, role: str, command: list[str], *, env: dict[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> Process:  # fmt: skip
         """Start any program in a namespace; it ends with the lab."""
-        process = Process(name, inside(self.net.namespace(role), command), self.folder, env=env)
+        process = Process(name, inside(self.net.namespace(role), command), self.folder, env=env, pass_fds=pass_fds)
         self.children.append(process)
         return process
 
@@ -274,7 +310,9 @@ port = {SSH_PORT}
             inside(self.net.namespace(role), list(command)), input=stdin, capture_output=True, text=True,
             timeout=seconds, check=False,
         )  # fmt: skip
-        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}\n{self.logs()}"
+        assert not check or done.returncode == 0, (
+            f"{command}: {done.returncode} {done.stdout}{done.stderr}\n{self.logs()}"
+        )
         return done
 
     def tunnelgw(self, role: str, *arguments: str, check: bool = True, stdin: str = "") -> str:
@@ -370,7 +408,13 @@ port = {SSH_PORT}
         """End everything; what was wrong."""
         problems = end_all(self.children)
         self.net.close()
+        self.release_ports()
         return problems
+
+    def unmount(self) -> None:
+        """The last of it, once nobody wants to read its state any more. Idempotent."""
+        while self.mounted:
+            network.run(["umount", "-l", str(self.mounted.pop())])
 
     def __enter__(self) -> Self:
         return self
@@ -381,6 +425,7 @@ port = {SSH_PORT}
         problems = self.close()
         secrets = planted.keys_below([self.edge_state, self.home_state])
         problems += planted.leaks([child.log for child in self.children], secrets)
+        self.unmount()
         if error is None and problems:
             raise AssertionError("\n".join(problems))
 

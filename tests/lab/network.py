@@ -18,13 +18,16 @@ networks of processes that are gone, with everything that runs in them, and neve
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PREFIX = "tgw-lab"
@@ -108,6 +111,7 @@ MORE_SYSCTL = {
     "internet": _ROUTING,
     **{role: [*_NAT, f"net.netfilter.nf_conntrack_tcp_timeout_established={FORGETS[role]}"] for role in FORGETS},
 }
+CLONE_NEWNET = 0x40000000  # sched.h
 FAULTS = "faults"  # the nftables table in which faults live
 _numbers = itertools.count(1)
 
@@ -220,6 +224,21 @@ class Network:
     def exec(self, role: str, *command: str, stdin: str = "") -> str:
         """Run a program in a namespace to its end; its output."""
         return run(inside(self.namespace(role), list(command)), stdin=stdin)
+
+    def listeners(self, role: str, *ports: int) -> list[socket.socket]:
+        """Sockets that listen there, on both families, held by this process as systemd holds those of its units."""
+
+        def make() -> list[socket.socket]:
+            with open(f"/run/netns/{self.namespace(role)}") as place:
+                if ctypes.CDLL(None, use_errno=True).setns(place.fileno(), CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            return [
+                socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
+                for port in ports
+            ]
+
+        with ThreadPoolExecutor(1) as elsewhere:  # a thread of its own may be in another namespace, and ends there
+            return elsewhere.submit(make).result()
 
     def ip(self, role: str, *lines: str) -> None:
         """Lines of `ip -batch`."""

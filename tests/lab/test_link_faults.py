@@ -7,13 +7,13 @@ through that was begun after it, and looks at what became of everything in betwe
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab import faults
-from tests.lab.lab import Lab, Load, now
+from tests.lab.lab import Lab, now
+from tests.lab.loaded import NOTICED_BUSY, ROOM, Loaded
 from tests.lab.network import DIRECT6, VPS, inside
 from tests.system.harness import DOMAIN, wait_until
 
@@ -21,42 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.slow]
-ROOM = 5.0  # beside what is promised: machines are busy
-NOTICED_BUSY = 3.0
 SLOW = """
 [services.slow]
 target = 8080
 response_seconds = 5
 """
-
-
-@dataclass
-class Loaded:
-    """A lab under load, and what a fault is judged by."""
-
-    lab: Lab
-    load: Load
-    resumes: int = 0
-    since: float = 0.0
-
-    def begin(self) -> None:
-        self.resumes = self.lab.resumes()
-        self.since = self.load.mark()
-
-    def survived(self, what: str, *, within: float, resumed: bool = True) -> float:
-        """The longest wait of a small request or message, in seconds, after a fault that is over."""
-        if resumed:
-            self.lab.wait_resumed(self.resumes)
-        self.load.wait_flowing(now())
-        report = self.load.report()
-        resumes = self.lab.resumes() - self.resumes
-        assert report["failures"] == [], f"{self.load.table()}\n{self.lab.logs()}"
-        assert not any(facts["retried"] for facts in report["kinds"].values()), self.load.table()
-        assert (resumes > 0) == resumed, f"{resumes} resumes\n{self.lab.logs()}"
-        waited = {kind: report["kinds"][kind]["longest"] for kind in ("h1", "h2", "websocket", "ticks", "ssh")}
-        print(f"{what}: longest wait {max(waited.values()):.2f} s, {resumes} resumes, 0 failed")
-        assert max(waited.values()) < within, waited
-        return max(waited.values())
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import struct
 import sys
+from collections import Counter
+from socket import SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING
 
 from aiohttp import WSMsgType, web
@@ -154,8 +157,37 @@ async def status(request: web.Request) -> web.Response:
 
 
 async def slow(request: web.Request) -> web.Response:
-    await asyncio.sleep(float(request.query["seconds"]))
+    request.app["slow"][0] += 1
+    try:
+        await asyncio.sleep(float(request.query["seconds"]))
+    finally:
+        request.app["slow"][0] -= 1
     return web.Response(text="at last\n")
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    """An RST after so many bytes of a body of a thousand; without `after`, before any byte of a response."""
+    transport = request.transport
+    assert transport is not None
+    request.app["cuts"][request.query_string] += 1
+    response = web.StreamResponse(headers={"Content-Length": "1000"})
+    if "after" in request.query:
+        await response.prepare(request)
+        await response.write(bytes(int(request.query["after"])))
+        await request.app["gate"].get()  # once somebody saw them
+    transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+    return response
+
+
+async def slows(request: web.Request) -> web.Response:
+    """How many wait at /slow."""
+    return web.json_response(request.app["slow"][0])
+
+
+async def cuts(request: web.Request) -> web.Response:
+    """How often each query of /cut was asked for."""
+    return web.json_response(request.app["cuts"])
 
 
 PAGE = """<!doctype html><title>waiting</title><h1>page</h1><script>
@@ -182,6 +214,7 @@ async def said(request: web.Request) -> web.Response:
 def main() -> None:
     app = web.Application(client_max_size=0)
     where, app["name"] = sys.argv[1], sys.argv[2]
+    app["cuts"], app["slow"] = Counter(), [0]
     app["gate"], app["closes"], app["sayings"] = asyncio.Queue(), asyncio.Queue(), asyncio.Queue()
     app.add_routes([
         web.get("/", index), web.route("*", "/headers", headers), web.route("*", "/headers/{rest:.*}", headers),
@@ -190,6 +223,7 @@ def main() -> None:
         web.route("*", "/slow", slow),
         web.get("/page.html", page), web.get("/gated", gated), web.post("/release", release), web.get("/file", itself),
         web.get("/closed", closed), web.get("/numbered/{size}", produce_numbered), web.get("/ticking", ticking),
+        web.route("*", "/cut", cut), web.get("/cuts", cuts), web.get("/slows", slows),
         web.post("/said", say), web.get("/said", said),
     ])  # fmt: skip
     options = {"port": int(where), "host": "127.0.0.1"} if where.isdigit() else {"path": where}

@@ -12,7 +12,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,10 +22,10 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.system.crowd import HOST, Crowd, context
-from tests.system.harness import Process, World, free_port, wait_until
+from tests.system.harness import TUNNELGW, Process, World, free_port, wait_until
 from tests.system.service import pattern
 from tests.system.targets import RawTarget
-from tests.system.upgrading import Upgrading, echo, ended, home
+from tests.system.upgrading import Upgrading, activated_by, echo, ended, home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -376,15 +375,6 @@ def test_a_connector_that_stops_lets_what_is_in_progress_end(world: Upgrading) -
     assert len(both[slow]) < size
 
 
-ACTIVATED = """
-import os, sys
-for target, given in enumerate(map(int, sys.argv[1:3]), start=3):
-    os.dup2(given, target)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2")
-os.execv(sys.executable, [sys.executable, "-m", "tunnelgw", *sys.argv[3:]])
-"""
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_with_socket_activation_nobody_is_refused_even_by_a_kill(tmp_path: Path, workers: int) -> None:
     """The test is systemd: it holds the sockets, passes them to each edge, and starts another one after a SIGKILL."""
@@ -399,8 +389,7 @@ def test_with_socket_activation_nobody_is_refused_even_by_a_kill(tmp_path: Path,
         held.enter_context(activated)
 
         def start() -> None:
-            command = [sys.executable, "-c", ACTIVATED, *map(str, passed), "edge", "run", "--config",
-                       str(activated.config)]  # fmt: skip
+            command = activated_by(passed, [*TUNNELGW, "edge", "run", "--config", str(activated.config)])
             activated.voice = Process("edge", command, activated.folder, pass_fds=passed)
             activated.children.append(activated.voice)
             activated.newest = activated.voice.pid

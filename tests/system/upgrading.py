@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 from tests.system.crowd import HOST
@@ -13,6 +14,21 @@ from tests.system.harness import TUNNELGW, Process, World, wait_until
 if TYPE_CHECKING:
     import socket
     from pathlib import Path
+
+
+_ACTIVATED = """
+import os, sys
+given = sys.argv[1].split(",")
+for target, descriptor in enumerate(map(int, given), start=3):
+    os.dup2(descriptor, target)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(given)))
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def activated_by(descriptors: list[int], command: list[str]) -> list[str]:
+    """A command as systemd starts it for a socket unit. The descriptors must be passed, and be no low numbers."""
+    return [sys.executable, "-c", _ACTIVATED, ",".join(map(str, descriptors)), *command]
 
 
 class Upgrading(World):
