@@ -163,3 +163,22 @@ def test_too_long_a_request_is_our_own_usage_error(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="too long") as error:
         call(tmp_path, {"command": "x" * REQUEST_LIMIT})
     assert error.value.exit_code == 2
+
+
+def test_another_process_takes_the_socket_over(tmp_path: Path) -> None:
+    """Whoever had it before leaves the file alone, on every version of Python."""
+
+    async def scenario(server: ControlServer) -> None:
+        assert server.listener is not None
+        copy = socket.socket(fileno=os.dup(server.listener.fileno()))
+        server.release()
+        heir = ControlServer(tmp_path, answer)
+        await heir.start(copy)
+        for _ in range(3):  # uvloop and asyncio remove the file of a closed server in a later turn
+            await asyncio.sleep(0)
+        await server.close()
+        assert await ask(tmp_path, {"command": "echo", "say": 1}) == {"said": 1}
+        await heir.close()
+        assert not (tmp_path / SOCKET_NAME).exists()
+
+    with_server(tmp_path, scenario)

@@ -92,3 +92,21 @@ def short_name(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
+
+
+def bind_private(path: Path, kind: int) -> socket.socket:
+    """A Unix socket of that kind, bound to `path` for nobody but the folder's owner. LocalError."""
+    sock = socket.socket(socket.AF_UNIX, kind)
+    mask = os.umask(0o177)
+    try:
+        with short_name(path) as name:
+            sock.bind(name)
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    except OSError as error:
+        sock.close()
+        raise LocalError(f"{path}: cannot make this socket: {error.strerror}") from error
+    finally:
+        os.umask(mask)
+    return sock

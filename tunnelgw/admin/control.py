@@ -33,9 +33,10 @@ import logging
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, cast
+import sys
+from typing import TYPE_CHECKING, Any, cast
 
-from tunnelgw.admin.call import REQUEST_LIMIT, SOCKET_NAME, Message, NotRunningError, call, short_name
+from tunnelgw.admin.call import REQUEST_LIMIT, SOCKET_NAME, Message, NotRunningError, bind_private, call, short_name
 from tunnelgw.errors import LocalError, TunnelgwError
 from tunnelgw.net.tasks import spawn
 
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["ControlServer", "Message", "NotRunningError", "call"]
 
 log = logging.getLogger(__name__)
+
+# From Python 3.13 on a server that is closed removes its file, unless it is told not to: it may be another process's.
+_KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 
 class ControlServer:
@@ -67,30 +71,18 @@ class ControlServer:
 
         LocalError if another process answers there.
         """
-        owner = self._state_dir.stat()
-        self._uids.add(owner.st_uid)
-        sock = self._bind(owner) if listener is None else listener
+        self._uids.add(self._state_dir.stat().st_uid)
+        sock = self._bind() if listener is None else listener
         sock.setblocking(False)
         self.listener = sock
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=64)
+        self._server = await loop.create_unix_server(lambda: _Connection(self), sock=sock, backlog=64, **_KEEP_FILE)
 
-    def _bind(self, owner: os.stat_result) -> socket.socket:
+    def _bind(self) -> socket.socket:
         path = self._state_dir / SOCKET_NAME
         with short_name(path) as name:
             _remove_stale(path, name)
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            mask = os.umask(0o177)
-            try:
-                sock.bind(name)
-            except OSError as error:
-                sock.close()
-                raise LocalError(f"{path}: cannot make the control socket: {error.strerror}") from error
-            finally:
-                os.umask(mask)
-        if os.geteuid() == 0:
-            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-        return sock
+        return bind_private(path, socket.SOCK_STREAM)
 
     def release(self) -> None:
         """Another process listens on this socket now: commands under way are answered, the file stays."""

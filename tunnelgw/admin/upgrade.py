@@ -29,7 +29,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw import __version__
-from tunnelgw.admin.call import short_name
+from tunnelgw.admin.call import bind_private
 from tunnelgw.admin.listeners import Listeners
 from tunnelgw.edge.app import DRAIN_SECONDS
 from tunnelgw.errors import LocalError
@@ -163,19 +163,7 @@ class Handover:
                 "systemctl kill --kill-whom=main --signal=SIGUSR2 tunnelgw-edge"
             )
         self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mask = os.umask(0o177)
-        try:
-            with short_name(self._path) as name:
-                listener.bind(name)
-        except OSError as error:
-            listener.close()
-            raise LocalError(f"{self._path}: cannot make the socket for an upgrade: {error.strerror}") from error
-        finally:
-            os.umask(mask)
-        owner = self._path.parent.stat()
-        if os.geteuid() == 0:
-            os.chown(self._path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        listener = bind_private(self._path, socket.SOCK_SEQPACKET)
         listener.listen(1)
         listener.setblocking(False)
         self._attempt = spawn(self._try(listener), name="upgrade")
