@@ -16,6 +16,7 @@ from tunnelgw.admin.listeners import Listeners, open_listeners
 from tunnelgw.admin.upgrade import SOCKET_NAME, Handover, Talk
 from tunnelgw.config.load import load_edge
 from tunnelgw.errors import LocalError
+from tunnelgw.net import activation
 from tunnelgw.net.accept import listen_on
 
 if TYPE_CHECKING:
@@ -255,3 +256,40 @@ def test_listeners_are_taken_by_port_and_what_nobody_asked_for_is_closed(tmp_pat
         with pytest.raises(LocalError, match="metrics: cannot listen"):
             open_listeners(load_edge(file), moved)
     assert https.fileno() < 0  # nothing stays open
+
+
+def test_a_port_that_nobody_brought_is_opened_beside_those_that_came(tmp_path: Path) -> None:
+    file = tmp_path / "edge.toml"
+    with socket.create_server((ADDRESS, 0)) as free, socket.create_server((ADDRESS, 0)) as other:
+        https, http = free.getsockname()[1], other.getsockname()[1]
+    before = Listeners([listen_on(ADDRESS, 0, defer=True)], [listen_on(ADDRESS, 0, defer=False)])
+    came = [before.https[0].getsockname()[1], before.http[0].getsockname()[1]]
+    file.write_text(
+        f'domain = "example.com"\nstate_dir = "{tmp_path}"\nlisten = ["{ADDRESS}:{came[0]}", "{ADDRESS}:{https}"]\n'
+        f'listen_http = ["{ADDRESS}:{http}", "{ADDRESS}:{came[1]}"]\n[tls]\nissuer = "self-signed"\n'
+    )
+    found = open_listeners(load_edge(file), before)
+    try:
+        assert {sock.getsockname()[1] for sock in found.https} == {came[0], https}
+        assert {sock.getsockname()[1] for sock in found.http} == {came[1], http}
+        for port in (*came, https, http):
+            socket.create_connection((ADDRESS, port), timeout=10).close()
+    finally:
+        found.close()
+
+
+def test_each_port_is_taken_from_whoever_has_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd's socket of a port goes before that of the process before; the others are still taken over."""
+    file = tmp_path / "edge.toml"
+    passed, own = listen_on(ADDRESS, 0, defer=True), listen_on(ADDRESS, 0, defer=True)
+    port = passed.getsockname()[1]
+    same = socket.socket(fileno=os.dup(passed.fileno()))
+    monkeypatch.setattr(activation, "inherited", lambda: [passed])
+    file.write_text(
+        f'domain = "example.com"\nstate_dir = "{tmp_path}"\nlisten_http = []\n'
+        f'listen = ["{ADDRESS}:{port}", "{ADDRESS}:{own.getsockname()[1]}"]\n[tls]\nissuer = "self-signed"\n'
+    )
+    found = open_listeners(load_edge(file), Listeners([same, own]))
+    assert found.https == [passed, own]
+    assert same.fileno() < 0
+    found.close()

@@ -82,12 +82,11 @@ def open_listeners(config: EdgeConfig, before: Listeners) -> Listeners:
     passed = activation.inherited()
     try:
         found.https = _matching(config.listen, passed, before.https)
+        missing = _missing(config.listen, found.https)
+        found.https += listen_all(missing, defer=True, optional=config.listen_is_default)
         found.http = _matching(config.listen_http, passed, before.http)
-        if not found.https:
-            found.https = listen_all(_pairs(config.listen), defer=True, optional=config.listen_is_default)
-        if not found.http:
-            optional = config.listen_http_is_default
-            found.http = listen_all(_pairs(config.listen_http), defer=False, optional=optional, key="listen_http")
+        missing = _missing(config.listen_http, found.http)
+        found.http += listen_all(missing, defer=False, optional=config.listen_http_is_default, key="listen_http")
         if config.metrics.listen is not None:
             same = _matching((config.metrics.listen,), [before.metrics] if before.metrics is not None else [])
             found.metrics = same[0] if same else metrics.listen(config.metrics.listen)
@@ -102,17 +101,20 @@ def open_listeners(config: EdgeConfig, before: Listeners) -> Listeners:
 
 
 def _matching(endpoints: Iterable[Endpoint], *given: list[socket.socket]) -> list[socket.socket]:
-    """Take, from the first that has any, the sockets on one of these ports."""
+    """Take the sockets on these ports, each port's from the first that has any."""
     ports = {endpoint.port for endpoint in endpoints}
+    found: list[socket.socket] = []
     for sockets in given:
         taken = activation.take(sockets, ports)
-        if taken:
-            return taken
-    return []
+        ports -= {sock.getsockname()[1] for sock in taken}
+        found += taken
+    return found
 
 
-def _pairs(endpoints: tuple[Endpoint, ...]) -> list[tuple[str, int]]:
-    return [(endpoint.host, endpoint.port) for endpoint in endpoints]
+def _missing(endpoints: Iterable[Endpoint], found: list[socket.socket]) -> list[tuple[str, int]]:
+    """Those on whose ports nobody brought a socket."""
+    ports = {sock.getsockname()[1] for sock in found}
+    return [(endpoint.host, endpoint.port) for endpoint in endpoints if endpoint.port not in ports]
 
 
 def _text(sock: socket.socket) -> str:
