@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,11 +14,14 @@ from tests.edge.front import ADDRESS, run, until
 from tunnelgw.admin import upgrade as module
 from tunnelgw.admin.control import ControlServer
 from tunnelgw.admin.listeners import Listeners, open_listeners
+from tunnelgw.admin.takeover import Takeover
 from tunnelgw.admin.upgrade import SOCKET_NAME, Handover, Talk
 from tunnelgw.config.load import load_edge
 from tunnelgw.errors import LocalError
 from tunnelgw.net import activation
 from tunnelgw.net.accept import listen_on
+from tunnelgw.net.handover import channel_pair
+from tunnelgw.net.tasks import spawn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +53,9 @@ class Crew:
 
     async def drained(self) -> None:
         await self.over.wait()
+
+    def inherit(self, ports: dict[int, socket.socket]) -> None:
+        assert not ports
 
     def ports(self) -> dict[int, socket.socket]:
         return dict(self.open)
@@ -180,6 +187,103 @@ def test_until_it_serves_the_old_side_takes_everything_back(
         given.close()
         await until(lambda: not stage.handover.under_way)
         await stage.close()
+
+    run(main)
+
+
+def test_who_is_too_late_to_serve_cannot_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GO_SECONDS", 0.3)
+
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        talk, given = await stage.come()
+        talk.say("prepared")
+        await talk.hear("go", seconds=5)
+        await until(lambda: "accept" in stage.crew.told)
+        talk.say("serving")
+        assert not talk.open
+        assert not stage.handover.left
+        given.close()
+        await stage.close()
+
+    run(main)
+
+
+def test_who_said_in_time_that_it_serves_is_believed_however_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old process, or the machine, stood still in between: it must not accept beside the new one."""
+    monkeypatch.setattr(module, "GO_SECONDS", 0.3)
+
+    async def main() -> None:
+        stage = Stage(tmp_path)
+        talk, given = await stage.come()
+        talk.say("prepared")
+        await talk.hear("go", seconds=5)
+        talk.say("serving")
+        assert talk.open
+        time.sleep(0.5)  # noqa: ASYNC251 - nothing of this process moves
+        await until(lambda: stage.crew.told == ["pause", "leave"])
+        assert stage.handover.left
+        talk.close()
+        given.close()
+        await stage.close()
+
+    run(main)
+
+
+class NewProcess:
+    """A `Takeover` in the middle of it: `other` is the end of the process before."""
+
+    def __init__(self, folder: Path) -> None:
+        ours, theirs = channel_pair()
+        self.crew = Crew()
+        self.takeover = Takeover(folder, stopping=asyncio.Event())
+        self.takeover._talk = Talk(ours)
+        self.other = Talk(theirs)
+
+    def close(self) -> None:
+        assert self.takeover._talk is not None
+        self.takeover._talk.close()
+        self.other.close()
+        for sock in self.crew.open.values():
+            sock.close()
+
+
+@pytest.mark.parametrize("then", ["yours", "dies"])
+def test_the_new_process_serves_once_it_could_say_so(tmp_path: Path, then: str) -> None:
+    async def main() -> None:
+        new = NewProcess(tmp_path)
+        taking = spawn(new.takeover.take_over(new.crew), name="take over")  # type: ignore[arg-type]
+        await new.other.hear("prepared", seconds=5)
+        assert not new.crew.told
+        new.other.say("go")
+        await new.other.hear("serving", seconds=5)
+        assert new.crew.told == ["accept"]
+        assert not taking.done()
+        if then == "yours":
+            new.other.say("yours")
+        else:
+            new.other.close()
+        await asyncio.wait_for(taking, 5)
+        assert new.takeover.done
+        new.close()
+
+    run(main)
+
+
+def test_the_new_process_does_not_accept_after_the_old_one_took_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        new = NewProcess(tmp_path)
+        taking = spawn(new.takeover.take_over(new.crew), name="take over")  # type: ignore[arg-type]
+        await new.other.hear("prepared", seconds=5)
+        new.other.say("go")
+        assert not new.other.said("serving")  # the new process stood still all the time
+        with pytest.raises(LocalError, match="did not wait"):
+            await asyncio.wait_for(taking, 5)
+        assert not new.crew.told
+        assert not new.takeover.done
+        new.close()
 
     run(main)
 

@@ -1,6 +1,6 @@
 """The new process of an upgrade in place: it takes over from the one that runs (`upgrade.py`, which has the messages).
 
-Invariant: until the process before said `yours`, whatever goes wrong here harms nobody but this process.
+Invariant: until this process said `serving`, whatever goes wrong here harms nobody but this process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from tunnelgw.admin.call import NotRunningError, call, short_name
 from tunnelgw.admin.listeners import Listeners
-from tunnelgw.admin.upgrade import GO_SECONDS, OFFER_SECONDS, SOCKET_NAME, SPEAKS, Talk
+from tunnelgw.admin.upgrade import OFFER_SECONDS, SOCKET_NAME, SPEAKS, Talk
 from tunnelgw.edge.app import DRAIN_SECONDS, GRACE_SECONDS
 from tunnelgw.errors import LocalError
 from tunnelgw.net.tasks import cancel, spawn
@@ -67,10 +67,12 @@ class Takeover:
         new = Listeners()
         await self._hear("go", seconds=None, into=new)
         crew.inherit(new.ports)
-        crew.accept()
         self._talk.say("serving")
-        await self._hear("yours", seconds=GO_SECONDS)
+        if not self._talk.open:  # it took too long for the other one, which accepts again
+            raise LocalError("upgrade: the process that runs did not wait until this one was ready; it goes on")
         self.done = True
+        crew.accept()
+        await self._wait_for_yours()
         log.info("upgrade: done; the process before ends what is in progress, within %d minutes", DRAIN_SECONDS // 60)
 
     async def ended(self) -> None:
@@ -115,6 +117,15 @@ class Takeover:
         if before["speaks"] != SPEAKS:
             _too_old()
         return before
+
+    async def _wait_for_yours(self) -> None:
+        """Until the process before holds nothing that is ours: it gave it away, or died. One that stands still will."""
+        assert self._talk is not None
+        try:
+            await self._hear("yours", seconds=None)
+        except LocalError:
+            if self._stopping.is_set():
+                raise
 
     async def _hear(self, op: str, *, seconds: float | None, into: Listeners | None = None) -> None:
         """As `Talk.hear`, or until this process is told to stop."""

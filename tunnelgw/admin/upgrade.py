@@ -5,14 +5,16 @@
     connects                                   →  listeners {kinds} + sockets, as many as it takes; begin
     reads its files, gets ready; prepared      →  waits until no request is parked, then accepts nobody
                                                ←  go (after listeners that are new)
-    accepts; serving                           →  gives up listeners, control socket and metrics; asks its connectors
+    serving; accepts                           →  gives up listeners, control socket and metrics; asks its connectors
                                                   to go on elsewhere
     READY; is the edge                         ←  yours
     stop, when it is to stop itself            →  ends at once what it still had in progress
 
 Until `serving` the old process can go on as if nothing had happened, and does when the new one fails, leaves or takes
-too long. Newcomers wait in the kernel between `go` and `serving`, for milliseconds. After that the old process serves
-the connections that it has, over the tunnels that it has, until they end, or `edge.app.DRAIN_SECONDS` have passed.
+too long. `serving` decides: the new process accepts only if it could be said, whatever becomes of the old one then, and
+the old one takes back only what it made impossible to say. Newcomers wait in the kernel from `go` on, for milliseconds.
+After that the old process serves the connections that it has, over the tunnels that it has, until they end, or
+`edge.app.DRAIN_SECONDS` have passed.
 
 Invariant: at any moment at most one process accepts, and one of them holds every listening socket.
 """
@@ -109,6 +111,12 @@ class Talk:
                     raise LocalError(str(message.get("why", f"it said {message['op']!r} where {op!r} was due")))
         except TimeoutError:
             raise LocalError(f"it did not say {op!r} within {seconds:g} seconds") from None
+
+    def said(self, op: str) -> bool:
+        """Nothing more can be said to us: whether that is what the other side, which knows by now, said in time."""
+        self._channel.hear_out()
+        found = None if self._inbox.empty() else self._inbox.get_nowait()
+        return found is not None and found[0]["op"] == op
 
     def close(self) -> None:
         """The other side hears that it is over; what it sent and nobody heard is closed."""
@@ -226,8 +234,8 @@ class Handover:
             new = {port: sock for port, sock in self._crew.ports().items() if given.ports.get(port) is not sock}
             talk.say_listeners(Listeners(ports=new))
             talk.say("go")
-            await talk.hear("serving", seconds=GO_SECONDS)
-        except BaseException:
+            await self._hear_serving(talk)
+        except Exception:  # who is told to stop meanwhile accepts nobody
             self._crew.accept()
             raise
         self.left = True
@@ -242,6 +250,14 @@ class Handover:
             "upgrade: process %d has taken over; what is in progress here may take %d minutes",
             talk.pid, DRAIN_SECONDS // 60,
         )  # fmt: skip
+
+    async def _hear_serving(self, talk: Talk) -> None:
+        """LocalError if the new process does not serve, and never will: from here on it cannot say so any more."""
+        try:
+            await talk.hear("serving", seconds=GO_SECONDS)
+        except LocalError:
+            if not talk.said("serving"):  # while this process, or the machine, stood still
+                raise
 
     def _present(self) -> Listeners:
         """What accepts now."""

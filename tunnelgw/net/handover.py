@@ -85,6 +85,13 @@ class Channel:
         self._flush()
         return True
 
+    def hear_out(self) -> None:
+        """Let the other side say nothing more: what it has said is received now, and whatever it says later fails."""
+        if self._sock is not None:
+            self._sock.shutdown(socket.SHUT_RD)
+        while self._sock is not None:
+            self._readable()
+
     def close(self) -> None:
         """End it; what is queued is dropped. `closed` is called, once."""
         sock, self._sock = self._sock, None
