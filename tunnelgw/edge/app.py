@@ -29,10 +29,11 @@ from tunnelgw.edge.office import Office
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import Ports
 from tunnelgw.edge.public import DoorRules, FrontDoor
+from tunnelgw.edge.renewals import Renewals
 from tunnelgw.edge.settings import door_rules, gateway_settings
 from tunnelgw.edge.tunnelport import TunnelPort
 from tunnelgw.edge.visitors import issuer_of
-from tunnelgw.errors import LocalError, Refused, RemoteError, TunnelgwError
+from tunnelgw.errors import LocalError, TunnelgwError
 from tunnelgw.gateway.service import Gateway
 from tunnelgw.identity.ca import PREFIX as IDENTITY
 from tunnelgw.identity.claims import CLAIMS
@@ -51,10 +52,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tunnelgw.config.model import EdgeConfig
-    from tunnelgw.edge.connectors import Connector
+    from tunnelgw.edge.connector import Connector
     from tunnelgw.edge.workers import Peers
     from tunnelgw.store.sqlite import SqliteStore
-    from tunnelgw.wire.control import RenewRequest, Services
+    from tunnelgw.wire.control import Services
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Edge:
     def _listen_to_connectors(self) -> None:
         connectors = self.connectors
         connectors.on_services = Intake(self._decide).offer
-        connectors.on_renew = self._renew
+        connectors.on_renew = Renewals(self.office, connectors).ask
         connectors.gone = self._gone
         connectors.leaving = self.gateway.let_go
         connectors.unlinked = self.gateway.fail_over
@@ -373,17 +374,6 @@ class Edge:
     def _lock(self, name: str) -> asyncio.Lock:
         """One decision at a time for each connector: the later one must be the last one."""
         return self._deciding.setdefault(name, asyncio.Lock())
-
-    def _renew(self, connector: Connector, request: RenewRequest) -> None:
-        spawn(self._answer_renewal(connector, request), name=f"renewal of {connector.name}")
-
-    async def _answer_renewal(self, connector: Connector, request: RenewRequest) -> None:
-        try:
-            connector.tell(await self.office.renew(connector.name, request))
-        except (Refused, RemoteError, LocalError) as error:
-            text = "certificate of connector %s not renewed: %s"
-            self.connectors.say(f"{connector.name} {error.text}", text, connector.name, error.text)
-            connector.tell(Notice(reason=error.reason.label, message=f"not renewed: {error.text}"[:1000]))
 
     def _gone(self, connector: Connector) -> None:
         """A connector is away: its names stay (a page says since when), its ports until nobody would wait for it."""

@@ -38,7 +38,8 @@ from tunnelgw.wire.control import ClaimResult, Claims, Offer, Services
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tunnelgw.edge.connectors import Connector, Connectors
+    from tunnelgw.edge.connector import Connector
+    from tunnelgw.edge.connectors import Connectors
     from tunnelgw.edge.passthrough import Live
     from tunnelgw.edge.ports import Ports
     from tunnelgw.identity.claims import Held, Wish

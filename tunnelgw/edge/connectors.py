@@ -1,299 +1,34 @@
-"""The edge's connectors: one tunnel each, its links come and go, and whoever wants a stream asks here.
+"""The edge's connectors, by the names of their identities: whoever wants a stream asks here.
 
-A connector is known by its identity's name. It is `up` while a link carries its tunnel, `detached` while the tunnel
-waits for a link (at most `resume_seconds`, streams keep), and `away` without a tunnel. Requests that find it detached,
-or away for less than `resume_seconds`, are parked for up to `park_seconds` and opened when it is back.
-
-Who owns what: this file owns sessions and parked requests; a link belongs to the tunnel port until its hello is
-accepted and to its connector after that. When a link dies the connector keeps its session; when the session dies every
-stream is reset with CONNECTOR_AWAY; when the edge dies, all of it is gone but the store.
-
-Invariant: at most one session and one link per connector; a parked waiter is answered exactly once or cancelled.
+When the edge dies, all of it is gone but the store. Invariant: a parked waiter is answered exactly once or cancelled.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
-import time
 from typing import TYPE_CHECKING
 
-from tunnelgw.edge.greeting import welcome
+from tunnelgw.edge.connector import Connector
 from tunnelgw.edge.groups import Groups
-from tunnelgw.edge.parking import Lane, ParkingLot, request_for
-from tunnelgw.errors import Refused, RemoteError
+from tunnelgw.edge.parking import ParkingLot
 from tunnelgw.gateway.opener import NoStream
-from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Interval, Sparing
-from tunnelgw.wire.control import Claims, Control, Health, Hello, Notice, Open, Renewed, RenewRequest, Services, Trust
-from tunnelgw.wire.flow import Budget, SessionLimits, TokenBucket
-from tunnelgw.wire.session import Session
+from tunnelgw.wire.control import Notice
+from tunnelgw.wire.flow import Budget
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from tunnelgw.edge.parking import Parked
     from tunnelgw.gateway.opener import StreamWaiter, Visitor
-    from tunnelgw.net.link import Link
+    from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
     from tunnelgw.routing.table import Route
-    from tunnelgw.wire.control import Greeting
+    from tunnelgw.wire.control import RenewRequest, Services
     from tunnelgw.wire.stream import Stream
 
 log = logging.getLogger(__name__)
-
-# Nothing may be opened from home yet: who tries is refused, and cut when it does not stop.
-LIMITS = SessionLimits(accepted=64, opens_per_second=1.0)
-# Messages of one connector: its services each time a file is saved or a command run; a script may run a hundred.
-MESSAGES_BURST, MESSAGES_PER_SECOND = 256, 5.0
-
-
-class Connector:
-    """One connector as this process sees it: session handler, owner of its link, and its parked requests."""
-
-    __slots__ = (
-        "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "lane", "link", "messages",
-        "name", "reconnects", "resumes", "serial", "session", "session_id", "since", "software", "trust", "unhealthy",
-    )  # fmt: skip
-
-    def __init__(self, name: str, connectors: Connectors, *, away_until: float) -> None:
-        self.name = name
-        self.all = connectors
-        self.session: Session | None = None
-        self.session_id = ""
-        self.link: Link | None = None
-        self.instance = ""
-        self.software = ""
-        self.serial = ""  # of the certificate that the present link showed
-        self.trust = ""  # digest of the authorities that it trusts; "" if it cannot be told others
-        self.dial = 0
-        self.draining = False  # it said GOAWAY: no new streams on this session
-        self.unhealthy: frozenset[str] = frozenset()  # services whose targets do not work, as it says
-        self.since = time.time()  # of the present state
-        self.away_until = away_until  # loop time until which requests are still parked
-        self.reconnects = 0
-        self.resumes = 0
-        self.messages = TokenBucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_BURST, now=connectors.loop.time())
-        self.lane = Lane(connectors.lot, lambda: self.since)
-        self.deadline = INF  # when a detached session is given up
-        self.armed_until = INF
-
-    @property
-    def state(self) -> str:
-        """ "up", "detached" or "away"."""
-        if self.session is None:
-            return "away"
-        return "up" if self.link is not None else "detached"
-
-    @property
-    def peer(self) -> str:
-        """Address of the link's other end; "" without one."""
-        return self.link.peer if self.link is not None else ""
-
-    # Streams.
-
-    def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> Stream | None:
-        """As `StreamOpener.open`."""
-        session, now = self.session, self.all.loop.time()
-        if session is not None and self.link is not None and not self.draining:
-            try:
-                return session.open(request_for(route, visitor), waiter, now, visitor=visitor.key)
-            except Refused as refusal:
-                raise NoStream(refusal.reason) from None
-        if session is None and (now >= self.away_until or self.all.farewell is not None):
-            raise NoStream(Reason.CONNECTOR_AWAY, self.since)
-        if not self.all.lot.room_for(visitor, self.lane):
-            raise NoStream(Reason.PARK_LIMIT, self.since)
-        self.lane.park(route, visitor, waiter, until=now + self.all.park_seconds)
-        return None
-
-    def open_parked(self, parked: Parked, route: Route | None = None) -> Stream | Reason:
-        """A stream for who waited, or why there is none. `route`: this member's own, where a group was waited for."""
-        session = self.session
-        if session is None:
-            return Reason.CONNECTOR_AWAY
-        visitor, now = parked.visitor, self.all.loop.time()
-        try:
-            return session.open(request_for(route or parked.route, visitor), parked.waiter, now, visitor=visitor.key)
-        except Refused as refusal:
-            return refusal.reason
-
-    # Links.
-
-    def accept(self, link: Link, hello: Hello, *, version: int, serial: str) -> None:
-        """An authenticated hello: resume the session or begin a new one, and answer Welcome.
-
-        Raises `Refused` (SUPERSEDED) for a dial that is older than the one we have.
-        """
-        if hello.instance == self.instance and hello.dial <= self.dial:
-            raise Refused("a later dial of this connector was accepted already", reason=Reason.SUPERSEDED)
-        if self.instance and hello.instance != self.instance and self.link is not None:
-            log.warning("connector %s: another instance took over from %s", self.name, self.peer)
-            self._say_goodbye(Reason.SUPERSEDED)
-        first_time = not self.instance
-        self.instance, self.dial, self.software, self.serial = hello.instance, hello.dial, hello.software, serial
-        old, self.link = self.link, None
-        if old is not None:
-            # The old link must be closed before either side says its count: nothing may arrive on it after that.
-            old.abort()
-            self.since = time.time()
-        resumed = self._resume(link, hello)
-        replaced = None if resumed else self._begin(link)
-        self.reconnects += not (first_time or resumed)
-        self.resumes += resumed
-        self.deadline = INF
-        self.draining = False
-        if self.session is not None:  # or what came with the hello broke the protocol: it is over already
-            link.greet(welcome(self, version=version, resumed=resumed, received=self.session.received))
-            self.trust = hello.trust
-            self.learn()
-            log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
-            self.lane.leave(self.open_parked)
-            self.all.groups.serve(self.name)
-            if self.all.farewell is not None:
-                self.announce(self.all.farewell)
-        if replaced is not None:  # now that what can be asked again has where to go
-            replaced.close(Reason.CONNECTOR_AWAY)
-        self.since = time.time()
-
-    def _resume(self, link: Link, hello: Hello) -> bool:
-        session = self.session
-        if session is None or not hello.session or hello.session != self.session_id:
-            return False
-        try:
-            self._take(link)
-            link.attach(session, hello.received)
-        except RemoteError as error:
-            self.all.counters.refuse(error.reason)
-            self.all.say(f"{self.name} resumes", "connector %s: cannot resume: %s", self.name, error.text)
-            return False
-        return True
-
-    def _begin(self, link: Link) -> Session | None:
-        """A new session; the old one, which is still to be closed."""
-        old = self.session
-        self.session_id = secrets.token_hex(16)
-        self.unhealthy = frozenset()
-        session = self.session = Session(
-            opens_odd=True, handler=self, wake=self._wake, budget=self.all.budget, now=self.all.loop.time(),
-            limits=LIMITS,
-        )  # fmt: skip
-        self._take(link)
-        link.attach(session, 0)
-        return old
-
-    def _take(self, link: Link) -> None:
-        link.owner = self
-        self.link = link
-
-    def _wake(self) -> None:
-        if self.link is not None:
-            self.link.wake()
-
-    def greeting_received(self, link: Link, message: Greeting) -> None:  # noqa: ARG002 - LinkOwner's interface
-        raise RemoteError("a greeting after the session began")
-
-    def link_lost(self, link: Link, error: Exception | None) -> None:
-        """The link died: the session waits for another one."""
-        if link is not self.link:
-            return
-        self.link = None
-        session = self.session
-        if session is None:
-            return
-        if isinstance(error, RemoteError):
-            self.all.counters.refuse(error.reason)
-            self.all.say(f"{self.name} broke", "connector %s broke the protocol: %s", self.name, error.text)
-            self.give_up(Reason.PROTOCOL_ERROR)
-            return
-        now = self.all.loop.time()
-        session.detach(now)
-        self.since = time.time()
-        if self.draining or self.all.farewell is not None:  # it dials no more, or elsewhere: these streams are over
-            self.give_up(Reason.CONNECTOR_STOPPING)
-            return
-        self.all.wheel.arm(self, now + self.all.resume_seconds)
-        log.info("connector %s: link lost (%s)", self.name, error or "closed")
-        self.all.unlinked(self.name)
-
-    def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's interface
-        """No link came back in time."""
-        if self.link is None:
-            self.give_up(Reason.CONNECTOR_AWAY)
-
-    def give_up(self, reason: Reason) -> None:
-        """End the session: every stream is reset. Parked requests stay until their own deadline."""
-        session, self.session = self.session, None
-        link, self.link = self.link, None
-        self.deadline = INF
-        now = self.all.loop.time()
-        # A restart is an absence that just began; one that lasted `resume_seconds` already is answered at once.
-        self.away_until = now + self.all.resume_seconds if reason is not Reason.CONNECTOR_AWAY else now
-        if link is not None:
-            self.since = time.time()
-        if session is not None:
-            session.close(reason)
-        if link is not None:
-            link.close()
-        self.all.gone(self)
-
-    def cut(self, reason: Reason) -> None:
-        """Revoked, or the edge stops: say why, then end it."""
-        self._say_goodbye(reason)
-        self.lane.refuse_all(reason)
-        self.give_up(reason)
-        self.away_until = 0.0
-
-    def announce(self, reason: Reason) -> None:
-        """Tell the connector that it should look for another tunnel; streams in progress go on."""
-        if self.session is not None:
-            self.session.go_away(reason)
-
-    def _say_goodbye(self, reason: Reason) -> None:
-        self.announce(reason)
-        if self.link is not None:
-            self.link.flush()
-
-    # The session's handler.
-
-    def stream_opened(self, stream: Stream, request: Open) -> None:
-        self.all.counters.refuse(Reason.SERVICE_UNKNOWN)
-        text = "connector %s opened a stream for %r: nothing here may be opened from home"
-        self.all.say(f"{self.name} opened", text, self.name, request.service)
-        stream.reset(Reason.SERVICE_UNKNOWN)
-
-    def control_received(self, message: Control) -> None:
-        if not self.messages.take(self.all.loop.time()):
-            raise RemoteError("more messages than a connector can have to say", reason=Reason.RATE_LIMIT)
-        if isinstance(message, Services):
-            self.all.on_services(self, message)
-        elif isinstance(message, Health):
-            self.all.groups.note_health(self, frozenset(message.unhealthy))
-        elif isinstance(message, RenewRequest):
-            self.all.on_renew(self, message)
-        elif isinstance(message, Notice):
-            self.all.say(f"{self.name} says", "connector %s says: %s", self.name, message.message)
-
-    def datagram_received(self, flow: int, data: bytes) -> None:
-        """UDP services are not served by this version: dropped, as a network would."""
-
-    def going_away(self, reason: Reason) -> None:
-        self.draining = True
-        self.all.leaving(self.name)
-        log.info("connector %s is leaving: %s", self.name, reason.text)
-
-    def learn(self) -> None:
-        """Tell it which authorities to trust from now on, if it knows others and can be told."""
-        if self.session is not None and self.trust and self.trust != self.all.trust:
-            self.trust = self.all.trust
-            self.session.send_control(Trust(ca=self.all.authority))
-
-    def tell(self, message: Claims | Notice | Renewed) -> None:
-        """Send a control message if there is a session."""
-        if self.session is not None:
-            self.session.send_control(message)
 
 
 class Connectors:

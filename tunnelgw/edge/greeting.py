@@ -8,7 +8,7 @@ from tunnelgw import __version__
 from tunnelgw.wire.control import Welcome
 
 if TYPE_CHECKING:
-    from tunnelgw.edge.connectors import Connector
+    from tunnelgw.edge.connector import Connector
 
 
 def welcome(connector: Connector, *, version: int, resumed: bool, received: int) -> Welcome:

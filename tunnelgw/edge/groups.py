@@ -17,7 +17,8 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.members import ABSENT, DOUBTFUL, OUT_SECONDS, READY
 
 if TYPE_CHECKING:
-    from tunnelgw.edge.connectors import Connector, Connectors
+    from tunnelgw.edge.connector import Connector
+    from tunnelgw.edge.connectors import Connectors
     from tunnelgw.edge.parking import Parked
     from tunnelgw.gateway.opener import StreamWaiter, Visitor
     from tunnelgw.routing.members import Members

@@ -17,7 +17,7 @@ from tunnelgw.net.tasks import spawn
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tunnelgw.edge.connectors import Connector
+    from tunnelgw.edge.connector import Connector
     from tunnelgw.wire.control import Services
 
 REST = 9.0  # times as long as the decision took
