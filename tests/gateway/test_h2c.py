@@ -226,6 +226,23 @@ class TestFailures:
         settle(browser, service)
         assert browser.heads[number][b":status"] == b"502"
 
+    @pytest.mark.parametrize("reason", [Reason.TARGET_RESET, Reason.CONNECTOR_AWAY])
+    def test_what_changes_something_is_never_asked_twice(self, grpc_world: World, reason: Reason) -> None:
+        """Though the service answered on this connection before."""
+        browser, service, _ = start(grpc_world, end=True)
+        service.respond(1, end=True)
+        settle(browser, service)
+        methods = (b"GET", b"POST", b"PUT", b"DELETE")
+        numbers = {method: browser.get("/again", method=method) for method in methods}
+        settle(browser, service)
+        grpc_world.opener.last.fail(reason)
+        browser.go()
+        assert len(grpc_world.opener.streams) == 2
+        second = Service2(grpc_world.opener.last)
+        settle(browser, second)
+        assert [head[b":method"] for head in second.heads.values()] == [b"GET"]
+        assert all(browser.heads[numbers[method]][b":status"] in (b"502", b"503") for method in methods[1:])
+
     def test_early_response(self, grpc_world: World) -> None:
         browser, service, number = start(grpc_world, end=False)
         service.respond(1, (b"grpc-status", b"8"), end=True)

@@ -607,10 +607,26 @@ class TestKeptStreams:
         protocol.data_received(get())
         world.opener.last.deliver(ok())
         transport.take()
-        protocol.data_received(get("/again", method="DELETE"))
+        world.loop.advance(2)
+        protocol.data_received(get("/again"))
+        assert len(world.opener.streams) == 1
         world.opener.last.end()
         assert len(world.opener.streams) == 2
-        assert world.opener.last.take().startswith(b"DELETE /again")
+        assert world.opener.last.take().startswith(b"GET /again")
+
+    @pytest.mark.parametrize("method", ["DELETE", "PUT", "POST"])
+    @pytest.mark.parametrize("reason", [Reason.TARGET_RESET, Reason.CONNECTOR_AWAY, Reason.PROTOCOL_ERROR])
+    def test_what_changes_something_is_never_asked_twice(self, world: World, method: str, reason: Reason) -> None:
+        """However idempotent: the service may have done it, and what came after it may have changed it again."""
+        protocol, transport = world.connect()
+        protocol.data_received(get())
+        world.opener.last.deliver(ok())
+        transport.take()
+        protocol.data_received(get("/again", method=method))
+        assert len(world.opener.streams) == 1, "within a second: the kept one"
+        world.opener.last.fail(reason)
+        assert len(world.opener.streams) == 1
+        assert status_of(transport.take()) in (502, 503)
 
     def test_post_is_never_retried(self, world: World) -> None:
         protocol, transport = world.connect()
@@ -631,12 +647,13 @@ class TestKeptStreams:
         assert len(world.opener.streams) == 1
         assert status_of(transport.take()) == 502
 
-    def test_post_takes_a_fresh_stream_after_a_second(self, world: World) -> None:
+    @pytest.mark.parametrize("method", ["POST", "DELETE", "PUT"])
+    def test_what_cannot_be_repeated_takes_a_fresh_stream_after_a_second(self, world: World, method: str) -> None:
         protocol, _ = world.connect()
         protocol.data_received(get())
         world.opener.last.deliver(ok())
         world.loop.advance(1.5)
-        protocol.data_received(get("/", "Content-Length: 0\r\n", method="POST"))
+        protocol.data_received(get(method=method))
         assert len(world.opener.streams) == 2
 
     def test_kept_for_four_seconds(self, world: World) -> None:

@@ -5,7 +5,8 @@ the upstream calls `respond_*`, which the visitor's side implements; `account` c
 final response's head becomes an error page (or one retry, where that is safe), after it a visible cut.
 
 Invariants: exactly one final response head goes to the visitor; a truncated response never ends like a complete one;
-a request that may have reached a service is sent a second time only if it is safe to repeat.
+a request that may have reached a service is sent a second time only if it is GET, HEAD or OPTIONS without a body, and
+no request is sent a third time.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from tunnelgw.http.head import Fields, RequestHead
     from tunnelgw.routing.table import Route
 
-# RFC 9110 9.2.1 and 9.2.2: what may be repeated. A body is never repeated: it was not kept.
+# What may be repeated (RFC 9110, 9.2.1): what changes nothing. Of PUT and DELETE a client alone knows whether somebody
+# else's change came in between. A body is never repeated: it was not kept.
 SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-IDEMPOTENT = SAFE | {b"PUT", b"DELETE"}
 # After these a second try on a fresh stream can help; after a refused dial it would only be refused again.
 _AWAY = frozenset({Reason.CONNECTOR_AWAY, Reason.CONNECTOR_STOPPING})
 _RETRY_AFTER = _AWAY | {Reason.TARGET_RESET}
@@ -317,7 +318,7 @@ class Exchange(Holding):
         if members is not None:
             tokens = tokens_shown(head.fields) if route.affinity == "cookie" else ()
             route = members.choose(now, address=self._address(route), tokens=tokens) or route
-        repeatable = head.method in IDEMPOTENT and head.framing is Framing.NONE
+        repeatable = head.method in SAFE and head.framing is Framing.NONE
         upstream = self.pool.take(route, now, fresh=self.retried, repeatable=repeatable)
         self.upstream = upstream
         try:
@@ -368,8 +369,6 @@ class Exchange(Holding):
 
     def _repeatable(self, reason: Reason, *, reused: bool) -> bool:
         head = self.head
-        if head is None or head.framing is not Framing.NONE or head.upgrade:
+        if head is None or head.framing is not Framing.NONE or head.upgrade or head.method not in SAFE:
             return False
-        if reused and head.method in IDEMPOTENT:
-            return True
-        return head.method in SAFE and reason in _RETRY_AFTER
+        return reused or reason in _RETRY_AFTER
