@@ -242,12 +242,15 @@ class FakeOpener:
         self.parked: list[tuple[Route, Any]] = []
         self.park = False
         self.refusal: NoStream | None = None
+        self.full: dict[str, Reason] = {}  # connectors that have no room, and why
         self.away_since = 0.0
         self.cancelled = 0
 
     def open(self, route: Route, visitor: Visitor, waiter: Any) -> Any:
         if self.refusal is not None:
             raise self.refusal
+        if route.connector in self.full:
+            raise NoStream(self.full[route.connector])
         if self.park:
             self.parked.append((route, waiter))
             return None

@@ -246,6 +246,29 @@ def test_services_that_speak_http2_move_alike(codec: str) -> None:
     assert second not in browser.heads, "it waits for the link"
 
 
+def test_what_waits_for_the_link_in_a_shared_stream_does_not_move(codec: str) -> None:
+    """A service's HTTP/2 connection whose stream has not left yet: it will, and with it all that was asked on it."""
+    group = GroupWorld(kind="h2c")
+    browser = Browser2(group)
+    other, request = browser.get("/1"), browser.get("/2", method=b"DELETE")
+    browser.go()
+    group.opener.last.sent_anything = False
+    group.roster.standings["a"] = ABSENT
+    group.gateway.fail_over("a")
+    browser.go()
+    left, right = (Service2(stream) for stream in group.opener.streams)
+    right.go()
+    assert [head[b":path"] for head in right.heads.values()] == [b"/1"], "what may be asked twice"
+    left.go()  # the link is back
+    assert [head[b":method"] for head in left.heads.values()] == [b"GET", b"DELETE"]
+    left.respond(3, end=True)
+    left.go()
+    right.respond(1, end=True)
+    right.go()
+    browser.go()
+    assert [browser.heads[number][b":status"] for number in (other, request)] == [b"200"] * 2
+
+
 @pytest.mark.parametrize("h2", [False, True], ids=["h1", "h2"])
 def test_the_cookie(codec: str, h2: bool) -> None:
     group = GroupWorld(affinity="cookie", path="/app")

@@ -65,9 +65,8 @@ class Branch(Holding):
 
     @property
     def unsent(self) -> bool:
-        """As `Upstream.unsent`."""
-        stream = self._trunk.stream
-        return stream is None or not stream.sent_anything
+        """As `Upstream.unsent`: what the trunk's stream holds would leave all the same, whoever else waits on it."""
+        return self._trunk.stream is None
 
     # What the exchange calls.
 

@@ -38,7 +38,7 @@ class Upstream(Protocol):
 
     @property
     def unsent(self) -> bool:
-        """Whether nothing of the stream left yet, not even its opening."""
+        """Whether nothing of the request left yet, and nothing of it will once `abort` is called."""
 
     @property
     def linked(self) -> bool:
