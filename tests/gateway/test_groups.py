@@ -269,6 +269,68 @@ def test_what_waits_for_the_link_in_a_shared_stream_does_not_move(codec: str) ->
     assert [browser.heads[number][b":status"] for number in (other, request)] == [b"200"] * 2
 
 
+@pytest.mark.parametrize("kind", ["http", "h2c"])
+def test_with_no_room_elsewhere_it_waits_for_its_link(codec: str, kind: str) -> None:
+    group = GroupWorld(kind=kind)
+    browser = Browser2(group)
+    number = browser.get("/")
+    browser.go()
+    group.roster.standings["a"] = ABSENT
+    group.opener.full["b"] = Reason.STREAM_LIMIT
+    group.gateway.fail_over("a")
+    browser.go()
+    assert number not in browser.heads
+    assert group.moved == {}
+    del group.opener.full["b"]
+    group.gateway.fail_over("a")
+    assert group.opener.last.route.connector == "b", "it has not been sent twice yet"
+    if kind == "http":
+        group.opener.last.deliver(ok())
+    else:
+        browser.go()
+        service = Service2(group.opener.last)
+        service.go()
+        service.respond(1, end=True)
+        service.go()
+    browser.go()
+    assert browser.heads[number][b":status"] == b"200"
+    assert group.moved == {"connector_away": 1}
+
+
+@pytest.mark.parametrize("kind", ["http", "h2c"])
+@pytest.mark.parametrize("reason", [Reason.STREAM_LIMIT, Reason.BUFFER_LIMIT])
+def test_a_member_without_room_for_a_stream_is_passed_over(codec: str, kind: str, reason: Reason) -> None:
+    """Nothing was sent, so that any request may go elsewhere, with a body too."""
+    group = GroupWorld(kind=kind)
+    group.opener.full["a"] = reason
+    browser = Browser2(group)
+    number = browser.get("/", method=b"POST", end=False)
+    browser.core.send_data(number, b"hello", end_stream=True)
+    browser.go()
+    assert [stream.route.connector for stream in group.opener.streams] == ["b"]
+    assert b"hello" in group.opener.last.take()
+    assert group.moved == {reason.label: 1}
+    assert not group.roster.out
+    group.opener.full["b"] = reason
+    other = Browser2(group)
+    number = other.get("/")
+    other.go()
+    assert other.heads[number][b":status"] == b"503"
+
+
+def test_a_member_that_takes_no_more_streams_is_passed_over(group: GroupWorld) -> None:
+    """It said so by resetting the stream, before anything was dialled."""
+    for _ in range(FAILURES_MOST + 1):
+        protocol, transport = group.connect()
+        protocol.data_received(get(method="DELETE"))
+        group.opener.last.fail(Reason.STREAM_LIMIT)
+        assert group.asked() == "b DELETE"
+        group.opener.last.deliver(ok())
+        group.loop.turn()
+        assert status_of(transport.take()) == 200
+    assert not group.roster.out, "its target is not to blame"
+
+
 @pytest.mark.parametrize("h2", [False, True], ids=["h1", "h2"])
 def test_the_cookie(codec: str, h2: bool) -> None:
     group = GroupWorld(affinity="cookie", path="/app")

@@ -17,7 +17,7 @@ from tunnelgw.routing.members import (
     ABSENT,
     DOUBTFUL,
     FAILURES_MOST,
-    NOT_REACHED,
+    NOT_DIALLED,
     OUT_SECONDS,
     READY,
     Members,
@@ -176,7 +176,7 @@ def test_an_answer_in_between_forgives() -> None:
     assert not roster.out
 
 
-@pytest.mark.parametrize("reason", sorted(set(Reason) - NOT_REACHED, key=lambda reason: reason.code))
+@pytest.mark.parametrize("reason", sorted(set(Reason) - NOT_DIALLED, key=lambda reason: reason.code))
 def test_what_is_not_the_targets_fault_leaves_nobody_out(reason: Reason) -> None:
     a = own("a")
     group, roster = members(a, own("b"))

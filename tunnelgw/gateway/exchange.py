@@ -313,41 +313,62 @@ class Exchange(Holding):
             self.counted_in, self.counted_out = self.bytes_in, self.bytes_out
 
     def _connect(self, route: Route, now: float) -> None:
+        """Ask whoever should be asked, or a member that has room for it; answer if nobody has."""
         head, members = self.head, route.members
         assert head is not None
         if members is not None:
             tokens = tokens_shown(head.fields) if route.affinity == "cookie" else ()
             route = members.choose(now, address=self._address(route), tokens=tokens) or route
+        try:
+            self._ask(route, now)
+        except NoStream as answer:  # nothing was sent
+            if members is None or not self._ask_another(route, answer.reason, now):
+                self.refuse(answer.reason, answer.since)
+
+    def _ask(self, route: Route, now: float) -> None:
+        """Begin with an upstream for this very route. Raises `NoStream`, and then nothing has changed."""
+        head, before = self.head, self.upstream
+        assert head is not None
         repeatable = head.method in SAFE and head.framing is Framing.NONE
-        upstream = self.pool.take(route, now, fresh=self.retried, repeatable=repeatable)
-        self.upstream = upstream
+        upstream = self.upstream = self.pool.take(route, now, fresh=self.retried, repeatable=repeatable)
         try:
             upstream.start(self)
-        except NoStream as answer:
-            self.upstream = None
-            self.refuse(answer.reason, answer.since)
+        except NoStream:
+            self.upstream = before
+            raise
+
+    def _ask_another(self, member: Route, reason: Reason, now: float) -> bool:
+        """Ask a member that surely can serve what this one did not; False if there is none with room for it."""
+        route = self.route
+        assert route is not None
+        assert route.members is not None
+        other = route.members.instead_of(member, now, address=self._address(route))
+        if other is None:
+            return False
+        try:
+            self._ask(other, now)
+        except NoStream:
+            return False
+        self.pool.gateway.counters.move(reason)
+        return True
 
     def _move(self, member: Route, reason: Reason, *, reached: bool) -> bool:
         """Ask another member than this one, which failed; False if that is not safe, or there is none that surely can.
 
         `reached`: something of the request may have come to the member's service.
         """
-        route, head = self.route, self.head
-        assert route is not None
-        assert route.members is not None
+        head = self.head
         if head is None or self.retried or head.framing is not Framing.NONE or self.bytes_in:
             return False
         if reached and (head.upgrade or head.method not in SAFE):
             return False
         now = self.pool.gateway.time()
-        other = route.members.instead_of(member, now, address=self._address(route))
-        if other is None:
-            return False
-        self.retried = True
-        self.pool.gateway.counters.move(reason)
-        self.quiet_since = now
-        self._connect(other, now)
-        return True
+        self.retried = True  # before it is asked: that may fail at once
+        if self._ask_another(member, reason, now):
+            self.quiet_since = now
+            return True
+        self.retried = False
+        return False
 
     def _address(self, route: Route) -> str:
         assert self.head is not None

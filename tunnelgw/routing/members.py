@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # for six things at once, and a service that restarts is back within seconds.
 FAILURES_MOST = 3
 OUT_SECONDS = 10.0
-# A stream was reset for these before anything reached the target: the member's own fault, and safe to try elsewhere.
-NOT_REACHED = frozenset(
+# A stream was reset for these because the target could not be dialled: it is the target's fault.
+NOT_DIALLED = frozenset(
     {
         Reason.TARGET_REFUSED,
         Reason.TARGET_TIMEOUT,
@@ -37,6 +37,8 @@ NOT_REACHED = frozenset(
         Reason.SERVICE_UNKNOWN,
     }
 )
+# And for these before anything reached the target: safe to try elsewhere, whatever was asked.
+NOT_REACHED = NOT_DIALLED | {Reason.STREAM_LIMIT}
 # How a connector stands, best first.
 READY = 0  # its tunnel is up and its target works, as far as it says
 DOUBTFUL = 1  # up, but its target does not work, or it has not answered for a moment
@@ -103,7 +105,7 @@ class Members:
     def failed(self, route: Route, reason: Reason, now: float) -> None:
         """A stream to this member ended with `reason` before anything came back."""
         name = route.connector
-        if reason not in NOT_REACHED or self.of(name) is None:
+        if reason not in NOT_DIALLED or self.of(name) is None:
             return
         count = self._failures[name] = self._failures.get(name, 0) + 1
         if count >= FAILURES_MOST and not self.failing(name, now):
