@@ -12,7 +12,7 @@ from tests.gateway.test_h2c import Service2
 from tests.gateway.test_http1 import get, ok, status_of
 from tests.routing.test_members import Roster
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.routing.members import ABSENT, FAILURES_MOST, NOT_REACHED, Members
+from tunnelgw.routing.members import ABSENT, FAILURES_MOST, NOT_REACHED, UNANSWERED_MOST, Members
 
 TOKENS = {"a": "a" * 32, "b": "b" * 32}
 
@@ -164,16 +164,27 @@ def test_kept_streams_are_their_members_own(group: GroupWorld) -> None:
     assert len(group.opener.streams) == 2, "back on the first one's kept stream"
 
 
-def test_a_kept_stream_that_was_closed_for_its_age_blames_nobody(group: GroupWorld) -> None:
-    protocol, _ = group.connect()
-    protocol.data_received(get())
-    group.opener.last.take()
-    group.opener.last.deliver(ok())
-    group.loop.turn()
-    protocol.data_received(get())
-    group.opener.last.fail(Reason.TARGET_RESET)
-    assert group.asked() == "a GET"
+def test_kept_streams_that_were_closed_for_their_age_blame_nobody(codec: str) -> None:
+    group = GroupWorld()
+    browser = Browser2(group)
+    numbers = [browser.get("/") for _ in range(UNANSWERED_MOST)]
+    browser.go()
+    kept = list(group.opener.streams)
+    for stream in kept:
+        stream.deliver(ok())
+    browser.go()
+    numbers += [browser.get("/") for _ in kept]
+    browser.go()
+    assert group.opener.streams == kept
+    for stream in kept:
+        stream.fail(Reason.TARGET_RESET)
+    assert {stream.route.connector for stream in group.opener.streams} == {"a"}
     assert group.moved == {}
+    assert not group.roster.out
+    for stream in group.opener.open_streams:
+        stream.deliver(ok())
+    browser.go()
+    assert [browser.heads[number][b":status"] for number in numbers] == [b"200"] * len(numbers)
 
 
 def test_who_refuses_is_left_out_until_it_answers(group: GroupWorld) -> None:
@@ -194,6 +205,29 @@ def test_who_refuses_is_left_out_until_it_answers(group: GroupWorld) -> None:
     protocol, _ = group.connect()
     protocol.data_received(get())
     assert group.asked() == "a GET", "it answered"
+
+
+@pytest.mark.parametrize("how", [Reason.TARGET_RESET, Reason.RESPONSE_TIMEOUT])
+def test_who_takes_requests_and_never_answers_is_left_out(codec: str, how: Reason) -> None:
+    group = GroupWorld(response_seconds=1.0)
+
+    def ask(*, answer: bytes = b"") -> None:
+        protocol, transport = group.connect()
+        protocol.data_received(get(method="POST"))
+        stream = group.opener.last
+        if answer:
+            stream.deliver(answer)
+        if how is Reason.TARGET_RESET:
+            stream.fail(how)
+        group.loop.advance(2)
+        assert status_of(transport.take()) == how.status
+
+    ask(answer=b"HTTP/1.1 100 Continue\r\n\r\n")
+    for _ in range(UNANSWERED_MOST - 1):
+        ask()
+    assert not group.roster.out, "who began to answer is not counted"
+    ask()
+    assert group.roster.out == [("a", how)]
 
 
 def test_parked_where_nobody_is(group: GroupWorld) -> None:

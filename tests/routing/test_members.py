@@ -17,9 +17,11 @@ from tunnelgw.routing.members import (
     ABSENT,
     DOUBTFUL,
     FAILURES_MOST,
+    NOT_ANSWERED,
     NOT_DIALLED,
     OUT_SECONDS,
     READY,
+    UNANSWERED_MOST,
     Members,
 )
 from tunnelgw.routing.table import Route, RouteTable
@@ -166,17 +168,32 @@ def test_failures_in_a_row_leave_a_member_out_for_a_while() -> None:
     assert len(roster.out) == 2
 
 
+@pytest.mark.parametrize("reason", sorted(NOT_ANSWERED, key=lambda reason: reason.code))
+def test_one_that_takes_requests_and_never_answers_is_left_out_later(reason: Reason) -> None:
+    """One request may be to blame for that itself; a row of them is not."""
+    a, b = own("a"), own("b", priority=1)
+    group, roster = members(a, b)
+    for number in range(UNANSWERED_MOST):
+        assert group.choose(0.0) is a, number
+        group.failed(a, reason, 0.0)
+    assert group.choose(0.0) is b
+    assert roster.out == [("a", reason)]
+    assert group.choose(OUT_SECONDS) is a
+    group.failed(a, Reason.TARGET_REFUSED, OUT_SECONDS)
+    assert group.choose(OUT_SECONDS) is b
+
+
 def test_an_answer_in_between_forgives() -> None:
     a = own("a")
     group, roster = members(a, own("b"))
     for _ in range(10):
-        group.failed(a, Reason.TARGET_REFUSED, 0.0)
-        group.failed(a, Reason.TARGET_REFUSED, 0.0)
+        for reason in (Reason.TARGET_RESET, Reason.TARGET_REFUSED):
+            group.failed(a, reason, 0.0)
         group.served("a")
     assert not roster.out
 
 
-@pytest.mark.parametrize("reason", sorted(set(Reason) - NOT_DIALLED, key=lambda reason: reason.code))
+@pytest.mark.parametrize("reason", sorted(set(Reason) - NOT_DIALLED - NOT_ANSWERED, key=lambda reason: reason.code))
 def test_what_is_not_the_targets_fault_leaves_nobody_out(reason: Reason) -> None:
     a = own("a")
     group, roster = members(a, own("b"))

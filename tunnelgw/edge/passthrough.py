@@ -19,6 +19,7 @@ from tunnelgw.net import tls
 from tunnelgw.net.splice import Splice
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.members import NOT_DIALLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,7 +151,8 @@ class _Passage:
     def _reset(self, reason: Reason) -> None:
         self._live.refused(reason)
         splice = self._splice
-        if self._members is not None and splice is not None and not splice.sent:
+        # A target that ends a connection without a byte may mean it so: what it speaks is not known here.
+        if self._members is not None and splice is not None and not splice.sent and reason in NOT_DIALLED:
             self._members.failed(self.route, reason, asyncio.get_running_loop().time())
 
     # StreamWaiter; the stream's own events go to the splice from `_join` on, and none can come before it.

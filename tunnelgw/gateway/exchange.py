@@ -183,10 +183,11 @@ class Exchange(Holding):
             return
         route = self.route
         if route is not None and route.members is not None and upstream is not None and not heard:
-            route.members.failed(upstream.route, reason, self.pool.gateway.time())
             stale = reused and reason is Reason.TARGET_RESET  # its service closed what was idle: ask it once more
-            if not stale and self._move(upstream.route, reason, reached=reason not in NOT_REACHED):
-                return
+            if not stale:
+                route.members.failed(upstream.route, reason, self.pool.gateway.time())
+                if self._move(upstream.route, reason, reached=reason not in NOT_REACHED):
+                    return
         if not heard and not self.retried and self._repeatable(reason, reused=reused):
             assert self.route is not None
             self.retried = True
@@ -245,6 +246,8 @@ class Exchange(Holding):
                 self.give_up(Reason.STALLED)
         elif self.upload_done or self._waits_for_continue():
             if quiet >= route.response_seconds:
+                if route.members is not None and upstream is not None and not upstream.heard:
+                    route.members.failed(upstream.route, Reason.RESPONSE_TIMEOUT, now)
                 self.give_up(Reason.RESPONSE_TIMEOUT)
         else:
             # A gRPC call may leave its upload open while both sides have nothing to say.

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # Failures of a member's target in a row, after which it is left out, and for how long: a browser that opens a page asks
 # for six things at once, and a service that restarts is back within seconds.
 FAILURES_MOST = 3
+# Requests in a row that were taken and never answered: one that makes a service crash, or ask for an hour, must not be
+# enough to send everybody elsewhere.
+UNANSWERED_MOST = 6
 OUT_SECONDS = 10.0
 # A stream was reset for these because the target could not be dialled: it is the target's fault.
 NOT_DIALLED = frozenset(
@@ -37,7 +40,9 @@ NOT_DIALLED = frozenset(
         Reason.SERVICE_UNKNOWN,
     }
 )
-# And for these before anything reached the target: safe to try elsewhere, whatever was asked.
+# Or it ended or was given up for these before a byte came back. It may be the request's fault.
+NOT_ANSWERED = frozenset({Reason.TARGET_RESET, Reason.RESPONSE_TIMEOUT})
+# A stream was reset for these before anything reached the target: safe to try elsewhere, whatever was asked.
 NOT_REACHED = NOT_DIALLED | {Reason.STREAM_LIMIT}
 # How a connector stands, best first.
 READY = 0  # its tunnel is up and its target works, as far as it says
@@ -105,10 +110,11 @@ class Members:
     def failed(self, route: Route, reason: Reason, now: float) -> None:
         """A stream to this member ended with `reason` before anything came back."""
         name = route.connector
-        if reason not in NOT_DIALLED or self.of(name) is None:
+        most = FAILURES_MOST if reason in NOT_DIALLED else UNANSWERED_MOST
+        if reason not in NOT_DIALLED | NOT_ANSWERED or self.of(name) is None:
             return
         count = self._failures[name] = self._failures.get(name, 0) + 1
-        if count >= FAILURES_MOST and not self.failing(name, now):
+        if count >= most and not self.failing(name, now):
             self._out_until[name] = now + OUT_SECONDS
             self._roster.left_out(route, reason)
 
