@@ -331,3 +331,20 @@ def test_paths_beside_a_shared_one() -> None:
 def test_a_route_without_a_group_is_the_connectors_own() -> None:
     only = own("a", group="")
     assert table(only).find_http("h.x", b"/") is only
+
+
+def test_a_place_that_is_shared_no_longer_has_no_members() -> None:
+    """Who waits for the group waits for nobody, and a group that is there again begins anew."""
+    routes = table(own("a"))
+    before = routes.find_http("h.x", b"/")
+    assert before is not None
+    assert before.members is not None
+    alone = own("a", group="")
+    routes.replace("a", [alone])
+    assert routes.find_http("h.x", b"/") is alone
+    assert before.members.routes == ()
+    routes.replace("a", [own("a")])
+    again = routes.find_http("h.x", b"/")
+    assert again is not None
+    assert again.members is not None
+    assert again.members is not before.members

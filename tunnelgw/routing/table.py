@@ -145,8 +145,8 @@ class RouteTable:
                 places.setdefault(route.place, []).append(route)
         before = self._hosts[unit].routes if isinstance(unit, str) and unit in self._hosts else ()
         for place in [route.place for route in before] if isinstance(unit, str) else [unit]:
-            if place not in places and (members := self._members.pop(place, None)) is not None:
-                members.replace(())  # whoever waits for one of them waits for nobody
+            if place not in places:
+                self._disband(place)
         routes = tuple(self._visible(place, own) for place, own in places.items())
         if not routes:
             del self._held[unit]
@@ -160,12 +160,19 @@ class RouteTable:
         """What a look-up finds: a connector's own route, or that of a group with its members."""
         first = own[0]
         if not first.group or self._roster is None:
+            self._disband(place)
             return first
         members = self._members.get(place)
         if members is None:
             members = self._members[place] = Members(self._roster)
         members.replace(own)
         return replace(members.routes[0], members=members, token="")
+
+    def _disband(self, place: Place) -> None:
+        """No group has it any more: whoever waits for one of its members waits for nobody."""
+        members = self._members.pop(place, None)
+        if members is not None:
+            members.replace(())
 
     def _checked(self, connector: str, wanted: tuple[Route, ...]) -> dict[str | int, list[Route]]:
         by_unit: dict[str | int, list[Route]] = {}
