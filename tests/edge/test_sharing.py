@@ -193,6 +193,20 @@ def test_a_pattern_names_nothing(world: World, pattern: str) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("mine", [{"group": "other"}, {"name": "site", "hosts": [HOST]}, {"plain_http": True}])
+def test_who_was_not_granted_the_very_name_learns_nothing_of_what_is_there(world: World, mine: Any) -> None:
+    async def main() -> None:
+        world.registry.set_grant("cellar", Grant(hosts=("*",)))
+        assert not (await world.offer("attic", web(allow_from=["10.0.0.0/8"]))).refused
+        answer = await world.offer("cellar", web(**mine))
+        assert answer.refused == "claim_held"
+        assert answer.message.startswith(f"{HOST} is held by connector attic")
+        for told in ("pair", "service web", "allow_from", "plain_http"):
+            assert told not in answer.message
+
+    run(main)
+
+
 @pytest.mark.parametrize(
     ("theirs", "mine", "words"),
     [

@@ -243,23 +243,23 @@ class ClaimDesk:
         for verdict in verdicts:
             offer = verdict.offer
             for host in tuple(verdict.hosts):
-                held = refused.get(host_key(host, offer.path))
-                if held is not None:
+                key = host_key(host, offer.path)
+                if (held := refused.get(key)) is not None:
                     verdict.hosts.remove(host)
                     command = host_command(name, grant, host, used)
-                    self._refuse_held(name, held, verdict, host, at=(host, 0), command=command)
+                    self._refuse_held(name, held, wanted[key], verdict, host, at=(host, 0), command=command)
             for port in tuple(verdict.ports):
-                held = refused.get(port_key(port))
-                if held is not None:
+                key = port_key(port)
+                if (held := refused.get(key)) is not None:
                     verdict.ports.remove(port)
                     command = port_command(name, grant, offer, port)
-                    self._refuse_held(name, held, verdict, f"port {port}", at=("", port), command=command)
+                    self._refuse_held(name, held, wanted[key], verdict, f"port {port}", at=("", port), command=command)
 
     def _refuse_held(
-        self, name: str, held: Held, verdict: Verdict, what: str, *, at: tuple[str, int], command: str
+        self, name: str, held: Held, wish: Wish, verdict: Verdict, what: str, *, at: tuple[str, int], command: str
     ) -> None:
         theirs = self._offer_at(held.holder, verdict.offer, *at)
-        text, hint = explain(what, held, verdict.offer, theirs, command=command)
+        text, hint = explain(what, held, wish, verdict.offer, theirs, command=command)
         verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD), hint)
         self._connectors.notify_holder(held.holder, claimant=name, what=what)
 

@@ -61,17 +61,20 @@ def wish_for_port(offer: Offer, grant: Grant, port: int, terms: str) -> Wish:
     return Wish(terms, named=(port, port) in grant.ports or any(item in grant.ports for item in ranges))
 
 
-def explain(what: str, held: Held, offer: Offer, theirs: Offer | None, *, command: str) -> tuple[str, str]:
-    """The text of a refusal, and the command that would allow the claim ("" where none does). `theirs`: if known."""
+def explain(what: str, held: Held, wish: Wish, offer: Offer, theirs: Offer | None, *, command: str) -> tuple[str, str]:
+    """The text of a refusal, and the command that would allow the claim ("" where none does). `theirs`: if known.
+
+    What the holder offers is told to those alone whose grant names the address: they are meant to share it.
+    """
     text = f"{what} is held by connector {held.holder}"
-    if held.why == UNNAMED:
+    if held.why == UNNAMED or (held.why == TERMS and not wish.named):
         return f"{text} in the same group; to share it, the grant must name it", command
     if held.why == TERMS:
         other = agreement(theirs) if theirs is not None else {}
         keys = [key for key, value in agreement(offer).items() if key in other and other[key] != value]
         about = f" about {', '.join(keys)}" if keys else ""
         return f"{text} in the same group, which says otherwise{about}: let all members say the same", ""
-    if offer.group and theirs is not None:
+    if offer.group and theirs is not None and wish.named:
         other_group = f"in group {theirs.group}" if theirs.group else "without a group"
         text += f", {other_group} as service {theirs.name}; members of a group offer the same service"
     return text, f"tunnelgw edge revoke {held.holder}"
