@@ -15,6 +15,7 @@ from tunnelgw.config.load import load_edge
 from tunnelgw.edge import app
 from tunnelgw.net.accept import listen_on
 from tunnelgw.net.tasks import spawn
+from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
 
 if TYPE_CHECKING:
@@ -105,6 +106,30 @@ def test_visitors_are_sent_on_when_connectors_have_moved(tmp_path: Path, monkeyp
         assert crew._edge.connectors.farewell is not None
         assert not crew._edge.gateway.draining
         await until(lambda: crew._edge.gateway.draining)
+        await crew.stop()
+        store.close()
+
+    run(main)
+
+
+def test_visitors_follow_a_connector_whose_link_is_lost(tmp_path: Path) -> None:
+    """It comes back to the new process alone: in this one every further request would be refused."""
+    state, file = tmp_path / "state", tmp_path / "edge.toml"
+    file.write_text(f'domain = "example.com"\nstate_dir = "{state}"\n[tls]\nissuer = "self-signed"\n')
+    create_state(state)
+
+    async def main() -> None:
+        store = SqliteStore(state / FILE_NAME)
+        crew = Single(load_edge(file), store)
+        await crew.start(Listeners())
+        crew.accept()
+        connector = crew._edge.connectors.known("home")
+        connector.give_up(Reason.CONNECTOR_STOPPING)
+        assert not crew._edge.gateway.draining  # here they wait until it is back
+        crew.leave()
+        assert not crew._edge.gateway.draining
+        connector.give_up(Reason.CONNECTOR_STOPPING)
+        assert crew._edge.gateway.draining
         await crew.stop()
         store.close()
 

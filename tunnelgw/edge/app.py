@@ -76,8 +76,7 @@ class Edge:
 
     _https: tuple[socket.socket, ...] = ()  # ours from `start` on
     _http: tuple[socket.socket, ...] = ()
-    _accepted = False  # some time
-    _left = False
+    _accepted = _left = False  # some time
 
     def __init__(
         self,
@@ -241,6 +240,7 @@ class Edge:
         self.certificates.retire()
         self.connectors.send_away(Reason.EDGE_STOPPING)  # they come back at once, to the other process
         self._wind_down = self.loop.call_later(MOVE_SECONDS, self.gateway.wind_down)
+        self.connectors.gone = lambda _connector: self.gateway.drain()  # visitors follow it
 
     async def drained(self) -> None:
         """Return when nothing is in progress any more, after `DRAIN_SECONDS` at the latest."""
