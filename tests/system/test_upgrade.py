@@ -359,7 +359,7 @@ def test_a_connector_that_stops_lets_what_is_in_progress_end(world: Upgrading) -
              f"https://{HOST}:{world.port}/bytes/{size}"],
             stdout=subprocess.PIPE,
         )
-        for rate in ("20M", "1M")
+        for rate in ("6M", "1M")
     )  # fmt: skip
     both = {}
     readers = [threading.Thread(target=lambda p=p: both.setdefault(p, p.communicate()[0])) for p in (fast, slow)]
