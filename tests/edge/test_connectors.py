@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from tunnelgw.gateway.opener import NoStream, Visitor
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.table import RouteTable
 from tunnelgw.wire.control import Hello
 
 if TYPE_CHECKING:
@@ -134,3 +136,67 @@ def test_nobody_waits_for_who_is_away_for_long(world: World) -> None:
     world.loop.advance(121.0)
     assert request.reset is Reason.CONNECTOR_AWAY
     assert request.answer is Reason.CONNECTOR_AWAY
+
+
+class Parked:
+    """Who waits."""
+
+    def __init__(self) -> None:
+        self.refused: Reason | None = None
+
+    def stream_refused(self, reason: Reason, since: float) -> None:
+        self.refused = reason
+
+
+def send_away(world: World) -> list[str]:
+    """An upgrade; the names of those who are known to have gone for good."""
+    moved: list[str] = []
+    world.connectors.moved = moved.append
+    world.connectors.send_away(Reason.EDGE_STOPPING)
+    return moved
+
+
+@pytest.mark.parametrize("how", ["leaves", "loses its link"])
+def test_after_an_upgrade_nobody_waits_for_who_comes_back_elsewhere(world: World, how: str) -> None:
+    link = world.dial("1" * 32)
+    moved = send_away(world)
+    stream = world.connectors.open(ROUTE, world.visitor, Again(world))  # type: ignore[arg-type]
+    assert stream is not None, "it serves until it leaves"
+    assert not moved
+    if how == "leaves":
+        world.connector.going_away(Reason.CONNECTOR_STOPPING)
+    else:
+        world.connector.link_lost(link, None)  # type: ignore[arg-type]
+    assert moved == [ROUTE.connector]
+    with pytest.raises(NoStream) as error:
+        world.connectors.open(ROUTE, world.visitor, Again(world))  # type: ignore[arg-type]
+    assert error.value.reason is Reason.EDGE_REPLACED
+
+
+def test_an_upgrade_ends_what_waits_for_a_link_that_will_come_elsewhere(world: World) -> None:
+    """The streams of a connector whose line is down at that moment, and the requests that are parked for it."""
+    link = world.dial("1" * 32)
+    request = Again(world)
+    world.connector.link_lost(link, None)  # type: ignore[arg-type]
+    parked = Parked()
+    assert world.connectors.open(ROUTE, world.visitor, parked) is None  # type: ignore[arg-type]
+    assert world.connectors.waiting() == 2
+    assert send_away(world) == [ROUTE.connector]
+    assert request.reset is Reason.CONNECTOR_STOPPING
+    assert request.answer is Reason.EDGE_REPLACED
+    assert parked.refused is Reason.EDGE_REPLACED
+    assert not world.connectors.waiting()
+
+
+def test_after_an_upgrade_a_group_without_members_is_not_waited_for(world: World) -> None:
+    table = RouteTable(roster=world.connectors.groups)
+    table.replace(ROUTE.connector, [replace(ROUTE, group="g")])
+    shared = table.find_http(ROUTE.host, b"/")
+    assert shared is not None
+    parked = Parked()
+    assert world.connectors.open(shared, world.visitor, parked) is None  # type: ignore[arg-type]
+    send_away(world)
+    assert parked.refused is Reason.EDGE_REPLACED
+    with pytest.raises(NoStream) as error:
+        world.connectors.open(shared, world.visitor, Parked())  # type: ignore[arg-type]
+    assert error.value.reason is Reason.EDGE_REPLACED

@@ -97,12 +97,18 @@ class Connector:
                 return session.open(request_for(route, visitor), waiter, now, visitor=visitor.key)
             except Refused as refusal:
                 raise NoStream(refusal.reason) from None
-        if session is None and (now >= self.away_until or self.all.farewell is not None):
-            raise NoStream(Reason.CONNECTOR_AWAY, self.since)
+        if not self.awaited(now):
+            raise NoStream(self.all.reason_without, self.since)
         if not self.all.lot.room_for(visitor, self.lane):
             raise NoStream(Reason.PARK_LIMIT, self.since)
         self.lane.park(route, visitor, waiter, until=now + self.all.park_seconds)
         return None
+
+    def awaited(self, now: float) -> bool:
+        """Whether it is worth waiting for it here: after an upgrade, whoever left or lost its link dials elsewhere."""
+        if self.all.farewell is not None:
+            return self.link is not None and not self.draining
+        return self.session is not None or now < self.away_until
 
     def open_parked(self, parked: Parked, route: Route | None = None) -> Stream | Reason:
         """A stream for who waited, or why there is none. `route`: this member's own, where a group was waited for."""
@@ -233,6 +239,7 @@ class Connector:
         if link is not None:
             link.close()
         self.all.gone(self)
+        self._moved()
 
     def cut(self, reason: Reason) -> None:
         """Revoked, or the edge stops: say why, then end it."""
@@ -240,6 +247,21 @@ class Connector:
         self.lane.refuse_all(reason)
         self.give_up(reason)
         self.away_until = 0.0
+
+    def send_away(self, reason: Reason) -> None:
+        """Another process accepts from now on: what is in progress goes on, on the link that it has, or never will."""
+        if self.link is not None:
+            self.announce(reason)
+            self._moved()
+        else:
+            self.give_up(Reason.CONNECTOR_STOPPING)
+
+    def _moved(self) -> None:
+        """After an upgrade: if nothing can begin here any more, whoever waits and whoever rests is to go elsewhere."""
+        if self.all.farewell is not None and not self.awaited(self.all.loop.time()):
+            self.lane.refuse_all(self.all.reason_without)
+            self.all.groups.refuse_forlorn()
+            self.all.moved(self.name)
 
     def announce(self, reason: Reason) -> None:
         """Tell the connector that it should look for another tunnel; streams in progress go on."""
@@ -278,6 +300,7 @@ class Connector:
         self.draining = True
         self.all.leaving(self.name)
         log.info("connector %s is leaving: %s", self.name, reason.text)
+        self._moved()
 
     def learn(self) -> None:
         """Tell it which authorities to trust from now on, if it knows others and can be told."""

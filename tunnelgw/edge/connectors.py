@@ -61,6 +61,7 @@ class Connectors:
         self.gone: Callable[[Connector], None] = _nobody
         self.leaving: Callable[[str], None] = _nobody
         self.unlinked: Callable[[str], None] = _nobody
+        self.moved: Callable[[str], None] = _nobody
 
     # StreamOpener.
 
@@ -79,6 +80,11 @@ class Connectors:
     def since(self, route: Route) -> float:
         connector = self.by_name.get(route.connector)
         return 0.0 if connector is None else connector.since
+
+    @property
+    def reason_without(self) -> Reason:
+        """Why there is no stream to who is not waited for."""
+        return Reason.CONNECTOR_AWAY if self.farewell is None else Reason.EDGE_REPLACED
 
     # Connectors.
 
@@ -115,8 +121,13 @@ class Connectors:
     def send_away(self, reason: Reason) -> None:
         """Ask every connector, and who still comes, to go on elsewhere; streams, new ones too, go on here meanwhile."""
         self.farewell = reason
-        for connector in self.by_name.values():
-            connector.announce(reason)
+        for connector in tuple(self.by_name.values()):
+            connector.send_away(reason)
+
+    def waiting(self) -> int:
+        """What waits for a link here: requests that are parked, and streams whose connector has lost its link."""
+        detached = [one.session for one in self.by_name.values() if one.session is not None and one.link is None]
+        return len(self.lot) + sum(session.stream_count for session in detached)
 
     def cut_all(self, reason: Reason) -> None:
         """The edge stops."""

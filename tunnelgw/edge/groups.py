@@ -81,10 +81,10 @@ class Groups:
         """Wait for any member of this route. Raises `NoStream`."""
         members = route.members
         assert members is not None
-        known = [self._all.by_name[name] for name in self._names(members) if name in self._all.by_name]
+        known = self._known(members)
         now = self._all.loop.time()
-        if all(one.session is None and now >= one.away_until for one in known):
-            raise NoStream(Reason.CONNECTOR_AWAY, max((one.since for one in known), default=0.0))
+        if not any(one.awaited(now) for one in known):
+            raise NoStream(self._all.reason_without, max((one.since for one in known), default=0.0))
         lane = self._lanes.get(members)
         if lane is None:
             self._lanes = {kept: old for kept, old in self._lanes.items() if len(old)}
@@ -101,6 +101,14 @@ class Groups:
                 del self._lanes[members]
                 lane.leave(lambda parked, member=member: self._open(parked, member))  # type: ignore[misc]
 
+    def refuse_forlorn(self) -> None:
+        """After an upgrade: who waits where no member comes back to goes elsewhere."""
+        now = self._all.loop.time()
+        for members, lane in self._lanes.items():
+            known = self._known(members)
+            if not any(one.awaited(now) for one in known):
+                lane.refuse_all(self._all.reason_without)
+
     def refuse_all(self, reason: Reason) -> None:
         """The edge stops."""
         for lane in self._lanes.values():
@@ -112,8 +120,9 @@ class Groups:
 
     def _since(self, members: Members) -> float:
         """Since when all are away."""
-        known = [self._all.by_name[name] for name in self._names(members) if name in self._all.by_name]
+        known = self._known(members)
         return max((one.since for one in known), default=0.0)
 
-    def _names(self, members: Members) -> list[str]:
-        return [route.connector for route in members.routes]
+    def _known(self, members: Members) -> list[Connector]:
+        by_name = self._all.by_name
+        return [by_name[route.connector] for route in members.routes if route.connector in by_name]

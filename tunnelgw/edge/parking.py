@@ -59,6 +59,9 @@ class ParkingLot:
         self._counters = counters
         self.wheel = wheel
 
+    def __len__(self) -> int:
+        return len(self._by_waiter)
+
     def room_for(self, visitor: Visitor, lane: Lane) -> bool:
         """Whether a further request may wait."""
         if len(self._by_waiter) >= PARKED_MAX or len(lane) >= PARKED_PER_CONNECTOR:

@@ -104,6 +104,10 @@ class Exchange(Holding):
         """Send a whole response of our own; only while not `responded`."""
         raise NotImplementedError
 
+    def send_on(self) -> bool:
+        """End without an answer, so that the visitor repeats it elsewhere; False where it would not by itself."""
+        raise NotImplementedError
+
     def pause_upload(self) -> None:
         """Read no more of the request's body for now. Idempotent."""
         raise NotImplementedError
@@ -153,6 +157,8 @@ class Exchange(Holding):
     def refuse(self, reason: Reason, since: float = 0.0) -> None:
         """Answer with an error page; only while not `responded`."""
         self.pool.gateway.refused(reason)
+        if reason is Reason.EDGE_REPLACED and self.send_on():
+            return
         head = self.head
         accept, request_id = (accepted(head.fields), head.request_id) if head is not None else (b"", b"")
         status = answer_status(reason)

@@ -202,6 +202,12 @@ class Http2Exchange(Exchange):
         self._forget_held()
         self.settle()
 
+    def send_on(self) -> bool:
+        self.account(self.pool.gateway.time(), Reason.EDGE_REPLACED.status)
+        self._connection.engine.reset(self._number, ErrorCode.REFUSED_STREAM)  # RFC 9113, 8.7: may be sent again
+        self._connection.drain()
+        return True
+
     def pause_upload(self) -> None:
         self.upload_paused = True
 

@@ -45,11 +45,12 @@ _TICK = 1.0
 class Http1Visitor(Http1Exchange, asyncio.Protocol):
     """One connection: the loop calls the protocol's methods, the upstream `Exchange`'s, the wheel `on_deadline`."""
 
-    __slots__ = ("_pumping", "_reader", "_resting", "_seen", "_served", "_since")
+    __slots__ = ("_kept", "_pumping", "_reader", "_resting", "_seen", "_served", "_since")
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
         super().__init__(Pool(gateway, visitor))
         self._seen = 0  # of `_ahead`: searched for the head's end without finding it
+        self._kept = False  # after a request: who finds such a connection closed asks again (RFC 9112, 9.3.1)
         self._served = False  # a whole head arrived: the first one's time runs from the connection's start
         self._reader: BodyReader | None = None
         self._since = 0.0  # when the state's absolute deadline began to run
@@ -165,6 +166,12 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         if self._state == READY and not self._ahead:
             self.pool.gateway.part(self, self._transport)
             self._close()
+
+    def send_on(self) -> bool:
+        if self._kept:
+            self.account(self.pool.gateway.time(), Reason.EDGE_REPLACED.status)
+            self._close()
+        return self._kept
 
     def make_room(self) -> None:
         """Somebody else needs the place, and nothing is under way here."""
@@ -330,6 +337,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
             self._end_connection(now)
             return
         self._state = READY
+        self._kept = True
         self._since = now
         if self._reading_paused:
             self._resume_reading()

@@ -40,6 +40,7 @@ _BAD = ("This request cannot be served", "What was sent is not a request that ca
 _WORDS: dict[Reason, tuple[str, str]] = {
     Reason.CONNECTOR_AWAY: _AWAY, Reason.CONNECTOR_STOPPING: _AWAY, Reason.PARK_TIMEOUT: _AWAY,
     Reason.WITHDRAWN: _AWAY, Reason.REVOKED: _AWAY, Reason.EDGE_STOPPING: _BUSY,
+    Reason.EDGE_REPLACED: _BUSY,
     Reason.TARGET_REFUSED: _DOWN, Reason.TARGET_UNRESOLVED: _DOWN, Reason.TARGET_UNREACHABLE: _DOWN,
     Reason.TARGET_TLS: _DOWN, Reason.TARGET_RESET: _DOWN, Reason.SERVICE_UNKNOWN: _DOWN,
     Reason.TARGET_TIMEOUT: _SLOW, Reason.RESPONSE_TIMEOUT: _SLOW, Reason.STALLED: _SLOW,

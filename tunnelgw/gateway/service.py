@@ -164,6 +164,17 @@ class Gateway:
         for connection in list(self.connections):
             connection.pool.let_go(connector)
 
+    def send_on(self, connector: str) -> None:
+        """Another process has that connector's services, and this one never will again: who rests is to dial anew.
+
+        A request that crosses the end of its connection is the visitor's own to repeat, as at any idle time's end.
+        """
+        hosts = {route.host for route in self.table.routes_of(connector)}
+        for connection in list(self.connections):
+            name = self.table.find_name(connection.pool.visitor.server_name)
+            if name is None or name.host in hosts:  # on plain HTTP any host may come
+                connection.drain()
+
     def fail_over(self, connector: str) -> None:
         """That connector lost its link: what others can answer as well is asked of them at once."""
         if not any(route.group for route in self.table.routes_of(connector)):
