@@ -39,8 +39,8 @@ class Crew:
     class config:  # noqa: N801 - an attribute with one value
         park_seconds = 0.1
 
-    async def numbers(self) -> dict[str, Any]:
-        return {"parked": self.parked}
+    async def waiting(self) -> int:
+        return self.parked
 
     async def pause(self) -> None:
         self.told.append("pause")

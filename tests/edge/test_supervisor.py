@@ -69,6 +69,7 @@ def test_sockets_go_to_the_worker_they_are_for() -> None:
             assert await ask(port, "give 7") == "give?no such worker"
             assert await ask(port, "gather") == "[0, 1]"
             assert sorted(each["index"] for each in await supervisor.gather()) == [0, 1]
+            assert await supervisor.waiting() == 1 + 2
 
     run(main)
 

@@ -35,6 +35,7 @@ async def main() -> None:
         loop,
         socket.socket(fileno=int(sys.argv[1])),
         snapshot=lambda: {"index": worker.index, "pid": os.getpid(), "reloads": reloads},
+        waiting=lambda: worker.index + 1,
         tunnel=tunnel,
         accept=lambda: each(Acceptor.start),
         pause=lambda: each(Acceptor.close),

@@ -146,7 +146,7 @@ def test_parked_requests_are_served_before_anybody_leaves(world: Upgrading) -> N
     at_home.process.stop()
     parked = park(world)
     new = world.command()
-    new.wait_for("accepting as soon as no request is parked")
+    new.wait_for("accepting as soon as nothing waits for a link")
     at_home.start()
     new.wait_for("(?m)^ready")
     assert parked.communicate(timeout=60)[0] == b"hello from web\n"
@@ -161,7 +161,7 @@ def test_a_new_process_that_is_killed_while_it_waits(world: Upgrading) -> None:
     at_home.process.stop()
     parked = park(world)
     new = world.command()
-    new.wait_for("accepting as soon as no request is parked")
+    new.wait_for("accepting as soon as nothing waits for a link")
     other = world.command()
     assert other.popen.wait(30) == 1
     assert "another upgrade is under way" in other.text()
@@ -256,7 +256,7 @@ def test_a_port_that_opens_while_an_upgrade_waits(world: Upgrading) -> None:
     away.process.stop()
     parked = park(world)
     new = world.command()
-    new.wait_for("accepting as soon as no request is parked")
+    new.wait_for("accepting as soon as nothing waits for a link")
     port = free_port()
     refused: list[str] = []
     stopping = threading.Event()

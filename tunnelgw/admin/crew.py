@@ -103,6 +103,10 @@ class Single:
     async def numbers(self) -> ProcessSnapshot:
         return numbers(self._edge)
 
+    async def waiting(self) -> int:
+        """What waits here for a connector's link."""
+        return self._edge.connectors.waiting()
+
     def missing(self) -> str | None:
         return None if self._serving else "not serving"
 
@@ -180,6 +184,10 @@ class Supervised:
 
     async def numbers(self) -> ProcessSnapshot:
         return merge(one["numbers"] for one in await self.views() if one)
+
+    async def waiting(self) -> int:
+        """As `Single.waiting`."""
+        return await self._supervisor.waiting() if self._supervisor is not None else 0
 
     def missing(self) -> str | None:
         return None if self._serving else "not serving"

@@ -231,6 +231,7 @@ async def _work(config: EdgeConfig, descriptor: int) -> None:
         loop,
         socket.socket(fileno=descriptor),
         snapshot=lambda: view(edges[0]) if edges else {},
+        waiting=lambda: edges[0].connectors.waiting() if edges else 0,
         tunnel=lambda number, peer: edges[0].door.adopt(number, peer),
         accept=lambda: edges[0].accept(),
         pause=lambda: edges[0].pause(),

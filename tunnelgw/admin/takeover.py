@@ -63,7 +63,7 @@ class Takeover:
         """Everything is ready but accepting: begin when the process before lets go; then this one is the edge."""
         assert self._talk is not None
         self._talk.say("prepared")
-        log.info("upgrade: ready; accepting as soon as no request is parked in the process before")
+        log.info("upgrade: ready; accepting as soon as nothing waits for a link in the process before")
         new = Listeners()
         await self._hear("go", seconds=None, into=new)
         crew.inherit(new.ports)

@@ -3,7 +3,7 @@
     new process (takeover.py)                     process that runs (`Handover`)
     control command "upgrade"                  →  makes `upgrade.sock` for one connection
     connects                                   →  listeners {kinds} + sockets, as many as it takes; begin
-    reads its files, gets ready; prepared      →  waits until no request is parked, then accepts nobody
+    reads its files, gets ready; prepared      →  waits until nothing waits for a link, then accepts nobody
                                                ←  go (after listeners that are new)
     serving; accepts                           →  gives up listeners, control socket and metrics; asks its connectors
                                                   to go on elsewhere
@@ -55,7 +55,7 @@ SPEAKS = 1  # the messages above; a process that speaks others is not taken over
 OFFER_SECONDS = 10.0  # for the new process to connect after it asked
 START_SECONDS = 120.0  # for it to get ready: a slow machine that makes certificates takes a minute
 GO_SECONDS = 10.0  # to begin to accept, for which everything is ready
-PARKED_TURN = 0.05  # between two looks at the requests that are parked
+LINKS_TURN = 0.05  # between two looks at what waits for a link
 CHILD_TURN = 0.1
 
 
@@ -228,7 +228,7 @@ class Handover:
         talk.say_listeners(given)
         talk.say("begin")
         await talk.hear("prepared", seconds=START_SECONDS)
-        await self._wait_for_parked(talk)
+        await self._wait_for_links(talk)
         await self._crew.pause()
         try:
             new = {port: sock for port, sock in self._crew.ports().items() if given.ports.get(port) is not sock}
@@ -264,17 +264,17 @@ class Handover:
         found = self._listeners
         return Listeners(found.https, found.http, found.metrics, self._control.listener, self._crew.ports())
 
-    async def _wait_for_parked(self, talk: Talk) -> None:
-        """Requests that wait for a connector here are served here: it would come back to the other process.
+    async def _wait_for_links(self, talk: Talk) -> None:
+        """What waits for a connector here goes on here: the connector would come back to the other process.
 
-        As long as the slowest of them may wait, and those that come meanwhile; for a connector that stays away longer
-        nobody waits.
+        Parked requests, and streams of a link that was lost. As long as the slowest request may wait, and those that
+        come meanwhile; for a connector that stays away longer nobody waits.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + 2 * self._crew.config.park_seconds
         # Polled only here: nobody else wants to know.
-        while talk.open and (await self._crew.numbers())["parked"] and loop.time() < end:  # noqa: ASYNC110
-            await asyncio.sleep(PARKED_TURN)
+        while talk.open and await self._crew.waiting() and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(LINKS_TURN)
 
     async def _finish(self, talk: Talk) -> None:
         """Until nothing is in progress here, or the new process is told to stop."""

@@ -8,6 +8,7 @@ Messages over one channel per worker (JSON, descriptors beside them):
     tunnel {peer} + socket                        relay {worker, peer} + socket
     port {id, error} or {id} + listener           open_port {id, port}, close_port {port}
     snapshot {id}                                 snapshot {id, snapshot}
+    waiting {id}                                  snapshot {id, {waiting}}
     gathered {id, snapshots}                      gather {id}
 
 Invariants: a listening socket is bound once and outlives every worker, so a restart loses no connection; a public port
@@ -180,10 +181,14 @@ class Supervisor:
             listener.close()
         self._ports.clear()
 
-    async def gather(self) -> list[dict[str, Any]]:
-        """The snapshots of all workers that answer in time."""
+    async def waiting(self) -> int:
+        """As `Connectors.waiting`, of all workers."""
+        return sum(one["waiting"] for one in await self.gather("waiting"))
+
+    async def gather(self, op: str = "snapshot") -> list[dict[str, Any]]:
+        """The snapshots of all workers that answer in time, or their answers to `op`."""
         number = self._next = self._next + 1
-        asked = {worker.index for worker in self._workers if self._send(worker, {"op": "snapshot", "id": number})}
+        asked = {worker.index for worker in self._workers if self._send(worker, {"op": op, "id": number})}
         gathering = self._gatherings[number] = _Gathering(asked, self._loop.create_future())
         if asked:
             await asyncio.wait([gathering.done], timeout=SNAPSHOT_SECONDS)

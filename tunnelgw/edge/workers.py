@@ -87,6 +87,7 @@ class Worker:
         sock: socket.socket,
         *,
         snapshot: Callable[[], dict[str, Any]],
+        waiting: Callable[[], int],
         tunnel: Callable[[int, tuple[str, int]], None],
         accept: Callable[[], None],
         pause: Callable[[], None],
@@ -95,6 +96,7 @@ class Worker:
     ) -> None:
         self._loop = loop
         self._snapshot = snapshot
+        self._waits = waiting
         self._tunnel = tunnel
         self._pause = pause
         self._orphaned = orphaned
@@ -108,6 +110,7 @@ class Worker:
             "tunnel": self._on_tunnel,
             "port": self._on_port,
             "snapshot": self._on_snapshot,
+            "waiting": self._on_waiting,
             "gathered": self._on_gathered,
             "accept": lambda _message, _descriptors: accept(),
             "pause": self._on_pause,
@@ -198,6 +201,9 @@ class Worker:
 
     def _on_snapshot(self, message: dict[str, Any], descriptors: list[int]) -> None:  # noqa: ARG002 - the table's shape
         self._channel.send({"op": "snapshot", "id": message["id"], "snapshot": self._snapshot()})
+
+    def _on_waiting(self, message: dict[str, Any], descriptors: list[int]) -> None:  # noqa: ARG002 - the table's shape
+        self._channel.send({"op": "snapshot", "id": message["id"], "snapshot": {"waiting": self._waits()}})
 
     def _on_gathered(self, message: dict[str, Any], descriptors: list[int]) -> None:  # noqa: ARG002 - the table's shape
         future = self._waiting.get(message["id"])
