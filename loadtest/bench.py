@@ -77,15 +77,16 @@ def measure(scenario: Scenario, name: str, port: int, group: Group, seconds: flo
     return row
 
 
-def environment() -> dict[str, str]:
-    """Machine, versions and commit."""
+def first_line(*command: str) -> str:
+    """What a program says first; empty if it is not there."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip().splitlines()[0] if (done.stdout or done.stderr).strip() else ""
 
-    def first_line(*command: str) -> str:
-        if shutil.which(command[0]) is None:
-            return ""
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return (done.stdout or done.stderr).strip().splitlines()[0] if (done.stdout or done.stderr).strip() else ""
 
+def environment(**versions: tuple[str, ...]) -> dict[str, str]:
+    """Machine, commit, and what these commands say of a program's version."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     cores = len([line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")])
     return {
@@ -94,9 +95,7 @@ def environment() -> dict[str, str]:
         "cpu": f"{model[1] if model else platform.machine()}, {cores} cores",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "haproxy": first_line("haproxy", "-v"),
-        "nginx": first_line("nginx", "-v"),
-        "h2load": first_line("h2load", "--version"),
+        **{name: first_line(*command) for name, command in versions.items()},
     }
 
 
@@ -156,7 +155,7 @@ def main() -> int:
                         print(f"{scenario.name}: {name} {row['value']:,.0f} {scenario.unit}", file=sys.stderr)
         finally:
             group.stop()
-    about = environment()
+    about = environment(haproxy=("haproxy", "-v"), nginx=("nginx", "-v"), h2load=("h2load", "--version"))
     text = "# tunnelgw beside a chain of two HAProxy processes\n\n" + "".join(
         f"- {key}: {value}\n" for key, value in about.items()
     )

@@ -17,16 +17,24 @@ from tunnelgw.cli.parser import build_parser
 from tunnelgw.config import diff, model
 from tunnelgw.config.load import PROBLEM, check_text
 from tunnelgw.config.paths import CONNECTOR, EDGE
+from tunnelgw.connector import app as connector_app
+from tunnelgw.connector import backoff, dial, eyeballs
+from tunnelgw.edge import app as edge_app
+from tunnelgw.edge import groups, parking
+from tunnelgw.gateway.pages import error_page
 from tunnelgw.obs.collector import SnapshotCollector
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.snapshot import empty
+from tunnelgw.routing import members
+from tunnelgw.wire import liveness
+from tunnelgw.wire.flow import SessionLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 REQUIRED = {
     "install", "quickstart", "dns", "configuration", "protocol", "architecture", "beside-another-web-server",
-    "move-to-a-new-vps", "revoke", "dependencies", "troubleshooting", "metrics", "security",
+    "move-to-a-new-vps", "revoke", "dependencies", "troubleshooting", "metrics", "security", "reliability",
 }  # fmt: skip
 _BLOCK = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _FROM_FILE = re.compile(r"<!-- file: (\S+) -->\n```[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -262,3 +270,45 @@ def test_what_holds_a_promise_exists() -> None:
     assert len(wanted) > 20
     for name in sorted(wanted):
         assert (ROOT / "tests" / name).exists(), name
+
+
+def test_waits_are_those_of_the_program() -> None:
+    """The table of reliability.md, from top to bottom."""
+
+    def default(kind: type, name: str) -> float:
+        return next(item.default for item in dataclasses.fields(kind) if item.name == name)
+
+    wanted = [
+        default(model.EdgeConfig, "park_seconds"),
+        default(model.EdgeConfig, "resume_seconds"),
+        default(model.ServiceConfig, "response_seconds"),
+        default(model.LimitsConfig, "idle_seconds"),
+        liveness.PING_IDLE,
+        liveness.PING_IDLE + liveness.REPLY_IDLE,
+        liveness.SILENCE_BUSY,
+        backoff.Backoff(random=lambda: 0.99).lost(10.0),
+        backoff.SHORT_CEILING,
+        backoff.LONG_CEILING,
+        backoff.REFUSED_CEILING + backoff.LONG_CEILING,
+        dial.DIAL_SECONDS,
+        eyeballs.STAGGER,
+        connector_app.GRACE,
+        edge_app.GRACE_SECONDS,
+        edge_app.DRAIN_SECONDS,
+        groups.SILENT_SECONDS,
+        members.OUT_SECONDS,
+        int(dict(error_page(Reason.CONNECTOR_AWAY)[0])[b"retry-after"]),
+    ]
+    rows = [row for row in table(DOCS / "reliability.md", columns=3) if row[1].endswith(" s")]
+    assert [row[1] for row in rows] == [f"{seconds:g} s" for seconds in wanted]
+    numbers = (parking.PARKED_MAX, parking.PARKED_PER_CONNECTOR, parking.PARKED_PER_ADDRESS)
+    bounds = "{:,} parked requests ({} for one connector, {} for one address)".format(*numbers)
+    assert bounds in text_of(DOCS / "reliability.md")
+    assert f"{SessionLimits().retained >> 20} MiB sent" in text_of(DOCS / "reliability.md")
+
+
+def test_what_holds_a_promise_of_reliability_exists() -> None:
+    named = re.findall(r"`([a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`", text_of(DOCS / "reliability.md"))
+    assert len(named) > 20
+    for file, name in named:
+        assert re.search(rf"^ *def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), f"{file}::{name}"

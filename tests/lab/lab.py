@@ -188,6 +188,8 @@ class Lab:
     env: of edge and connector. state_mb: both keep their state on file systems of this size; 0 is an ordinary folder.
     """
 
+    tunnel_port = 443  # of the edge, where connectors dial
+
     def __init__(
         self, folder: Path, *, through: str = "relay", uplink: str = network.UPLINK, workers: int = 1,
         extra: str = "", tables: str = "", services: str = "", env: dict[str, str] | None = None, state_mb: int = 0,
@@ -233,22 +235,29 @@ class Lab:
         names = (WEB_NAME, EDGE_NAME, f"ssh.{DOMAIN}")
         self.net.hosts("visitor", dict.fromkeys(names, (VPS,)))
         self.net.hosts("vps", dict.fromkeys(names, (VPS,)))
-        self.tunnelgw("vps", "edge", "init", "--domain", DOMAIN, "--address", f"{EDGE_NAME}:443", "--self-signed",
-                      "--config", str(self.edge_config), "--state-dir", str(self.edge_state))  # fmt: skip
-        self.write_edge()
-        self.write_home()
         script = str(ROOT / "tests" / "system" / "relay.py")
-        relay = [sys.executable, script, "0.0.0.0:443", f"{VPS}:443", "--control", str(self.relay.control)]
+        relay = [sys.executable, script, f"0.0.0.0:{self.tunnel_port}", f"{VPS}:{self.tunnel_port}",
+                 "--control", str(self.relay.control)]  # fmt: skip
         self.service.start(wait=False)
         relaying = self.spawn("relay", "internet", relay)
         sshd = self.spawn("sshd", "home", configure(self.folder / "sshd", HOME_SSH))
-        self.edge.start()
-        invitation = self.invite("home", "--allow-host", f"*.{DOMAIN}", "--allow-port", f"{SSH_PORT}")
+        self._start_edge()
         relaying.wait_for("ready")
-        self.tunnelgw("home", "join", "-", "--config", str(self.home_config), "--state-dir", str(self.home_state),
-                      stdin=invitation)  # fmt: skip
         self.service.present.wait_for("ready")
         sshd.wait_for("listening")
+        self._start_connector()
+
+    def _start_edge(self) -> None:
+        self.tunnelgw("vps", "edge", "init", "--domain", DOMAIN, "--address", f"{EDGE_NAME}:443", "--self-signed",
+                      "--config", str(self.edge_config), "--state-dir", str(self.edge_state))  # fmt: skip
+        self.write_edge()
+        self.edge.start()
+
+    def _start_connector(self) -> None:
+        self.write_home()
+        invitation = self.invite("home", "--allow-host", f"*.{DOMAIN}", "--allow-port", f"{SSH_PORT}")
+        self.tunnelgw("home", "join", "-", "--config", str(self.home_config), "--state-dir", str(self.home_state),
+                      stdin=invitation)  # fmt: skip
         self.connector.start()
         wait_until(lambda: self.metric("tunnelgw_tunnels", state="up") > 0, what="a tunnel")
 

@@ -5,9 +5,10 @@ number must come back; a download and an upload after the other, whose hashes mu
 session with numbered messages, of which none may be missing, doubled or out of order. What breaks is begun again and
 counted as failed. Commands of the control socket (see tests/system/control.py):
 
-    report    {"kinds": {kind: {begun, finished, under_way, retried, failed: {cause: how many}, longest, fresh, bytes}},
-              "failures": [{kind, cause, number, began, since, ended}]}: longest is the longest wait since `mark` in
-              seconds, fresh is when the latest one began that got through, since when its connection began (monotonic)
+    report    {"kinds": {kind: {begun, finished, under_way, retried, failed: {cause: how many}, longest, fresh, oldest,
+              bytes}}, "failures": [{kind, cause, number, began, since, ended}]}: longest is the longest wait since
+              `mark` in seconds, fresh is when the latest one began that got through, oldest when the first of those
+              that are under way did (or infinite), since when its connection began (monotonic)
     mark      measure waits anew; the time
     finish    begin nothing new, wait for what is under way; the report
 

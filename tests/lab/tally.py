@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import math
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
@@ -132,4 +133,5 @@ class Tally:
         return {
             "begun": self.begun, "finished": self.finished, "under_way": len(self.under_way), "retried": self.retried,
             "failed": dict(self.causes), "longest": round(self.longest, 3), "fresh": self.fresh, "bytes": self.bytes,
+            "oldest": min((operation.began for operation in self.under_way), default=math.inf),
         }  # fmt: skip
