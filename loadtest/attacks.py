@@ -264,7 +264,12 @@ def main() -> int:
 
 def write(table: list[str], results: dict[str, dict[str, object]], *, seconds: float, connections: int) -> None:
     """Keep what was measured, with where and when."""
-    about = {**environment(), "slowhttptest": slowhttptest(), "seconds": str(seconds), "connections": str(connections)}
+    about = {
+        **environment(nginx=("nginx", "-v")),
+        "slowhttptest": slowhttptest(),
+        "seconds": str(seconds),
+        "connections": str(connections),
+    }
     RESULTS.mkdir(exist_ok=True)
     stem = RESULTS / f"{about['date']}-{about['commit']}-attacks"
     text = "# tunnelgw under attack\n\n" + "".join(f"- {key}: {value}\n" for key, value in about.items())

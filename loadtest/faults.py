@@ -7,7 +7,7 @@ on HTTP/1.1 and HTTP/2, downloads, uploads, a WebSocket and an ssh session. In e
 its own, one after the other, with the same faults in the same order. NATs keep their mappings for 300 s here, as those
 of carriers do.
 
-Writes loadtest/results/faults-<date>-<commit>.md and .json.
+Writes loadtest/results/<date>-<commit>-faults.md and .json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,12 @@ from typing import Any
 from loadtest import frp
 from loadtest.bench import RESULTS, environment
 from tests.lab import faults, network
-from tests.lab.lab import Lab, Load, now
+from tests.lab.lab import Lab, now
 
 REMEMBERS = 300  # seconds: a NAT's mapping without traffic; the lab's own are far below what carriers use
 CALM_SECONDS = 10.0  # under load before each fault, so that no peer's backoff counts that belongs to the fault before
 PATIENCE = 240.0  # seconds until all that a fault touched has ended one way or the other
-SMALL = ("h1", "h2")
-WAITS = (*SMALL, "websocket", "ticks", "ssh")  # what is small enough to come at once if nothing is wrong
+WAITS = ("h1", "h2", "websocket", "ticks", "ssh")  # what is small enough to come at once if nothing is wrong
 ENDURING = {"download": ("download",), "upload": ("upload",), "WebSocket": ("websocket", "ticks"), "ssh": ("ssh",)}
 
 
@@ -65,45 +65,41 @@ CONTENDERS: dict[str, Callable[[Path], Lab]] = {"tunnelgw": Lab, "frp": frp.FrpL
 
 @dataclass
 class Row:
-    """What one fault did. Seconds count from its beginning; `failed` and `cut` by kind of load."""
+    """What one fault did. Seconds count from its beginning."""
 
-    failed: int  # small requests
-    cut: dict[str, int]  # of ENDURING, how many
+    failed: int  # small requests, and whatever else was begun anew after the fault had begun
+    cut: dict[str, int]  # of what was in progress: failures of ENDURING
     longest: float  # wait of a small request, message or line, whether it then failed or not
-    recovered: (
-        float  # until each kind of WAITS got something through that was begun after the fault was over; or infinite
-    )
+    recovered: float  # until each kind of WAITS got something through that was begun after its end; or infinite
     retried: int  # HTTP/2 requests that the server said it had not looked at
     causes: dict[str, int]
 
 
-def judged(before: dict[str, Any], after: dict[str, Any], *, recovered: float) -> Row:
-    """The row of a fault, from the checker's reports of before and of when all was over."""
-
-    def more(kind: str) -> int:
-        return sum(after["kinds"][kind]["failed"].values()) - sum(before["kinds"][kind]["failed"].values())
-
-    causes: dict[str, int] = {}
-    for kind, facts in after["kinds"].items():
-        for cause, count in facts["failed"].items():
-            new = count - before["kinds"][kind]["failed"].get(cause, 0)
-            if new:
-                causes[f"{kind}: {cause}"] = new
+def judged(report: dict[str, Any], *, began: float, recovered: float) -> Row:
+    """The row of a fault that began then, from the report of the checker once all was over."""
+    failed, cut, causes = 0, dict.fromkeys(ENDURING, 0), Counter[str]()
+    for failure in report["failures"]:
+        causes[f"{failure['kind']}: {failure['cause']}"] += 1
+        name = next((name for name, kinds in ENDURING.items() if failure["kind"] in kinds), "")
+        if name and failure["since"] <= began:
+            cut[name] += 1
+        else:
+            failed += 1
+    kinds = report["kinds"]
     return Row(
-        failed=sum(more(kind) for kind in SMALL),
-        cut={name: sum(more(kind) for kind in kinds) for name, kinds in ENDURING.items()},
-        longest=max(after["kinds"][kind]["longest"] for kind in WAITS),
+        failed=failed,
+        cut=cut,
+        longest=max(kinds[kind]["longest"] for kind in WAITS),
         recovered=recovered,
-        retried=sum(after["kinds"][kind]["retried"] - before["kinds"][kind]["retried"] for kind in SMALL),
-        causes=causes,
+        retried=sum(facts["retried"] for facts in kinds.values()),
+        causes=dict(causes),
     )
 
 
-def measure(case: Case, lab: Lab, load: Load) -> Row:
-    """Make it happen, and wait until nothing is under way any more that was begun before it was over."""
-    load.wait_flowing(now(), seconds=PATIENCE)
+def measure(case: Case, lab: Lab) -> Row:
+    """Make it happen under load, and wait until nothing is under way any more that was begun before it was over."""
+    load = lab.load()
     faults.pause(CALM_SECONDS)
-    before = load.report()
     began = load.mark()
     case.fault(lab)
     over, works = now(), math.inf
@@ -114,7 +110,10 @@ def measure(case: Case, lab: Lab, load: Load) -> Row:
         if all(facts["fresh"] > over and facts["oldest"] > over for facts in kinds.values()):
             break
         faults.pause(0.05)
-    return judged(before, load.report(), recovered=works - began)
+    report = load.report()
+    load.finish(seconds=PATIENCE)
+    load.process.stop()
+    return judged(report, began=began, recovered=works - began)
 
 
 def round_of(name: str, cases: list[Case], say: Callable[[str], None]) -> dict[str, Row]:
@@ -123,17 +122,10 @@ def round_of(name: str, cases: list[Case], say: Callable[[str], None]) -> dict[s
     with tempfile.TemporaryDirectory(prefix=f"{network.PREFIX}-") as folder, CONTENDERS[name](Path(folder)) as lab:
         for role in network.FORGETS:
             lab.net.exec(role, "sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_timeout_established={REMEMBERS}")
-        load = lab.load()
         for case in cases:
-            if case.alone and name != "tunnelgw":
-                continue
-            row = rows[case.name] = measure(case, lab, load)
-            say(f"{name}: {case.name}: {row}")
-        report = load.finish()
-        wrong = [failure for failure in report["failures"] if failure["cause"].startswith("wrong")]
-        if wrong:
-            say(f"{name}: WRONG answers: {wrong}")
-        load.process.stop()
+            if not case.alone or name == "tunnelgw":
+                row = rows[case.name] = measure(case, lab)
+                say(f"{name}: {case.name}: {row}")
     return rows
 
 
@@ -144,38 +136,44 @@ def spread(values: list[float], *, digits: int = 0) -> str:
 
 
 def survival(rows: list[Row]) -> str:
-    """What was cut in any round, and how often at most."""
-    worst = {name: max(row.cut[name] for row in rows) for name in ENDURING}
-    return ", ".join(name for name, count in worst.items() if count) or "nothing"
+    """What was cut in any round."""
+    cut = [name for name in ENDURING if any(row.cut[name] for row in rows)]
+    return "nothing" if not cut else "all four" if len(cut) == len(ENDURING) else ", ".join(cut)
+
+
+def cells(rows: list[Row]) -> list[str]:
+    """A contender's part of a line."""
+    if not rows:
+        return ["-"] * 4
+    seconds = (spread([getattr(row, name) for row in rows], digits=1) for name in ("longest", "recovered"))
+    return [spread([row.failed for row in rows]), survival(rows), *seconds]
 
 
 def table(results: dict[str, list[dict[str, Row]]], cases: list[Case]) -> str:
-    """Markdown: a line for each fault and contender."""
-    lines = [
-        "| fault | | small requests failed | cut | longest wait, s | all works again after, s |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Markdown: a line for each fault, four columns for each contender."""
+    head = ["fault"]
+    for name in results:
+        head += [f"{name}: failed", "cut", "wait", "again after"]
+    lines = [head, ["---"] * len(head)]
     for case in cases:
-        for name, rounds in results.items():
-            rows = [found[case.name] for found in rounds if case.name in found]
-            if rows:
-                lines.append(
-                    f"| {case.text} | {name} | {spread([row.failed for row in rows])} | {survival(rows)}"
-                    f" | {spread([row.longest for row in rows], digits=1)}"
-                    f" | {spread([row.recovered for row in rows], digits=1)} |"
-                )
-    return "\n".join(lines)
+        line = [case.text]
+        for rounds in results.values():
+            line += cells([found[case.name] for found in rounds if case.name in found])
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write(results: dict[str, list[dict[str, Row]]], cases: list[Case], *, rounds: int, keep: bool) -> None:
     """Print, and keep in `results/` with machine, versions and commit."""
     about = environment(**({"frp": ("frps", "--version")} if "frp" in results else {}))
     text = "# Faults\n\n" + "".join(f"- {key}: {value}\n" for key, value in about.items())
-    text += f"\n{rounds} rounds; smallest and largest where they differ. How: loadtest/faults.py.\n\n"
+    text += (
+        f"\n{rounds} rounds; smallest and largest where they differ. What the columns mean: docs/reliability.md.\n\n"
+    )
     text += table(results, cases) + "\n"
     print(text)
     if keep:
-        stem = RESULTS / f"faults-{about['date']}-{about['commit']}"
+        stem = RESULTS / f"{about['date']}-{about['commit']}-faults"
         rows = {
             name: [{key: vars(row) for key, row in found.items()} for found in all_] for name, all_ in results.items()
         }
