@@ -312,3 +312,15 @@ def test_what_holds_a_promise_of_reliability_exists() -> None:
     assert len(named) > 20
     for file, name in named:
         assert re.search(rf"^ *def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), f"{file}::{name}"
+
+
+def test_figures_of_reliability_are_those_that_were_measured() -> None:
+    """As in the latest results, with machine, date and commit."""
+    text = sorted((ROOT / "loadtest" / "results").glob("*-faults.md"))[-1].read_text()
+    measured = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    shown = table(DOCS / "reliability.md", columns=len(measured[0]) + 1)
+    assert [row[:1] + row[2:] for row in shown if row[1] != "---"] == [row for row in measured if row[1] != "---"]
+    for name in ("date", "commit", "cpu", "frp"):
+        found = re.search(rf"^- {name}: (.+)$", text, re.MULTILINE)
+        assert found is not None
+        assert found[1] in text_of(DOCS / "reliability.md"), name
