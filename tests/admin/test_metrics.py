@@ -51,6 +51,30 @@ async def get(url: str, *, method: str = "GET") -> tuple[int, str, str]:
     return await asyncio.to_thread(fetch)
 
 
+def test_who_has_just_connected_is_answered_though_the_server_closes() -> None:
+    """An upgrade moves the endpoint to another process at any moment."""
+
+    async def main() -> None:
+        sock = listen(Endpoint("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        server = MetricsServer(sock, snapshot=snapshot, ready=lambda: None)
+        server.start()
+        assert (await get(f"http://127.0.0.1:{port}/readyz"))[0] == 200
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while len(server._runner.server.connections) < 1:  # noqa: ASYNC110 - aiohttp tells nobody
+            await asyncio.sleep(0.01)
+        closing = asyncio.create_task(server.close(grace=5.0))  # noqa: TID251 - a test's own
+        await asyncio.sleep(0)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_the_three_paths() -> None:
     async def scenario(base: str) -> None:
         status, kind, text = await get(f"{base}/metrics")

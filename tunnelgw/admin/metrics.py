@@ -82,16 +82,19 @@ class MetricsServer:
         """Wait for the first connection."""
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._first_connection)
 
-    async def close(self) -> None:
-        """Stop serving and close the socket. Idempotent."""
+    async def close(self, *, grace: float = 0.0) -> None:
+        """Stop serving and close the socket. Whoever has just connected has `grace` seconds to ask. Idempotent."""
         if self._sock.fileno() < 0:
             return
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
         if self._starting is not None:
             await asyncio.wait([self._starting])
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            for site in tuple(runner.sites):
+                await site.stop()
+            await asyncio.sleep(grace)
+            await runner.cleanup()
         self._sock.close()
 
     def _first_connection(self) -> None:

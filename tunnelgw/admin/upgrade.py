@@ -54,6 +54,7 @@ SOCKET_NAME = "upgrade.sock"
 SPEAKS = 1  # the messages above; a process that speaks others is not taken over from
 OFFER_SECONDS = 10.0  # for the new process to connect after it asked
 START_SECONDS = 120.0  # for it to get ready: a slow machine that makes certificates takes a minute
+METRICS_SECONDS = 1.0  # for a scraper that had just connected to the old process to send its request
 GO_SECONDS = 10.0  # to begin to accept, for which everything is ready
 LINKS_TURN = 0.05  # between two looks at what waits for a link
 CHILD_TURN = 0.1
@@ -242,7 +243,7 @@ class Handover:
         systemd.replaced_by(talk.pid)
         self._control.release()
         if self._metrics is not None:
-            spawn(self._metrics.close(), name="metrics move")
+            spawn(self._metrics.close(grace=METRICS_SECONDS), name="metrics move")
         self._on_left()
         talk.say("yours")
         self._crew.leave()

@@ -188,12 +188,11 @@ class Exchange(Holding):
             self._cut(reason)
             return
         route = self.route
-        if route is not None and route.members is not None and upstream is not None and not heard:
-            stale = reused and reason is Reason.TARGET_RESET  # its service closed what was idle: ask it once more
-            if not stale:
-                route.members.failed(upstream.route, reason, self.pool.gateway.time())
-                if self._move(upstream.route, reason, reached=reason not in NOT_REACHED):
-                    return
+        stale = reused and reason is Reason.TARGET_RESET  # its service closed what was idle: ask it once more
+        if route is not None and route.members is not None and upstream is not None and not (heard or stale):
+            route.members.failed(upstream.route, reason, self.pool.gateway.time())
+            if self._move(upstream.route, reason, reached=reason not in NOT_REACHED):
+                return
         if not heard and not self.retried and self._repeatable(reason, reused=reused):
             assert self.route is not None
             self.retried = True
@@ -217,8 +216,7 @@ class Exchange(Holding):
     def from_member(self, head: ResponseHead) -> ResponseHead:
         """A member of a group answered: what the visitor gets to see of its head."""
         route, upstream = self.route, self.upstream
-        assert route is not None
-        assert route.members is not None
+        assert route is not None and route.members is not None
         if upstream is None:
             return head
         route.members.served(upstream.route.connector)
@@ -349,8 +347,7 @@ class Exchange(Holding):
     def _ask_another(self, member: Route, reason: Reason, now: float) -> bool:
         """Ask a member that surely can serve what this one did not; False if there is none with room for it."""
         route = self.route
-        assert route is not None
-        assert route.members is not None
+        assert route is not None and route.members is not None
         other = route.members.instead_of(member, now, address=self._address(route))
         if other is None:
             return False
@@ -375,9 +372,9 @@ class Exchange(Holding):
         self.retried = True  # before it is asked: that may fail at once
         if self._ask_another(member, reason, now):
             self.quiet_since = now
-            return True
-        self.retried = False
-        return False
+        else:
+            self.retried = False
+        return self.retried
 
     def _address(self, route: Route) -> str:
         assert self.head is not None
