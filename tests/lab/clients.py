@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 GOAWAY = 7  # RFC 9113 section 6.8
-PATIENCE = 90.0  # seconds without an answer that are a failure
+PATIENCE = 150.0  # seconds without an answer that are a failure: longer than a sleep of 90 s
 
 
 def trusting(*alpn: str) -> ssl.SSLContext:
