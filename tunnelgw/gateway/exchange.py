@@ -11,12 +11,11 @@ no request is sent a third time.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import TunnelgwError
 from tunnelgw.gateway.affinity import tokens_shown, with_cookie
-from tunnelgw.gateway.holding import Holding
+from tunnelgw.gateway.books import Books
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.gateway.pages import PHRASES, accepted, answer_status, error_page
 from tunnelgw.http.head import Framing, ResponseHead
@@ -38,31 +37,21 @@ _RETRY_AFTER = _AWAY | {Reason.TARGET_RESET}
 # An upload that moves fewer bytes than this in `stall_seconds` counts as stalled: a drip is no progress.
 _PROGRESS_BYTES = 1024
 _PROOF_PATH = b"/.well-known/acme-challenge/"
-_LOGGED_BYTES = 256  # of what came instead of a request
 
 
-class Exchange(Holding):
+class Exchange(Books):
     """The part of an exchange that does not depend on the visitor's protocol."""
 
     __slots__ = (
-        "bytes_in", "bytes_out", "checked_at", "complete", "counted_in", "counted_out", "head", "pool", "quiet_mark",
-        "quiet_since", "responded", "retried", "route", "started", "status", "upgraded", "upload_done",
+        "checked_at", "complete", "quiet_mark", "quiet_since", "responded", "retried", "upgraded", "upload_done",
         "upload_paused", "upstream",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
-        super().__init__()
-        self.pool = pool
-        self.head: RequestHead | None = None
-        self.route: Route | None = None
+        super().__init__(pool)
         self.upstream: Upstream | None = None
-        self.started = 0.0
         self.quiet_since = self.checked_at = 0.0
         self.quiet_mark = 0
-        self.bytes_in = 0  # payload from the visitor: neither heads nor the framing of bodies
-        self.bytes_out = 0  # payload to the visitor, likewise
-        self.counted_in = self.counted_out = 0  # of both, what the route's numbers hold already
-        self.status = 0
         self.responded = False  # the final response's head is on its way to the visitor
         self.complete = False  # the whole response is on its way to the visitor
         self.retried = False
@@ -269,55 +258,14 @@ class Exchange(Holding):
         else:
             self.refuse(reason)
 
-    def keep(self, size: int) -> None:
-        """So many bytes from the visitor wait here from now on. An exchange that is over keeps nothing."""
-        self.hold(size if self.head is not None else 0, self.pool.gateway)
-
     def shed(self) -> None:
         if self.weight:
             self.give_up(Reason.BUFFER_LIMIT)
-
-    def account(self, now: float, status: int = 0) -> None:
-        """The exchange is over: count it, log it, let go of what it held."""
-        gateway = self.pool.gateway
-        route, head = self.route, self.head
-        status = status or self.status
-        if route is not None:
-            counters = route.counters
-            counters.observe(status, now - self.started)
-            self._count()
-        log = gateway.log_request
-        if log is not None and head is not None:
-            log((
-                time.time(), self.pool.visitor.address, "" if route is None else route.label, head.method, head.host,
-                head.path, head.version, status, self.bytes_out, now - self.started, head.request_id,
-            ))  # fmt: skip
-        self.head = None
-        self.route = None
-        if self.weight:
-            self.keep(0)
-
-    def log_refused(self, method: bytes, line: bytes, version: int, since: float) -> None:
-        """Log what was refused before there was a head: `line` is as the visitor sent it, to be escaped by the log."""
-        gateway = self.pool.gateway
-        if gateway.log_request is not None:
-            gateway.log_request((
-                time.time(), self.pool.visitor.address, "", method[:_LOGGED_BYTES], "", line[:_LOGGED_BYTES], version,
-                self.status, self.bytes_out, gateway.time() - since, b"",
-            ))  # fmt: skip
 
     def _cut(self, reason: Reason) -> None:
         """End a response that has begun, visibly: as much a failure as one that is answered with a page."""
         self.pool.gateway.refused(reason)
         self.respond_cut(reason)
-
-    def _count(self) -> None:
-        """Bring the route's bytes up to date: an exchange may last for days."""
-        if self.route is not None:
-            counters = self.route.counters
-            counters.bytes_in += self.bytes_in - self.counted_in
-            counters.bytes_out += self.bytes_out - self.counted_out
-            self.counted_in, self.counted_out = self.bytes_in, self.bytes_out
 
     def _connect(self, route: Route, now: float) -> None:
         """Ask whoever should be asked, or a member that has room for it; answer if nobody has."""
