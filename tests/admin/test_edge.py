@@ -112,7 +112,8 @@ def test_visitors_are_sent_on_when_connectors_have_moved(tmp_path: Path, monkeyp
     run(main)
 
 
-def test_visitors_follow_a_connector_whose_link_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_visitors_follow_a_connector_that_is_lost(tmp_path: Path, when: str) -> None:
     """It comes back to the new process alone: in this one every further request would be refused."""
     state, file = tmp_path / "state", tmp_path / "edge.toml"
     file.write_text(f'domain = "example.com"\nstate_dir = "{state}"\n[tls]\nissuer = "self-signed"\n')
@@ -121,15 +122,25 @@ def test_visitors_follow_a_connector_whose_link_is_lost(tmp_path: Path) -> None:
     async def main() -> None:
         store = SqliteStore(state / FILE_NAME)
         crew = Single(load_edge(file), store)
-        await crew.start(Listeners())
+        http = listen_on(ADDRESS, 0, defer=False)
+        port = http.getsockname()[1]
+        await crew.start(Listeners(http=[http]))
         crew.accept()
-        connector = crew._edge.connectors.known("home")
-        connector.give_up(Reason.CONNECTOR_STOPPING)
-        assert not crew._edge.gateway.draining  # here they wait until it is back
-        crew.leave()
-        assert not crew._edge.gateway.draining
-        connector.give_up(Reason.CONNECTOR_STOPPING)
-        assert crew._edge.gateway.draining
+        reader, writer = await asyncio.open_connection(ADDRESS, port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: none.example.com\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+        connectors = crew._edge.connectors
+        if when == "before":
+            connectors.known("home").give_up(Reason.CONNECTOR_STOPPING)
+            assert crew._edge.gateway.connections  # here they wait until it is back
+            crew.leave()
+        else:
+            crew.leave()
+            assert crew._edge.gateway.connections
+            connectors.known("home").give_up(Reason.CONNECTOR_STOPPING)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
         await crew.stop()
         store.close()
 

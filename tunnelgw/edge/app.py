@@ -76,7 +76,8 @@ class Edge:
 
     _https: tuple[socket.socket, ...] = ()  # ours from `start` on
     _http: tuple[socket.socket, ...] = ()
-    _accepted = _left = False  # some time
+    _accepted = False  # some time
+    _left = False
 
     def __init__(
         self,
@@ -241,7 +242,6 @@ class Edge:
         self.certificates.retire()
         self.connectors.send_away(Reason.EDGE_STOPPING)  # they come back at once, to the other process
         self._wind_down = self.loop.call_later(MOVE_SECONDS, self.gateway.wind_down)
-        self.connectors.gone = lambda _connector: self.gateway.drain()  # visitors follow it
 
     async def drained(self) -> None:
         """Return when nothing is in progress any more, after `DRAIN_SECONDS` at the latest."""
