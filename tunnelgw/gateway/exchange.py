@@ -205,7 +205,8 @@ class Exchange(Books):
     def from_member(self, head: ResponseHead) -> ResponseHead:
         """A member of a group answered: what the visitor gets to see of its head."""
         route, upstream = self.route, self.upstream
-        assert route is not None and route.members is not None
+        assert route is not None
+        assert route.members is not None
         if upstream is None:
             return head
         route.members.served(upstream.route.connector)
@@ -295,7 +296,8 @@ class Exchange(Books):
     def _ask_another(self, member: Route, reason: Reason, now: float) -> bool:
         """Ask a member that surely can serve what this one did not; False if there is none with room for it."""
         route = self.route
-        assert route is not None and route.members is not None
+        assert route is not None
+        assert route.members is not None
         other = route.members.instead_of(member, now, address=self._address(route))
         if other is None:
             return False
