@@ -15,8 +15,9 @@ from tunnelgw.gateway.opener import NoStream, Visitor
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.members import DOUBTFUL, READY, Members
 from tunnelgw.routing.table import RouteTable
-from tunnelgw.wire.control import Hello
+from tunnelgw.wire.control import Health, Hello, Services
 
 if TYPE_CHECKING:
     from tunnelgw.wire.session import Session
@@ -200,3 +201,58 @@ def test_after_an_upgrade_a_group_without_members_is_not_waited_for(world: World
     with pytest.raises(NoStream) as error:
         world.connectors.open(shared, world.visitor, Parked())  # type: ignore[arg-type]
     assert error.value.reason is Reason.EDGE_REPLACED
+
+
+def test_what_a_dead_instance_held_is_reset_whatever_becomes_of_its_successor(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.dial("1" * 32)
+    request = Again(world)
+
+    def fails(self: FakeLink, message: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(FakeLink, "greet", fails)
+    with pytest.raises(RuntimeError):
+        world.dial("2" * 32)
+    assert request.reset is Reason.CONNECTOR_AWAY
+
+
+def test_a_member_that_has_not_said_what_works_is_given_nothing_that_can_wait(world: World) -> None:
+    """Until a new session said what it serves, nobody knows whether its target works."""
+    groups, name = world.connectors.groups, ROUTE.connector
+    members = Members(groups)
+    members.replace([replace(ROUTE, group="pair")])
+    shared = replace(ROUTE, group="pair", members=members)
+
+    class Waiter:
+        route: Any = shared
+        stream: Any = None
+
+        def stream_ready(self, stream: Any) -> None:
+            self.stream = stream
+
+        def stream_reset(self, reason: Reason) -> None: ...
+
+    def standing() -> int:
+        return groups.standing(name, ROUTE.service, world.loop.now)
+
+    def say(*messages: Any) -> None:
+        for message in messages:
+            world.connector.control_received(message)
+
+    waiter = Waiter()
+    assert world.connectors.open(shared, world.visitor, waiter) is None  # type: ignore[arg-type]
+    first = world.dial("1" * 32)
+    assert standing() == DOUBTFUL
+    assert waiter.stream is None
+    say(Health(unhealthy=["other"]), Services(1, []))
+    assert standing() == READY
+    assert waiter.stream is not None
+    world.connector.link_lost(first, None)  # type: ignore[arg-type]
+    world.dial("2" * 32)
+    assert standing() == DOUBTFUL
+    say(Health(unhealthy=[ROUTE.service]), Services(1, []))
+    assert standing() == DOUBTFUL
+    say(Health(unhealthy=[]))
+    assert standing() == READY

@@ -133,15 +133,15 @@ class Tunnel:
 
     def declare(self) -> None:
         """Tell the edge what is served now, and what of it works, if this session has not told it yet."""
-        served = self._instance.served
-        if self.session is not None and self._told != served.revision:
-            self._told = served.revision
-            self.session.send_control(served.declaration())
-        welcome = self.welcome
+        served, welcome = self._instance.served, self.welcome
         understands = welcome is not None and welcome.health
+        # First: with its services a connector is asked for them.
         if self.session is not None and understands and self._health_told != served.health_revision:
             self._health_told = served.health_revision
             self.session.send_control(served.health)
+        if self.session is not None and self._told != served.revision:
+            self._told = served.revision
+            self.session.send_control(served.declaration())
 
     def cut(self) -> None:
         """Abort the link: it is known to be dead (the machine slept). The session waits for the next one."""

@@ -146,17 +146,19 @@ class Connector:
         self.resumes += resumed
         self.deadline = INF
         self.draining = False
-        if self.session is not None:  # or what came with the hello broke the protocol: it is over already
-            link.greet(welcome(self, version=version, resumed=resumed, received=self.session.received))
-            self.trust = hello.trust
-            self.learn()
-            log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
-            self.lane.leave(self.open_parked)
-            self.all.groups.serve(self.name)
-            if self.all.farewell is not None:
-                self.announce(self.all.farewell)
-        if replaced is not None:  # now that what can be asked again has where to go
-            replaced.close(Reason.CONNECTOR_AWAY)
+        try:
+            if self.session is not None:  # or what came with the hello broke the protocol: it is over already
+                link.greet(welcome(self, version=version, resumed=resumed, received=self.session.received))
+                self.trust = hello.trust
+                self.learn()
+                log.info("connector %s: %s from %s", self.name, "resumed" if resumed else "connected", link.peer)
+                self.lane.leave(self.open_parked)
+                self.all.groups.serve(self.name)
+                if self.all.farewell is not None:
+                    self.announce(self.all.farewell)
+        finally:
+            if replaced is not None:  # now that what can be asked again has where to go
+                replaced.close(Reason.CONNECTOR_AWAY)
         self.since = time.time()
 
     def _resume(self, link: Link, hello: Hello) -> bool:
@@ -176,7 +178,7 @@ class Connector:
         """A new session; the old one, which is still to be closed."""
         old = self.session
         self.session_id = secrets.token_hex(16)
-        self.unhealthy = frozenset()
+        self.all.groups.begun(self)
         session = self.session = Session(
             opens_odd=True, handler=self, wake=self._wake, budget=self.all.budget, now=self.all.loop.time(),
             limits=LIMITS,
@@ -286,6 +288,7 @@ class Connector:
             raise RemoteError("more messages than a connector can have to say", reason=Reason.RATE_LIMIT)
         if isinstance(message, Services):
             self.all.on_services(self, message)
+            self.all.groups.heard(self)
         elif isinstance(message, Health):
             self.all.groups.note_health(self, frozenset(message.unhealthy))
         elif isinstance(message, RenewRequest):

@@ -36,11 +36,12 @@ SILENT_ROUNDS = 4.0  # but a far one has its time
 class Groups:
     """Implements `Roster`. Inputs: `park` (nobody is up) and `serve` (somebody is)."""
 
-    __slots__ = ("_all", "_lanes")
+    __slots__ = ("_all", "_lanes", "_unheard")
 
     def __init__(self, connectors: Connectors) -> None:
         self._all = connectors
         self._lanes: dict[Members, Lane] = {}  # those in which somebody waits, or did a moment ago
+        self._unheard: set[str] = set()  # whose session has not said yet what it serves, and what of it works
 
     # Roster.
 
@@ -50,7 +51,9 @@ class Groups:
         if found is None or found.session is None or found.link is None or found.draining:
             return ABSENT
         liveness = found.session.liveness
-        if service in found.unhealthy or liveness.silence(now) > max(SILENT_SECONDS, SILENT_ROUNDS * liveness.rtt):
+        if connector in self._unheard or service in found.unhealthy:
+            return DOUBTFUL
+        if liveness.silence(now) > max(SILENT_SECONDS, SILENT_ROUNDS * liveness.rtt):
             return DOUBTFUL
         return READY
 
@@ -66,6 +69,17 @@ class Groups:
         self._all.say(
             f"{route.label} {route.connector}", text, route.connector, route.service, OUT_SECONDS, reason.text
         )
+
+    def begun(self, connector: Connector) -> None:
+        """A new session: nothing is known of its targets until it speaks."""
+        connector.unhealthy = frozenset()
+        self._unheard = {name for name in self._unheard if name in self._all.by_name} | {connector.name}
+
+    def heard(self, connector: Connector) -> None:
+        """It said what it serves, and before that what does not work."""
+        if connector.name in self._unheard:
+            self._unheard.discard(connector.name)
+            self.serve(connector.name)
 
     def note_health(self, connector: Connector, unhealthy: frozenset[str]) -> None:
         """A connector says whose targets do not work; all others do."""
@@ -95,6 +109,8 @@ class Groups:
 
     def serve(self, connector: str) -> None:
         """This connector can take streams, or is a member only now: give it what waits for any of its groups."""
+        if connector in self._unheard:
+            return  # a moment more: its target may not work
         for members, lane in tuple(self._lanes.items()):
             member = members.of(connector)
             if member is not None and self.standing(connector, member.service, self._all.loop.time()) != ABSENT:
