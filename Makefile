@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell tools/python)
 DEMO_PORT ?= 8443
+# Tests at a time: most wait for processes and clocks. `make test TESTS_AT_A_TIME=0` has no processes beside pytest's own.
+TESTS_AT_A_TIME ?= 2
 PYTEST_ARGS ?=
 
 .PHONY: demo test lint bench lab soak lock audit clean
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.developed
 	@tools/debian-packages
-	@exec $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@exec $(BIN)/python -m pytest -n $(TESTS_AT_A_TIME) $(PYTEST_ARGS)
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff check .

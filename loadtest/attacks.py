@@ -26,7 +26,8 @@ from pathlib import Path
 
 from loadtest.bench import RESULTS, environment
 from loadtest.contenders import HOST, make_certificate, start_nginx
-from loadtest.processes import Group, free_port
+from loadtest.processes import Group
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 

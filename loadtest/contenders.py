@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loadtest.processes import Group, free_port, wait_port
+from loadtest.processes import Group, wait_port
+from tests.ports import free_port
 
 HOST = "bench.example.com"
 

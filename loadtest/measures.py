@@ -27,7 +27,8 @@ import ngh2
 import uvloop
 
 from loadtest.contenders import HOST, Tunnelgw, start_nginx
-from loadtest.processes import Group, free_port, wait_port
+from loadtest.processes import Group, wait_port
+from tests.ports import free_port
 
 MIB = 1024 * 1024
 ROOT = Path(__file__).parent.parent

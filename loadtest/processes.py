@@ -15,13 +15,6 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def free_port() -> int:
-    """A TCP port that was free a moment ago on 127.0.0.1."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def wait_port(port: int, *, seconds: float = 15.0) -> None:
     """Return once something listens on 127.0.0.1:`port`; `TimeoutError` otherwise."""
     end = time.monotonic() + seconds

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 from tests.system import planted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from xdist.remote import Producer
+
+LAB = "tests/lab/"
 
 # A busy machine must not fail a property: pytest-timeout bounds the whole test instead.
 settings.register_profile("default", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -48,3 +53,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """What a test wrote, and children that share its standard output and error: with its log, as pytest shows it."""
     for title, content in report.sections:
         planted.look(f"{report.nodeid}: {title}", content, shapes="stdout" not in title)
+
+
+class Scheduling(LoadFileScheduling):
+    """By file, in the order of collection; tests of the laboratory one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return LAB if nodeid.startswith(LAB) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LAB))

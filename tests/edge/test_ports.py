@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.edge.front import ADDRESS, Front, ended, route, run, until
+from tests.ports import free_port
 from tunnelgw.edge.ports import LocalPorts, bind_port
 from tunnelgw.errors import Refused
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def free_port() -> int:
-    with socket.create_server((ADDRESS, 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.edge.front import ADDRESS, run, until
-from tests.edge.test_ports import free_port
+from tests.ports import free_port
 from tunnelgw.edge import supervisor as module
 from tunnelgw.edge.supervisor import Supervisor
 from tunnelgw.errors import LocalError

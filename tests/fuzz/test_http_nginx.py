@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests.fuzz.http_request import Forwarded, forwarded
 from tests.fuzz.test_http_messages import BODIES, CORPUS
 from tests.http.test_differential import requests
-from tests.system.harness import Process, free_port, port_answers, wait_until
+from tests.ports import free_port
+from tests.system.harness import Process, port_answers, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

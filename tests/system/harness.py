@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from tests.ports import free_port
 from tests.system import planted
 
 if TYPE_CHECKING:
@@ -27,13 +28,6 @@ if TYPE_CHECKING:
 TUNNELGW = [sys.executable, "-m", "tunnelgw"]
 DOMAIN = "example.com"
 SERVICE = Path(__file__).with_name("service.py")
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago on 127.0.0.1."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def wait_until(condition, *, seconds: float = 15.0, what: str = "condition") -> None:
@@ -377,4 +371,4 @@ listen = "127.0.0.1:{self.metrics_port}"
             raise AssertionError("\n".join(problems))
 
 
-__all__ = ["DOMAIN", "TUNNELGW", "Connector", "Process", "World", "free_port", "run", "wait_until"]
+__all__ = ["DOMAIN", "TUNNELGW", "Connector", "Process", "World", "run", "wait_until"]

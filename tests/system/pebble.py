@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.net.certs import Authority
-from tests.system.harness import Process, free_port, wait_until
+from tests.ports import free_port
+from tests.system.harness import Process, wait_until
 
 if TYPE_CHECKING:
     from tests.system.harness import World

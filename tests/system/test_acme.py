@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import World, free_port, wait_until
+from tests.ports import free_port
+from tests.system.harness import World, wait_until
 from tests.system.pebble import Pebble, has_certificate, needs_pebble, shown
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import Process, World, free_port, run
+from tests.ports import free_port
+from tests.system.harness import Process, World, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

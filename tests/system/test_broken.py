@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import World, free_port, run, wait_until
+from tests.ports import free_port
+from tests.system.harness import World, run, wait_until
 from tests.system.service import pattern
 from tests.system.targets import RawTarget, read_all, read_exactly, read_head
 

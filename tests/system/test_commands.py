@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import TUNNELGW, Process, World, free_port, run, wait_until
+from tests.ports import free_port
+from tests.system.harness import TUNNELGW, Process, World, run, wait_until
 from tests.system.service import pattern
 from tests.system.targets import read_exactly, read_head
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.control import ask
-from tests.system.harness import Connector, World, free_port, wait_until
+from tests.system.harness import Connector, World, wait_until
 from tests.system.service import BLOCK
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]

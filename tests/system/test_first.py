@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import World, free_port
+from tests.ports import free_port
+from tests.system.harness import World
 
 pytestmark = pytest.mark.system
 SERVICE = Path(__file__).with_name("service.py")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.control import ask
-from tests.system.harness import Connector, World, free_port, wait_until
+from tests.system.harness import Connector, World, wait_until
 from tests.system.load import Load, visitor
 from tests.system.upgrading import Upgrading
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.net.certs import Authority
-from tests.system.harness import World, free_port, run, wait_until
+from tests.ports import free_port
+from tests.system.harness import World, run, wait_until
 from tests.system.hostile_peer import (
     HostileConnector,
     encode_control,

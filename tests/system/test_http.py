@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import SERVICE, World, free_port
+from tests.ports import free_port
+from tests.system.harness import SERVICE, World
 from tests.system.service import pattern
 from tests.system.targets import RawTarget, read_all, read_head
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import TUNNELGW, Connector, Process, World, free_port, port_answers, run, wait_until
+from tests.ports import free_port
+from tests.system.harness import TUNNELGW, Connector, Process, World, port_answers, run, wait_until
 from tests.system.targets import RawTarget, read_all, read_exactly
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import World, free_port, port_answers, wait_until
+from tests.ports import free_port
+from tests.system.harness import World, port_answers, wait_until
 from tests.system.targets import RawTarget, read_all
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system.harness import Connector, World, free_port, run, wait_until
+from tests.ports import free_port
+from tests.system.harness import Connector, World, run, wait_until
 from tests.system.targets import RawTarget, read_exactly
 from tunnelgw.config.load import load_edge
 

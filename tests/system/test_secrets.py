@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Self
 import bcrypt
 import pytest
 
+from tests.ports import free_port
 from tests.system import planted
-from tests.system.harness import TUNNELGW, Connector, World, free_port, run, wait_until
+from tests.system.harness import TUNNELGW, Connector, World, run, wait_until
 from tests.system.targets import RawTarget, read_all, read_head
 
 if TYPE_CHECKING:

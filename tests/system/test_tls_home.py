@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.asyncio.client import connect
 
+from tests.ports import free_port
 from tests.system.control import ask
-from tests.system.harness import Connector, World, free_port, wait_until
+from tests.system.harness import Connector, World, wait_until
 from tests.system.pebble import Pebble, has_certificate, needs_pebble, shown
 from tests.system.service import BLOCK, pattern
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Self
 import pytest
 from websockets.asyncio.client import connect
 
+from tests.ports import free_port
 from tests.system.crowd import HOST, Crowd, context
-from tests.system.harness import TUNNELGW, Process, World, free_port, wait_until
+from tests.system.harness import TUNNELGW, Process, World, wait_until
 from tests.system.service import pattern
 from tests.system.targets import RawTarget
 from tests.system.upgrading import Upgrading, activated_by, echo, ended, home

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.control import ask
 from tests.system.crowd import HOST
-from tests.system.harness import Connector, free_port, wait_until
+from tests.system.harness import Connector, wait_until
 from tests.system.load import Visitor2
 from tests.system.upgrading import Upgrading
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.crowd import HOST, Crowd
-from tests.system.harness import World, free_port, wait_until
+from tests.system.harness import World, wait_until
 from tests.system.service import pattern
 from tests.system.targets import RawTarget
 from tests.system.upgrading import Upgrading, echo, home

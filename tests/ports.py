@@ -1,0 +1,39 @@
+"""Ports for what tests and measurements start: never one that somebody takes between choosing and listening.
+
+They come from below the range out of which kernels serve connections and port 0, in order, each process from a place of
+its own: a port is handed out once in a run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import socket
+
+_FIRST, _END = 10_000, 32_000
+# Of pytest-xdist's processes each has its own part; processes without a number begin anywhere.
+_PARTS = 8
+
+
+def _from_here() -> itertools.chain[int]:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    size = (_END - _FIRST) // _PARTS
+    part = int(worker.removeprefix("gw")) % _PARTS if worker else random.randrange(_PARTS)
+    start = _FIRST + part * size + (0 if worker else random.randrange(size))
+    return itertools.chain(range(start, _END), range(_FIRST, start))
+
+
+_candidates = itertools.cycle(_from_here())
+
+
+def free_port() -> int:
+    """A TCP port that nothing on this machine is bound to."""
+    for port in itertools.islice(_candidates, _END - _FIRST):
+        with socket.socket() as sock:
+            try:
+                sock.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"every port from {_FIRST} to {_END} is taken")
