@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -253,8 +254,11 @@ def test_as_an_ordinary_user(tmp_path: Path) -> None:
     """No rights are needed, also where the path of the state is too long for a socket; its user cannot look into it."""
     folder = tmp_path / ("deep-" * 20)
     folder.mkdir()
-    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
-        path.chmod(path.stat().st_mode | 0o055)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.geteuid() and path != Path(tempfile.gettempdir()):
+            path.chmod(path.stat().st_mode | 0o055)
+        else:
+            break
     with World(folder) as world:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, 65534, 65534)
