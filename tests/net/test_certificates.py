@@ -16,6 +16,7 @@ from tunnelgw.net import certificates as module
 from tunnelgw.net.certificates import Certificates
 from tunnelgw.net.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
 from tunnelgw.net.timers import Wheel
+from tunnelgw.net.tls import Described
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -331,6 +332,15 @@ def test_both_contexts_are_of_the_pair_that_is_described(tmp_path: Path) -> None
             assert context is not None
             shake(context, ssl.create_default_context(cadata=authority.pem))  # raises for another name
         book.close()
+
+
+def test_a_certificate_of_a_clock_that_was_ahead_is_replaced(tmp_path: Path) -> None:
+    """Its life has not begun: nobody could use it for as long as the clock was wrong."""
+    issuer = self_signed(tmp_path)
+    described = Described(("a.example.com",), 1000.0, 1300.0)
+    assert [issuer.due("a.example.com", described, now) for now in (999.0, 1000.0, 1200.0, 1201.0)] == [
+        True, False, False, True,
+    ]  # fmt: skip
 
 
 def test_who_retires_ends_its_orders_and_begins_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,8 +134,8 @@ class SelfSignedIssuer(Quiet):
         return tuple(Pair(path, path.with_suffix(".key")) for path in listed(self._folder, ".crt"))
 
     def due(self, host: str, described: Described, now: float) -> bool:  # noqa: ARG002 - the same for every host
-        """In the last third of its life."""
-        return now > described.not_after - (described.not_after - described.not_before) / 3
+        """In the last third of its life, or not in it yet: the clock was ahead when it was made."""
+        return not described.not_before <= now <= described.not_after - (described.not_after - described.not_before) / 3
 
     async def obtain(self, hosts: Sequence[str]) -> None:
         asked = time.time()
