@@ -62,6 +62,9 @@ class LooseStream:
     def write(self, data: bytes) -> None:
         self.received += data
 
+    def hurry(self) -> None:
+        pass
+
     def finish(self) -> None:
         self.finished.set()
         self.ended.set()

@@ -80,6 +80,9 @@ class EchoStream:
         self.received += data
         asyncio.get_running_loop().call_soon(self._say, bytes(data).upper())
 
+    def hurry(self) -> None:
+        pass
+
     def finish(self) -> None:
         self.finished = True
         asyncio.get_running_loop().call_soon(self._end)

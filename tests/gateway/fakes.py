@@ -197,6 +197,9 @@ class FakeStream:
         if not self.closed:
             self.sent += data
 
+    def hurry(self) -> None:
+        pass
+
     def finish(self) -> None:
         self.finished = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ class FullSession:
     deadline = float("inf")
     has_output = True
     link_dead = False
+    scheduler = SimpleNamespace(hot=False)
 
     def attach(self, peer_received: int, now: float) -> None:
         pass

@@ -28,6 +28,9 @@ class FakeStream:
         assert not self.finished
         self.written.append(data)
 
+    def hurry(self) -> None:
+        pass
+
     def finish(self) -> None:
         assert not self.finished
         self.finished = True

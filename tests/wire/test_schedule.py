@@ -8,7 +8,7 @@ from tunnelgw.wire import frames
 from tunnelgw.wire.control import Notice
 from tunnelgw.wire.flow import KIB
 from tunnelgw.wire.frames import HEADER, MAX_FRAME, MAX_PAYLOAD
-from tunnelgw.wire.schedule import TURN
+from tunnelgw.wire.schedule import FILLED, TURN
 
 
 def frames_of(data: bytes) -> list[tuple[int, int, int]]:
@@ -129,10 +129,10 @@ def test_the_sink_is_paused_above_high_water_and_resumed_below_half() -> None:
 def test_wake_comes_once_until_everything_was_pulled() -> None:
     pair, (stream,) = opened(1)
     wakes = pair.edge.wakes
-    stream.write(bytes(100 * KIB))
+    stream.write(bytes(40 * KIB))
     stream.write(b"more")
     assert pair.edge.wakes == wakes + 1
-    pair.edge.session.pull(65536, 0.0)
+    pair.edge.session.pull(16 * KIB, 0.0)
     stream.write(b"more")
     assert pair.edge.wakes == wakes + 1
     pair.edge.pull_all()
@@ -169,3 +169,53 @@ def test_write_after_finish_is_our_bug_and_after_reset_is_nothing() -> None:
     first.write(b"x")
     assert first.closed
     assert first.queued == 0
+
+
+def test_much_in_one_turn_is_pulled_before_its_end() -> None:
+    """The link writes it while it is in the cache; the sink may go on at once."""
+    pair = Pair()
+    session = pair.edge.session
+    pulled: list[bytes] = []
+    session.wake = lambda: pulled.append(session.pull(256 * KIB, 0.0)) if session.scheduler.hot else None
+    stream, sink = pair.edge.open()
+    stream.write(bytes(40 * KIB))
+    stream.hurry()
+    assert not pulled
+    stream.write(bytes(40 * KIB))
+    assert sink.paused
+    stream.hurry()
+    assert sum(size for kind, _, size in frames_of(pulled[0]) if kind == frames.DATA) == 80 * KIB
+    assert not sink.paused
+    assert not session.has_output
+    stream.write(bytes(40 * KIB))
+    stream.hurry()
+    assert len(pulled) == 1
+
+
+def test_a_link_that_takes_nothing_is_asked_again_after_as_much() -> None:
+    pair, (stream,) = opened(1)
+    stream.write(bytes(64 * KIB))
+    stream.hurry()
+    wakes = pair.edge.wakes
+    stream.write(bytes(32 * KIB))
+    stream.hurry()
+    assert pair.edge.wakes == wakes
+    stream.write(bytes(32 * KIB))
+    stream.hurry()
+    assert pair.edge.wakes == wakes + 1
+
+
+def test_few_of_many_that_drained_are_told_at_once() -> None:
+    """The others' bytes wait where they come from."""
+    pair, streams = opened(10)
+    sinks = [stream.sink for stream in streams]
+    for stream in streams:
+        stream.write(bytes(65 * KIB))
+    assert all(sink.paused for sink in sinks)
+    told = []
+    pair.edge.session.pull(1024 * KIB, 0.0)
+    while pair.edge.session.has_output:
+        told.append(sum(not sink.paused for sink in sinks))
+        assert pair.edge.session.pull(1024 * KIB, 0.0) == b""
+    assert told == [FILLED, 2 * FILLED]
+    assert not any(sink.paused for sink in sinks), "none is forgotten"

@@ -160,7 +160,10 @@ class Link(asyncio.BufferedProtocol):
 
         (Writing a turn's first output at once, to let the other side begin, was tried: 15 % fewer requests a second.)
         """
-        if not (self._blocked or self._watching or self._lost) and self.session is not None:
+        session = self.session
+        if not (self._blocked or self._watching or self._lost) and session is not None:
+            if session.scheduler.hot:
+                self.flush()
             self._again()
 
     def close(self) -> None:
@@ -217,8 +220,8 @@ class Link(asyncio.BufferedProtocol):
             self._since_look += len(data)
             self._full = 2 * len(data) > self._batch
             transport.write(data)
-            if session.has_output:
-                self._again()  # as much as one turn may write: the loop hands it to the kernel first
+        if session.has_output:
+            self._again()  # as much as one turn may write: the loop hands it to the kernel first
         if session.deadline < self._timer_at:
             self._rearm()
 

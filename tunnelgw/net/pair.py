@@ -67,6 +67,9 @@ class End:
             self._paused = True
             self.sink.pause_sending()
 
+    def hurry(self) -> None:
+        """As `Stream.hurry`: everything went already."""
+
     def finish(self) -> None:
         """As `Stream.finish`."""
         if not self._shut:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import socket
 import struct
+from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def dismiss(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> No
 
 def unsent(descriptor: int) -> int:
     """Bytes in the socket's queue that the kernel has not sent yet (SIOCOUTQNSD); 0 where it cannot tell."""
+    count = array("i", (0,))  # may be written to, which ioctl tries first
     try:
-        return int(struct.unpack("i", fcntl.ioctl(descriptor, SIOCOUTQNSD, b"\0\0\0\0"))[0])
+        fcntl.ioctl(descriptor, SIOCOUTQNSD, count)
     except OSError:
         return 0
+    return count[0]

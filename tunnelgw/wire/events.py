@@ -57,6 +57,9 @@ class StreamEnd(Protocol):
     def write(self, data: bytes | memoryview) -> None:
         """Queue bytes that will not change."""
 
+    def hurry(self) -> None:
+        """What was written may go out before this turn of the loop ends. Sinks may be told to go on: call it last."""
+
     def finish(self) -> None:
         """End our half after what is queued. Idempotent."""
 

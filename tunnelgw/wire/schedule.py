@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 TURN = 4 * MAX_PAYLOAD  # 64 KiB: 26 ms at 20 Mbit/s; single frames make the other side write in small pieces
 LEAST = 64  # with less room than this no further frame is begun
+# Streams that have something to send while others, whose queues drained, wait for their turn to be filled again: what
+# the link takes at once. Bytes that wait longer are cold when they leave, and wait as well where they come from.
+FILLED = 4
 
 Parts = list["bytes | memoryview"]
 _pack = HEADER.pack
@@ -29,19 +32,24 @@ _FIN_WORD = FIN << 24
 
 
 class Scheduler:
-    """Streams that have something to send. Inputs: `open`, `activate`, `unblock`; output: `fill`."""
+    """Streams that have something to send. Inputs: `open`, `activate`, `unblock`, `pulled`; output: `fill`.
 
-    __slots__ = ("_session", "_opening", "_young", "_old", "_resumed")
+    fresh: bytes that streams queued since the last pull. hot: `Session.wake` is called because they are many.
+    """
+
+    __slots__ = ("fresh", "hot", "_drained", "_old", "_opening", "_session", "_young")
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._opening: dict[int, Stream] = {}  # OPEN not sent yet, by id, in order
         self._young: deque[Stream] = deque()
         self._old: deque[Stream] = deque()
-        self._resumed: list[Stream] = []  # drained by this fill: told at its end
+        self.fresh = 0
+        self.hot = False
+        self._drained: deque[Stream] = deque()  # to be told, a few at a time
 
     def __bool__(self) -> bool:
-        return bool(self._old or self._young or self._opening)
+        return bool(self._old or self._young or self._opening or self._drained)
 
     def open(self, stream: Stream) -> None:
         """A new local stream: its OPEN goes out before anything of it."""
@@ -78,6 +86,7 @@ class Scheduler:
         self._opening.clear()
         self._young.clear()
         self._old.clear()
+        self._drained.clear()
 
     def fill(self, parts: Parts, room: int) -> int:
         """Append frames for about `room` bytes; the bytes appended."""
@@ -90,11 +99,24 @@ class Scheduler:
                 left -= self._fill_young(parts, left)
         return room - left
 
-    def tell_resumed(self) -> None:
-        """Tell the sinks whose queues drained; they may write, finish or reset at once."""
-        while self._resumed:
-            stream = self._resumed.pop()
-            if not stream.paused:
+    def hurry(self) -> None:
+        """Much was queued in this turn of the loop: the link may pull it at once, while it is in the cache."""
+        self.fresh = 0
+        self.hot = True
+        self._session.wake()
+        self.hot = False
+
+    def pulled(self) -> None:
+        """Tell a few of the sinks whose queues drained; they may write, finish or reset at once."""
+        self.fresh = 0
+        drained = self._drained
+        room = FILLED - len(self._old) - len(self._young)
+        while drained and room > 0:
+            stream = drained.popleft()
+            stream.drained = False
+            if stream.paused and stream.queued * 2 <= HIGH_WATER:
+                stream.paused = False
+                room -= 1
                 stream.sink.resume_sending()
 
     def _fill_young(self, parts: Parts, room: int) -> int:
@@ -180,9 +202,9 @@ class Scheduler:
             session = self._session
             session.budget.queued -= size
             stream.sent_at = session.now
-            if stream.paused and queued * 2 <= HIGH_WATER:
-                stream.paused = False
-                self._resumed.append(stream)
+            if stream.paused and queued * 2 <= HIGH_WATER and not stream.drained:
+                stream.drained = True
+                self._drained.append(stream)
         if queued:
             if stream.credit <= 0:
                 stream.place = BLOCKED

@@ -54,8 +54,8 @@ class Session:
     __slots__ = (
         "attached", "link_dead", "received", "buffered", "deadline", "streams",
         "budget", "closed", "control_parts", "datagram_parts", "handler", "limits", "liveness", "now", "out", "partial",
-        "peer_initial", "peer_leaving", "retained_frames", "scheduler", "table", "windows",
-        "_ack_due", "_ack_sent", "_detached_at", "_quiet", "_wake",
+        "peer_initial", "peer_leaving", "retained_frames", "scheduler", "table", "wake", "windows",
+        "_ack_due", "_ack_sent", "_detached_at", "_quiet",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +88,7 @@ class Session:
         self.datagram_parts = Assembler(MAX_DATAGRAM)
         self.peer_initial = INITIAL_WINDOW
         self.peer_leaving: Reason | None = None
-        self._wake = wake
+        self.wake = wake
         self._quiet = True  # no output waits: the next one calls wake
         self.partial = bytearray()  # of the last frame
         self._ack_sent = 0
@@ -215,7 +215,7 @@ class Session:
         if used:
             retained.keep(data, skip)
             self._expect_ack(now)
-            self.scheduler.tell_resumed()
+        self.scheduler.pulled()
         self._quiet = not self.has_output
         return data
 
@@ -308,7 +308,7 @@ class Session:
         """Output appeared."""
         if self._quiet and self.has_output:
             self._quiet = False
-            self._wake()
+            self.wake()
 
     def owe(self, stream: Stream) -> None:
         """Half of a stream's window was consumed: a WINDOW is due."""
