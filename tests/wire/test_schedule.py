@@ -205,6 +205,18 @@ def test_a_link_that_takes_nothing_is_asked_again_after_as_much() -> None:
     assert pair.edge.wakes == wakes + 1
 
 
+def test_no_number_of_young_flows_keeps_one_that_drained_waiting() -> None:
+    pair, streams = opened(41)
+    streams[0].write(bytes(65 * KIB))
+    sink = streams[0].sink
+    assert sink.paused
+    for _ in range(4):
+        for stream in streams[1:]:
+            stream.write(bytes(4 * KIB))
+        pair.edge.session.pull(64 * KIB, 0.0)
+    assert not sink.paused
+
+
 def test_few_of_many_that_drained_are_told_at_once() -> None:
     """The others' bytes wait where they come from."""
     pair, streams = opened(10)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 TURN = 4 * MAX_PAYLOAD  # 64 KiB: 26 ms at 20 Mbit/s; single frames make the other side write in small pieces
 LEAST = 64  # with less room than this no further frame is begun
-# Streams that have something to send while others, whose queues drained, wait for their turn to be filled again: what
-# the link takes at once. Bytes that wait longer are cold when they leave, and wait as well where they come from.
+# Old streams that have something to send while others, whose queues drained, wait for their turn to be filled again:
+# what the link takes at once. Bytes that wait longer are cold when they leave, and wait as well where they come from.
 FILLED = 4
 
 Parts = list["bytes | memoryview"]
@@ -110,7 +110,7 @@ class Scheduler:
         """Tell a few of the sinks whose queues drained; they may write, finish or reset at once."""
         self.fresh = 0
         drained = self._drained
-        room = FILLED - len(self._old) - len(self._young)
+        room = FILLED - len(self._old)  # young ones come and go: no number of them keeps others waiting
         while drained and room > 0:
             stream = drained.popleft()
             stream.drained = False

@@ -124,7 +124,7 @@ class Session:
 
     @property
     def has_output(self) -> bool:
-        """Whether `pull` would return anything now."""
+        """Whether `pull` would return anything now, or tell a sink to go on."""
         if not self.attached:
             return False
         retained = self.retained_frames
