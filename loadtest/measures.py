@@ -7,6 +7,7 @@ Each prints its figure beside what is promised; the exit status is 1 if one is m
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import resource
@@ -318,7 +319,12 @@ def main() -> int:
         print("measures: nginx and curl are needed", file=sys.stderr)
         return 1
     missed = 0
-    for name in sys.argv[1:] or MEASURES:
+    parser = argparse.ArgumentParser(prog="loadtest.measures", description="What is promised, and whether it is so.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(MEASURES)} (all of them)")
+    names = parser.parse_args().names
+    if unknown := set(names) - MEASURES.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(MEASURES)}")
+    for name in names or MEASURES:
         for text, value, promise, held in MEASURES[name]():
             missed += not held
             print(f"{'ok  ' if held else 'MISS'} {text}: {value:,.1f} ({promise})", flush=True)
