@@ -22,14 +22,16 @@ class Place:
     def __init__(self) -> None:
         self.leave: Callable[[], None] | None = None
         self.told = 0
+        self.crowded = False
 
     def rest(self, leave: Callable[[], None]) -> None:
         self.leave = leave
         self.told += 1
 
-    def work(self) -> None:
+    def work(self) -> bool:
         self.leave = None
         self.told += 1
+        return not self.crowded
 
 
 def test_a_silent_connection_rests_from_its_beginning(world: World) -> None:
@@ -139,3 +141,28 @@ def test_h2_streams_that_stay_open_keep_the_connection(world: World) -> None:
     browser.go()
     world.loop.advance(200)
     assert place.leave is None
+
+
+def test_a_request_beyond_the_share_of_its_address_is_refused(world: World) -> None:
+    """Idle connections may be many; what is under way on them may not."""
+    place = Place()
+    protocol, transport = world.connect(place=place)
+    place.crowded = True
+    protocol.data_received(get())
+    assert transport.take().startswith(b"HTTP/1.1 503 ")
+    assert transport.closed
+    assert not world.opener.streams
+    assert world.counters.refused(Reason.CONNECTION_LIMIT) == 1
+
+
+def test_h2_requests_beyond_the_share_of_their_address_are_refused(world: World) -> None:
+    place = Place()
+    browser = Browser2(world, place=place)
+    browser.go()
+    place.crowded = True
+    number = browser.get()
+    browser.go()
+    assert dict(browser.heads[number])[b":status"] == b"503"
+    assert browser.goaway is not None
+    assert not world.opener.streams
+    assert world.counters.refused(Reason.CONNECTION_LIMIT) == 1

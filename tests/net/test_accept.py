@@ -110,6 +110,17 @@ class House:
             sock.close()
 
 
+def test_what_rests_counts_for_the_limit_of_its_address_and_not_for_its_share() -> None:
+    """It makes room at any time; what is under way never does."""
+    with House(open_limit=100, limit=60) as house:
+        resting = [house.arrive("a", str(number)) for number in range(60)]
+        assert house.arrive("a", "one more") is Reason.CONNECTION_LIMIT
+        assert house.book.open == 60
+        fits = [sock.work() for sock in resting if isinstance(sock, CountedSocket)]
+        assert fits == [True] * 20 + [False] * 40
+        assert all(sock.work() for sock in resting if isinstance(sock, CountedSocket)), "said once"
+
+
 def test_when_all_places_are_taken_who_rests_longest_of_whoever_has_most_makes_room() -> None:
     with House(open_limit=6) as house:
         socks = [house.arrive(key, f"{key}{number}") for number, key in enumerate("aabbbc")]

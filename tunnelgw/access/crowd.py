@@ -38,6 +38,10 @@ class Crowd(Generic[T]):
     def __contains__(self, member: T) -> bool:
         return member in self._keys
 
+    def count(self, key: Hashable) -> int:
+        """How many members of this address there are."""
+        return len(self._members.get(key, ()))
+
     def add(self, key: Hashable | None, member: T) -> T | None:
         """One more; who has to go for it, if anybody (it is no member any more)."""
         if key is None:

@@ -193,10 +193,10 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         """Whether all that was written went to the kernel."""
         return self._transport is None or not self._transport.get_write_buffer_size()
 
-    def _work(self) -> None:
+    def _work(self) -> bool:
+        """A request begins: False if there is no place for one more of this address."""
         self._resting = False
-        if self.pool.visitor.place is not None:
-            self.pool.visitor.place.work()
+        return self.pool.visitor.place is None or self.pool.visitor.place.work()
 
     # Inside: input.
 
@@ -238,6 +238,8 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
                 block, self._ahead = bytes(ahead[:end]), ahead[end:]
             self._seen = 0
             self._served = True
+            if self._resting and not self._work():
+                raise RemoteError("too much is under way for its address", reason=Reason.CONNECTION_LIMIT)
             memo = self.pool.heads()
             head = memo.recall(block)
             if head is None:
@@ -266,8 +268,6 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
     def _start(self, head: RequestHead) -> None:
         gateway = self.pool.gateway
         now = gateway.time()
-        if self._resting:
-            self._work()
         if self.deadline > now + _TICK:
             gateway.wheel.arm(self, now + _TICK)
         self.complete = False

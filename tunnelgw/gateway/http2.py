@@ -279,10 +279,10 @@ class Http2Visitor(asyncio.Protocol):
         """Whether all that was written went to the kernel."""
         return self._transport is None or not self._transport.get_write_buffer_size()
 
-    def _work(self) -> None:
+    def _work(self) -> bool:
+        """A request begins: False if there is no place for one more of this address."""
         self.resting = False
-        if self.pool.visitor.place is not None:
-            self.pool.visitor.place.work()
+        return self.pool.visitor.place is None or self.pool.visitor.place.work()
 
     def _head_begins(self, now: float) -> None:
         """Part of a head, which must be whole in time, whatever else is under way."""
@@ -298,13 +298,17 @@ class Http2Visitor(asyncio.Protocol):
             self.engine.reset(number, ErrorCode.REFUSED_STREAM)
             return
         now = gateway.time()
-        if self.resting:
-            self._work()
+        crowded = self.resting and not self._work()
         if self.deadline > now + _TICK:
             gateway.wheel.arm(self, now + _TICK)
         exchange = Http2Exchange(self, number)
         self.exchanges[number] = exchange
         end = event.end_stream
+        if crowded:
+            exchange.upload_done = end
+            exchange.refuse(Reason.CONNECTION_LIMIT)
+            self.drain()
+            return
         try:
             memo = self.pool.heads()
             head, key = memo.recall_h2(event.headers) if end else (None, ())

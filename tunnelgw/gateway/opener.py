@@ -27,8 +27,8 @@ class Place(Protocol):
     def rest(self, leave: Callable[[], None]) -> None:
         """Nothing is under way on it: `leave` may be called, once, to make room for somebody else."""
 
-    def work(self) -> None:
-        """Something is under way again."""
+    def work(self) -> bool:
+        """Something is under way again; False if there is too much of that for its address already."""
 
 
 class Visitor:

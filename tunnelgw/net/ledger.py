@@ -1,10 +1,10 @@
 """Who has how many connections open, who makes room when there is none, and a socket that keeps the count right.
 
-Places are few (descriptors, memory), and a stranger may sit on as many as the edge lets it. So no address gets more
-than its share of what is left (`access/shares.py`), and when all places are taken a newcomer gets the place of a
+Places are few (descriptors, memory), and a stranger may sit on as many as the edge lets it. So no address has more
+under way than its share of what is left (`access/shares.py`), and when all places are taken a newcomer gets that of a
 connection that is idle between requests, or where there is none, of one that is not decided yet; of the address that
 has most of those, the one that rests longest. What is under way (an exchange, WebSocket, raw bytes) is never cut for
-somebody else.
+somebody else. What rests is in nobody's way: it counts for the limit of its address, and not for its share.
 
 The count follows the descriptor itself (`CountedSocket`): whoever owns the socket later, transport or our own code,
 closing it is what ends the count, so no path can forget to.
@@ -125,9 +125,15 @@ class Ledger:
         peer = self._peers.get(key)
         if peer is None:
             return None
-        if peer.open >= self.limit or peer.open >= share(self.open_limit - self.held - self.open):
+        if peer.open >= self.limit or self.crowded(key):
             return Reason.CONNECTION_LIMIT
         return Reason.HANDSHAKE_LIMIT if handshake and peer.pending >= self.pending_per_key else None
+
+    def crowded(self, key: str) -> bool:
+        """Whether this address has its share of the places under way already."""
+        resting = self.resting
+        left = self.open_limit - self.held - self.open + len(resting)
+        return self._peers[key].open - resting.count(key) >= share(left)
 
     def _enter(self, key: str | None, *, handshake: bool) -> None:
         if key is not None:
@@ -253,11 +259,15 @@ class CountedSocket(socket.socket):
             self.leave = leave
             ledger.resting.add(self.key, self)
 
-    def work(self) -> None:
-        """Something is under way (again). Idempotent."""
+    def work(self) -> bool:
+        """Something is under way (again); False if its address has its share of that already. Idempotent."""
         self.leave = None
-        if self._ledger is not None:
-            self._ledger.resting.discard(self)
+        ledger = self._ledger
+        if ledger is None or self not in ledger.resting:
+            return True
+        crowded = self.key is not None and ledger.crowded(self.key)
+        ledger.resting.discard(self)
+        return not crowded
 
     def settle(self) -> None:
         """The handshake is over: it no longer counts against the handshakes in flight. Idempotent."""
