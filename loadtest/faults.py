@@ -26,7 +26,8 @@ from typing import Any
 from loadtest import frp
 from loadtest.bench import RESULTS, environment
 from tests.lab import faults, network
-from tests.lab.lab import Lab, now
+from tests.lab.lab import Lab
+from tests.lab.programs import now
 
 REMEMBERS = 300  # seconds: a NAT's mapping without traffic; the lab's own are far below what carriers use
 CALM_SECONDS = 10.0  # under load before each fault, so that no peer's backoff counts that belongs to the fault before

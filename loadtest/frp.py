@@ -11,7 +11,8 @@ import secrets
 import shutil
 
 from loadtest.contenders import make_certificate
-from tests.lab.lab import EDGE_NAME, HOME_SSH, HOME_WEB, SSH_PORT, WEB_NAME, Lab, Program
+from tests.lab.lab import EDGE_NAME, HOME_SSH, HOME_WEB, SSH_PORT, WEB_NAME, Lab
+from tests.lab.programs import Program
 
 BIND_PORT = 7000  # frp's default
 

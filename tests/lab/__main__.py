@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tests.lab import network
 from tests.lab.faults import FAULTS
-from tests.lab.lab import SSH_PORT, WEB_NAME, Lab, Load, now
+from tests.lab.lab import SSH_PORT, WEB_NAME, Lab
 from tests.lab.network import ROLES, inside
+from tests.lab.programs import Load, now
 
 GUIDE = f"""
   visitor ── internet (relay) ── vps (edge)

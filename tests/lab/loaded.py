@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.lab.lab import now
+from tests.lab.programs import now
 from tests.lab.soak import Event, explanation
 
 if TYPE_CHECKING:

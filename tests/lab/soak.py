@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from tests.lab import network
 from tests.lab.faults import Fault, choose, pause
-from tests.lab.lab import Lab, Load, Program, now
+from tests.lab.lab import Lab
+from tests.lab.programs import Load, Program, now
 from tests.system.harness import wait_until
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import network
-from tests.lab.lab import HOME_WEB, ROOT, WEB_NAME, Lab, now
+from tests.lab.lab import HOME_WEB, ROOT, WEB_NAME, Lab
 from tests.lab.network import DIRECT6, HOME, PUBLIC, ROUTER_WAN, VPS, Network
+from tests.lab.programs import now
 from tests.system.harness import Process, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.root]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab import faults
-from tests.lab.lab import Lab, now
+from tests.lab.lab import Lab
 from tests.lab.loaded import NOTICED_BUSY, ROOM, Loaded
 from tests.lab.network import DIRECT6, VPS, inside
+from tests.lab.programs import now
 from tests.system.harness import DOMAIN, wait_until
 
 if TYPE_CHECKING:

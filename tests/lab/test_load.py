@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.lab import now
 from tests.lab.load import Messages
+from tests.lab.programs import now
 from tests.lab.tally import AnsweredError, Tally, WrongError, cause_of
 from tests.system.harness import wait_until
 

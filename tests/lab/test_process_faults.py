@@ -19,9 +19,10 @@ import pytest
 
 from tests.lab import faults
 from tests.lab.faults import FAULTS, Fault
-from tests.lab.lab import WEB_NAME, Lab, Program, now
+from tests.lab.lab import WEB_NAME, Lab
 from tests.lab.loaded import NOTICED_IDLE, ROOM, Loaded
 from tests.lab.network import VPS, inside
+from tests.lab.programs import Program, now
 from tests.lab.soak import SESSIONS
 from tests.system.clock import AVAILABLE, Clock
 from tests.system.harness import DOMAIN, wait_until
