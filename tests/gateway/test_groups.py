@@ -12,7 +12,7 @@ from tests.gateway.test_h2c import Service2
 from tests.gateway.test_http1 import get, ok, status_of
 from tests.routing.test_members import Roster
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.routing.members import ABSENT, FAILURES_MOST, NOT_REACHED, UNANSWERED_MOST, Members
+from tunnelgw.routing.members import ABSENT, FAILURES_MOST, NOT_REACHED, READY, UNANSWERED_MOST, Members
 
 TOKENS = {"a": "a" * 32, "b": "b" * 32}
 
@@ -243,6 +243,27 @@ def test_parked_where_nobody_is(group: GroupWorld) -> None:
     group.opener.unpark().deliver(ok())
     group.loop.turn()
     assert status_of(transport.take()) == 200
+
+
+def test_a_member_that_is_back_takes_over_what_waits_for_another_link(group: GroupWorld) -> None:
+    """All links are lost at once: whoever is back first is asked, and only for what waits for a link."""
+    waiting, transport = group.connect()
+    waiting.data_received(get())
+    stream = group.opener.last
+    served, _ = group.connect()
+    served.data_received(get())
+    group.roster.standings.update(a=ABSENT, b=ABSENT)
+    stream.linked = False
+    group.gateway.fail_over("a")
+    assert len(group.opener.streams) == 2, "there is nobody else"
+    group.roster.standings["b"] = READY
+    group.gateway.take_over("b")
+    assert len(group.opener.streams) == 3, "the other one has a link"
+    assert group.asked() == "b GET"
+    assert stream.reset_with is Reason.CANCELLED
+    group.opener.last.deliver(ok(b"moved"))
+    group.loop.turn()
+    assert transport.take().endswith(b"moved")
 
 
 def test_http2_moves_alike(codec: str) -> None:

@@ -109,6 +109,31 @@ def test_a_silently_dead_link_is_left_alone(tmp_path: Path) -> None:
         assert load.slowest() < 8.0  # three seconds until the link is given up, on a machine that may be busy
 
 
+def test_who_is_back_first_answers_what_was_asked_of_another(tmp_path: Path) -> None:
+    """All members lose their links; the one that was asked does not come back, but another one does: it answers."""
+    with World(tmp_path) as world:
+        port, control = free_port(), tmp_path / "relay.sock"
+        command = [sys.executable, str(HERE / "relay.py"), str(port), str(world.port), "--control", str(control)]
+        world.add("relay", command, port=port)
+        homes = pair(world, left="priority = 1", right="priority = 2", edge=f"127.0.0.1:{port}")
+        left, right = (homes[name].process for name in NAMES)
+        assert left is not None
+        assert right is not None
+        left.signal(signal.SIGSTOP)
+        ask(control, "reset")
+        wait_until(lambda: members(world)["left"]["state"] != "up", what="the edge noticed")
+        right.signal(signal.SIGSTOP)
+        url = f"https://{HOST}:{world.port}/"
+        command = ["curl", "-sk", "--max-time", "15", "--resolve", f"{HOST}:{world.port}:127.0.0.1", url]
+        asked = subprocess.Popen(command, stdout=subprocess.PIPE)
+        wait_until(lambda: 'tunnelgw_streams{connector="right"} 1.0' in world.metrics(), what="it is under way")
+        wait_until(lambda: members(world)["right"]["state"] != "up", what="its silence is a death")
+        left.signal(signal.SIGCONT)
+        assert asked.communicate(timeout=60)[0] == b"hello from left\n"
+        assert 'tunnelgw_failovers_total{reason="connector_away"} 1.0' in world.metrics()
+        right.signal(signal.SIGCONT)
+
+
 def test_what_may_have_been_done_waits_for_its_link(tmp_path: Path) -> None:
     """The link of the member that was asked is reset: a GET moves at once, a POST is answered over the next link."""
     with World(tmp_path) as world:

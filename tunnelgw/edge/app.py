@@ -135,6 +135,7 @@ class Edge:
         connectors.gone = self._gone
         connectors.leaving = self.gateway.let_go
         connectors.unlinked = self.gateway.fail_over
+        connectors.serving = self.gateway.take_over
         connectors.moved = self.gateway.send_on
 
     def _share_memory(self) -> None:

@@ -61,6 +61,7 @@ class Connectors:
         self.gone: Callable[[Connector], None] = _nobody
         self.leaving: Callable[[str], None] = _nobody
         self.unlinked: Callable[[str], None] = _nobody
+        self.serving: Callable[[str], None] = _nobody
         self.moved: Callable[[str], None] = _nobody
 
     # StreamOpener.

@@ -191,13 +191,13 @@ class Exchange(Books):
             since = since or self.pool.gateway.opener.since(upstream.route)
         self.refuse(reason, since)
 
-    def fail_over(self, connector: str) -> None:
-        """That connector lost its link: ask another member what it has not begun to answer, where that is safe."""
+    def fail_over(self, connector: str = "") -> None:
+        """That connector, or whichever was asked, has no link: ask another member, where that is safe."""
         route, upstream = self.route, self.upstream
         if route is None or route.members is None or upstream is None or not upstream.ready or self.responded:
             return
         member = upstream.route
-        if member.connector != connector or upstream.heard:
+        if (member.connector != connector if connector else upstream.linked) or upstream.heard:
             return
         if self._move(member, Reason.CONNECTOR_AWAY, reached=not upstream.unsent):
             upstream.abort(Reason.CANCELLED)

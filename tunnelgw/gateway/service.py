@@ -183,6 +183,14 @@ class Gateway:
             for exchange in connection.under_way():
                 exchange.fail_over(connector)
 
+    def take_over(self, connector: str) -> None:
+        """That connector can be asked from now on: it is, for what waits for the lost link of another member."""
+        if not any(route.group for route in self.table.routes_of(connector)):
+            return
+        for connection in list(self.connections):
+            for exchange in connection.under_way():
+                exchange.fail_over()
+
     def reload(self, settings: GatewaySettings, trusted: Callable[[str], bool]) -> None:
         """Use these from the next connection or deadline on."""
         self.settings = settings
