@@ -38,9 +38,11 @@ lab: $(VENV)/.developed
 # Ten minutes of random faults under load, every request and byte accounted for (needs root).
 SOAK_SECONDS ?= 600
 SOAK_SEED ?=
+SOAK_WORKERS ?= 1
 soak: $(VENV)/.developed
 	@tools/debian-packages
-	@exec $(BIN)/python -m tests.lab.soak --seconds $(SOAK_SECONDS) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
+	@exec $(BIN)/python -m tests.lab.soak --seconds $(SOAK_SECONDS) --workers $(SOAK_WORKERS) \
+	    $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
 # Universal: markers instead of one machine's choice, hashes of every file, no address of an index.
 lock: $(VENV)/.tools

@@ -16,6 +16,7 @@ from tests.lab.faults import FAULTS
 from tests.lab.lab import SSH_PORT, WEB_NAME, Lab
 from tests.lab.network import ROLES, inside
 from tests.lab.programs import Load, now
+from tests.lab.soak import soaking
 
 GUIDE = f"""
   visitor ── internet (relay) ── vps (edge)
@@ -129,7 +130,7 @@ def main() -> None:
     missing = network.unavailable()
     if missing:
         sys.exit(f"the lab {missing}")
-    with tempfile.TemporaryDirectory(prefix=f"{network.PREFIX}-") as folder, Lab(Path(folder)) as lab:
+    with tempfile.TemporaryDirectory(prefix=f"{network.PREFIX}-") as folder, soaking(Path(folder)) as lab:
         print(f"{GUIDE}\nNamespaces: {lab.net.name}-ROLE; files: {folder}")
         Prompt(lab).cmdloop()
 

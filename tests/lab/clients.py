@@ -82,6 +82,16 @@ class H1:
         if status != 200:
             raise AnsweredError(status, text.decode("latin-1").strip())
 
+    async def get(self, path: str) -> bytes:
+        """The body; raises as `answer` does."""
+        await self.ask("GET", path)
+        return b"".join([part async for part in self.answer()])
+
+    @property
+    def broken(self) -> BaseException | None:
+        """Why it is over, unless it was closed in order."""
+        return self.reader.exception()
+
     def close(self) -> None:
         self.writer.transport.abort()
 
@@ -102,6 +112,7 @@ class H2(asyncio.Protocol):
         self.bodies: dict[int, bytes] = {}
         self.usable = True  # for new requests
         self.unread = b""  # the beginning of a frame
+        self.broken: BaseException | None = None  # why it is over, unless it was closed in order
         self.since = time.monotonic()
 
     @classmethod
@@ -197,6 +208,7 @@ class H2(asyncio.Protocol):
             self.fail(stream, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.broken = exc
         self.fail_all(exc or ConnectionResetError("closed"))
 
     def close(self) -> None:

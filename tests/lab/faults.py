@@ -1,32 +1,50 @@
 """What can go wrong, one function each: `fault(lab)` makes it happen, and ends it where it has an end.
 
 A function returns when the fault is over as far as the world outside goes: the router has power again, the process was
-started again and serves. Whether tunnelgw got over it is the business of whoever called.
+started again and serves. Whether tunnelgw got over it is the business of whoever called. `meanwhile` is called while it
+lasts, for a look.
 
 `FAULTS` names them with what a visitor may notice, for the soak and for people.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import resource
 import threading
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests.lab.lab import HOME_WEB, WEB_NAME
 from tests.lab.network import DIRECT6
+from tests.system.harness import wait_until
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.lab.lab import Lab
+    from tests.lab.programs import Program
 
 MTU = 1280  # less than any path should have: a tunnel in a tunnel
 BLACK_HOLE_SECONDS = 8.0
+LONG_SLEEP_SECONDS = 90.0  # longer than requests are parked (20 s), shorter than a tunnel is kept (120 s)
+# `response_seconds` of a service whose slowness is to be told, beside all other faults: longer than a dead link goes
+# unnoticed, or a request that waits for the link would be told of the service.
+LATE_SECONDS = 10.0
+WEB = f"https://{WEB_NAME}/"
 
 
 def pause(seconds: float) -> None:
     """How long a fault lasts; not a wait for anything."""
     threading.Event().wait(seconds)
+
+
+def nothing() -> None:
+    """To do meanwhile."""
 
 
 # Links.
@@ -107,6 +125,7 @@ def ipv6_breaks(lab: Lab, *, seconds: float = 6.0) -> None:
     pause(seconds)
     lab.net.heal("carrier")
     lab.name_edge()
+    lab.net.forget("carrier")  # or the tunnel would stay where it went meanwhile
 
 
 # Processes.
@@ -133,6 +152,26 @@ def connector_sleeps(lab: Lab, *, seconds: float = 12.0) -> None:
     lab.connector.go_on()
 
 
+def connector_sleeps_long(lab: Lab) -> None:
+    """The machine at home sleeps for longer than requests are parked."""
+    connector_sleeps(lab, seconds=LONG_SLEEP_SECONDS)
+
+
+def other_restarts(lab: Lab) -> None:
+    """SIGTERM of the other connector of a group (`Lab.group`), and a start."""
+    assert lab.group, "no other connector"
+    lab.other.stop()
+    lab.other.start()
+
+
+def other_dies(lab: Lab, *, away: float = 1.0) -> None:
+    """SIGKILL of the other connector of a group (`Lab.group`), and a start."""
+    assert lab.group, "no other connector"
+    lab.other.kill()
+    pause(away)
+    lab.other.start()
+
+
 def edge_restarts(lab: Lab, *, away: float = 0.0) -> None:
     """SIGTERM, and a start."""
     lab.edge.stop()
@@ -152,17 +191,147 @@ def edge_upgrades(lab: Lab) -> None:
     lab.edge.start(arguments=("--upgrade",))
 
 
+# The service at home.
+
+
+def service_down(lab: Lab, *, seconds: float = 1.0, meanwhile: Callable[[], None] = nothing) -> None:
+    """SIGKILL of the local service, and a start."""
+    lab.service.kill()
+    meanwhile()
+    pause(seconds)
+    lab.service.start()
+
+
+def service_slow(lab: Lab, *, seconds: float = LATE_SECONDS + 2, meanwhile: Callable[[], None] = nothing) -> None:
+    """The local service answers nobody for a while (SIGSTOP)."""
+    lab.service.pause()
+    try:
+        meanwhile()
+        pause(seconds)
+    finally:
+        lab.service.go_on()
+
+
+def service_resets(lab: Lab, *, seconds: float = 2.0, meanwhile: Callable[[], None] = nothing) -> None:
+    """RST for whatever is sent to the local service, on connections that are there and on new ones."""
+    lab.net.drop("home", "input", f"tcp dport {HOME_WEB}", how="reject with tcp reset")
+    try:
+        meanwhile()
+        pause(seconds)
+    finally:
+        lab.net.heal("home")
+
+
+# Nothing left.
+
+
+def fill(path: Path) -> None:
+    """To the last byte of its file system."""
+    for size in (65536, 16):
+        with path.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(size))
+
+
+def disks_full(lab: Lab, *, seconds: float = 1.0, meanwhile: Callable[[], None] = nothing) -> None:
+    """Not a byte is left under the states of edge and connector (`Lab.state_mb`), and changes are refused."""
+    assert lab.state_mb, "no file systems of their own"
+    fillers = [state / "filler" for state in (lab.edge_state, lab.home_state)]
+
+    def refused() -> bool:
+        done = lab.exec("vps", *lab.edge_command("invite", "name"), check=False)
+        assert not done.returncode or "the disk is full" in done.stderr, done.stderr
+        return bool(done.returncode) and lab.metric("tunnelgw_state_failing") == 1
+
+    try:
+        for filler in fillers:
+            fill(filler)
+        wait_until(refused, seconds=40, what="the space that the store has in reserve is used up")
+        meanwhile()
+        pause(seconds)
+    finally:
+        for filler in fillers:
+            filler.unlink()
+    wait_until(lambda: lab.metric("tunnelgw_state_failing") == 0, seconds=30, what="the edge notices")
+
+
+@contextmanager
+def exhausted(program: Program) -> Iterator[None]:
+    """Not one more descriptor for this program's processes, beyond those that they have."""
+    before = {}
+    for pid in program.pids():
+        taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        before[pid] = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        limit = min(set(range(len(taken) + 1)) - taken)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[pid][1]))
+    try:
+        yield
+    finally:
+        for pid, limits in before.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def edge_without_descriptors(lab: Lab, *, seconds: float = 2.0) -> None:
+    """The edge cannot open anything more for a while."""
+    with exhausted(lab.edge):
+        wait_until(lambda: lab.curl(WEB, check=False, seconds=5).returncode != 0, seconds=40, what="one is turned away")
+        pause(seconds)
+
+
+def connector_without_descriptors(lab: Lab, *, seconds: float = 2.0) -> None:
+    """The connector cannot open anything more for a while; it has a link."""
+    wait_until(lambda: lab.code(WEB, check=False) == 200, seconds=60, what="home is there")
+    with exhausted(lab.connector):
+        wait_until(lambda: lab.code(WEB, check=False) == 502, seconds=40, what="a page that says so")
+        pause(seconds)
+
+
+# The clock.
+
+
+def clocks_jump(lab: Lab, *, days: int = 365, meanwhile: Callable[[], None] = nothing) -> None:
+    """By a year, of edge and connector (`Lab.clock`), and back; each time the link is cut, and a new one is made."""
+    assert lab.clock is not None, "no clock to move"
+
+    def lived_by() -> bool:
+        """What the edge says by itself has a date of its own."""
+        said = re.search(r"(?i)\ndate: .* (\d{4}) ", lab.curl(f"http://{WEB_NAME}/", "-i").stdout)
+        return said is not None and said[1] in {date[:4] for date in lab.clock.dates()}
+
+    for step, look in ((days, meanwhile), (-days, nothing)):
+        lab.clock.move(step)
+        wait_until(lived_by, what="the edge lives by the other clock")
+        before = lab.resumes()
+        wait_until(lambda: lab.relay.reset() >= 2, what="a link to cut")
+        lab.wait_resumed(before)
+        # Whoever was to renew its certificate has, before the clock moves again.
+        wait_until(
+            lambda: {one["state"] for one in lab.status()["connectors"]} == {"up"}, seconds=60, what="all are up"
+        )
+        look()
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`breaks`: what visitors may notice.
+    """`breaks`: what visitors may notice, which verdict.py reads strictly.
 
-    "": nothing. "streams": what was under way is cut. "edge": connections are cut, and refused until it is over. "old":
-    nothing, but what was under way is carried by an old process from then on, whose tunnels do not resume.
+    "": nothing.
+    "old": nothing, but what was under way is carried by an old process from then on, whose tunnels do not resume.
+    "sessions": what lasts is cut.
+    "streams": what was under way is cut, or told.
+    "edge": connections are cut, and refused until it is over.
+    "away": requests that waited too long are told, and a POST on a kept connection whose service hung up meanwhile.
+    "service": requests of the web service are told or cut, until it is over.
+    "late": they are told that it did not answer in time.
+    "connections": new ones are turned away.
+    "targets": requests that need a new connection to their service are told.
     """
 
     happen: Callable[[Lab], None]
     breaks: str = ""
     weight: int = 2  # how often the soak takes it, beside others
+    seconds: float = 5.0  # it takes about as long: the soak begins none that it has no time for
+    link: bool = True  # it may cost the link
 
     @property
     def name(self) -> str:
@@ -181,21 +350,31 @@ FAULTS = {
         Fault(carrier_forgets),
         Fault(router_forgets),
         Fault(address_changes),
-        Fault(router_reboots),
+        Fault(router_reboots, seconds=11),
         Fault(edge_moves),
-        Fault(mtu_black_hole, weight=1),
-        Fault(ipv6_breaks, weight=1),
-        Fault(connector_sleeps, weight=1),
-        Fault(connector_restarts, "streams"),
+        Fault(mtu_black_hole, weight=1, seconds=9),
+        Fault(ipv6_breaks, weight=1, seconds=13),
+        Fault(connector_sleeps, weight=1, seconds=13),
+        Fault(connector_sleeps_long, "away", weight=1, seconds=LONG_SLEEP_SECONDS + 1),
+        Fault(connector_restarts, "sessions", seconds=12),
         Fault(connector_dies, "streams"),
-        Fault(edge_restarts, "edge", weight=1),
+        Fault(other_restarts, weight=1),
+        Fault(other_dies),
+        Fault(service_down, "service", link=False),
+        Fault(service_slow, "late", weight=1, link=False, seconds=13),
+        Fault(service_resets, "service", link=False),
+        Fault(disks_full, link=False),
+        Fault(edge_without_descriptors, "connections", link=False),
+        Fault(connector_without_descriptors, "targets", link=False),
+        Fault(clocks_jump, seconds=10),
+        Fault(edge_restarts, "edge", weight=1, seconds=13),
         Fault(edge_dies, "edge", weight=1),
         Fault(edge_upgrades, "old", weight=1),
     )
 }
 
 
-def choose(dice: random.Random) -> Fault:
-    """One of them."""
-    known = list(FAULTS.values())
-    return dice.choices(known, [fault.weight for fault in known])[0]
+def choose(dice: random.Random, left: float) -> Fault | None:
+    """One that takes no longer than there is left; None if there is none."""
+    known = [fault for fault in FAULTS.values() if fault.seconds <= left]
+    return dice.choices(known, [fault.weight for fault in known])[0] if known else None

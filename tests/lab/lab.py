@@ -31,27 +31,33 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from tests.system.clock import Clock
+
 ROOT = Path(__file__).parents[2]
 EDGE_NAME = f"edge.{DOMAIN}"
 WEB_NAME = f"web.{DOMAIN}"
+PAIR_NAME = f"pair.{DOMAIN}"  # served by two connectors, if there are two
 SSH_PORT = 2222  # public
-HOME_WEB, HOME_SSH = 8080, 22  # at home, on loopback
-KINDS = 7  # of load: see load.py
+HOME_WEB, HOME_SSH, HOME_OTHER = 8080, 22, 8081  # at home, on loopback
+KINDS, MORE_KINDS = 7, 9  # of load: see load.py
 ADDRESSES = {"relay": RELAYED, "direct": DIRECT}  # of the edge's name, by the way a tunnel takes
 _WHERE = {"relay": ("internet", "lo", 32), "direct": ("vps", "wan", 25)}
 
 
 class Lab:
-    """See the module's text. `extra` and `tables` are lines of edge.toml (at its top, and tables).
+    """See the module's text. `extra` and `tables` are lines of edge.toml (at its top, and tables), `web` and `services`
+    of connector.toml (of the service "web", and tables).
 
-    env: of edge and connector. state_mb: both keep their state on file systems of this size; 0 is an ordinary folder.
+    clock: edge and connectors live by it. state_mb: edge and connector keep their state on file systems of this size; 0
+    is an ordinary folder. group: a second connector with a service of its own; both serve `pair.example.com`.
     """
 
     tunnel_port = 443  # of the edge, where connectors dial
 
     def __init__(
         self, folder: Path, *, through: str = "relay", uplink: str = network.UPLINK, workers: int = 1,
-        extra: str = "", tables: str = "", services: str = "", env: dict[str, str] | None = None, state_mb: int = 0,
+        extra: str = "", tables: str = "", web: str = "", services: str = "", clock: Clock | None = None,
+        state_mb: int = 0, group: bool = False,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.children: list[Process] = []
@@ -60,18 +66,24 @@ class Lab:
         self.workers = workers
         self.extra = extra
         self.tables = tables
+        self.web = web
         self.services = services
+        self.clock = clock
         self.net = Network(uplink=uplink)
         edge, home = folder / "edge", folder / "home"
         self.edge_config, self.home_config = edge / "edge.toml", home / "connector.toml"
         self.edge_state, self.home_state = edge / "state", home / "state"
-        command = [*TUNNELGW, "edge", "run", "--config", str(self.edge_config)]
-        self.edge = Program(self, "edge", "vps", command)
+        self.edge = Program(self, "edge", "vps", self.edge_command("run"))
         self.connector = Program(self, "home", "home", [*TUNNELGW, "connect", "--config", str(self.home_config)])
-        service = str(ROOT / "tests" / "system" / "service.py")
-        self.service = Program(self, "service", "home", [sys.executable, service, str(HOME_WEB), "web"])
+        service = [sys.executable, str(ROOT / "tests" / "system" / "service.py")]
+        self.service = Program(self, "service", "home", [*service, str(HOME_WEB), "web"])
+        self.group = group
+        self.other_config, self.other_state = folder / "other" / "connector.toml", folder / "other" / "state"
+        self.other = Program(self, "other", "home", [*TUNNELGW, "connect", "--config", str(self.other_config)])
+        self.other_service = Program(self, "service", "home", [*service, str(HOME_OTHER), "other"])
         self.relay = Relay(folder / "relay.sock")
-        self.edge.env = self.connector.env = env or {}
+        for program in (self.edge, self.connector, self.other):
+            program.env = {} if clock is None else clock.env
         self.loads: list[Load] = []
         self.state_mb = state_mb
         self.mounted: list[Path] = []
@@ -84,14 +96,14 @@ class Lab:
             raise
 
     def _start(self, edge: Path, home: Path) -> None:
-        for part in (edge, home, self.folder / "sshd"):
+        for part in (edge, home, self.folder / "other", self.folder / "sshd"):
             part.mkdir()
         for state in (self.edge_state, self.home_state) if self.state_mb else ():
             state.mkdir(mode=0o700)
             network.run(["mount", "-t", "tmpfs", "-o", f"size={self.state_mb}m,mode=0700", PREFIX, str(state)])
             self.mounted.append(state)
         self.name_edge()
-        names = (WEB_NAME, EDGE_NAME, f"ssh.{DOMAIN}")
+        names = (WEB_NAME, EDGE_NAME, PAIR_NAME, f"ssh.{DOMAIN}")
         self.net.hosts("visitor", dict.fromkeys(names, (VPS,)))
         self.net.hosts("vps", dict.fromkeys(names, (VPS,)))
         script = str(ROOT / "tests" / "system" / "relay.py")
@@ -114,11 +126,19 @@ class Lab:
 
     def _start_connector(self) -> None:
         self.write_home()
-        invitation = self.invite("home", "--allow-host", f"*.{DOMAIN}", "--allow-port", f"{SSH_PORT}")
-        self.tunnelgw("home", "join", "-", "--config", str(self.home_config), "--state-dir", str(self.home_state),
-                      stdin=invitation)  # fmt: skip
+        allowed = ("--allow-host", f"*.{DOMAIN}", "--allow-port", f"{SSH_PORT}")
+        self._join("home", self.home_config, self.home_state, *allowed, "--allow-host", PAIR_NAME)
         self.connector.start()
-        wait_until(lambda: self.metric("tunnelgw_tunnels", state="up") > 0, what="a tunnel")
+        if self.group:
+            self.other_service.start()
+            self.other_config.write_text(self._member(self.other_state, HOME_OTHER))
+            self._join("other", self.other_config, self.other_state, "--allow-host", PAIR_NAME)
+            self.other.start()
+        wait_until(lambda: self.metric("tunnelgw_tunnels", state="up") > self.group, what="a tunnel of each connector")
+
+    def _join(self, name: str, config: Path, state: Path, *allowed: str) -> None:
+        invitation = self.invite(name, *allowed)
+        self.tunnelgw("home", "join", "-", "--config", str(config), "--state-dir", str(state), stdin=invitation)
 
     def write_edge(self) -> None:
         """edge.toml as `extra`, `tables` and `workers` say; a running edge reads it on SIGHUP."""
@@ -137,15 +157,27 @@ listen = "127.0.0.1:9150"
 
     def write_home(self) -> None:
         """connector.toml: web, ssh and `services`; a running connector notices."""
+        member = self._member(self.home_state, HOME_WEB) if self.group else f'state_dir = "{self.home_state}"'
         self.home_config.write_text(f"""
-state_dir = "{self.home_state}"
+{member}
 [services.web]
 target = "http://127.0.0.1:{HOME_WEB}"
+{self.web}
 [services.ssh]
 target = "tcp://127.0.0.1:{HOME_SSH}"
 port = {SSH_PORT}
 {self.services}
 """)
+
+    def _member(self, state: Path, port: int) -> str:
+        """The beginning of connector.toml for one of two that serve one name."""
+        return f"""
+state_dir = "{state}"
+[services.pair]
+target = "http://127.0.0.1:{port}"
+group = "pair"
+{self.web}
+"""
 
     # Programs.
 
@@ -187,6 +219,10 @@ port = {SSH_PORT}
         """A tunnelgw command there; its output."""
         return self.exec(role, *TUNNELGW, *arguments, check=check, stdin=stdin).stdout
 
+    def edge_command(self, *words: str) -> list[str]:
+        """The command line of `tunnelgw edge ...` with this edge's configuration."""
+        return [*TUNNELGW, "edge", *words, "--config", str(self.edge_config)]
+
     def invite(self, name: str, *options: str) -> str:
         return self.tunnelgw("vps", "edge", "invite", name, *options, "--config", str(self.edge_config)).strip()
 
@@ -203,9 +239,9 @@ port = {SSH_PORT}
         return self.exec("visitor", "curl", "-sk", "--max-time", f"{seconds}", *options, url, check=check,
                          seconds=seconds + 10)  # fmt: skip
 
-    def code(self, url: str = f"https://{WEB_NAME}/", *options: str) -> int:
-        """The status that a visitor sees."""
-        return int(self.curl(url, "-o", "/dev/null", "-w", "%{http_code}", *options).stdout)
+    def code(self, url: str = f"https://{WEB_NAME}/", *options: str, check: bool = True) -> int:
+        """The status that a visitor sees; 0 for none, if that is not to be checked."""
+        return int(self.curl(url, "-o", "/dev/null", "-w", "%{http_code}", *options, check=check).stdout)
 
     def ssh(self, *command: str, check: bool = True):
         """Run a command at home, over ssh and the tunnel."""
@@ -213,7 +249,10 @@ port = {SSH_PORT}
         return self.exec("visitor", "ssh", *options, f"ssh.{DOMAIN}", *command, check=check)
 
     def load(self, *options: str) -> Load:
-        """Put load on it, and account for everything; returns once each kind got something through."""
+        """Put load on it, and account for everything; returns once each kind got something through.
+
+        "--more": also visitors that keep idle connections, and visitors of `pair.example.com`.
+        """
         control = self.folder / f"load-{len(self.loads)}.sock"
         command = [sys.executable, "-m", "tests.lab.load", "--control", str(control),
                    "--ssh-config", str(self.folder / "sshd" / "ssh_config"), *options]  # fmt: skip
@@ -221,7 +260,8 @@ port = {SSH_PORT}
         process.wait_for("ready")
         load = Load(process, control)
         self.loads.append(load)
-        wait_until(lambda: len(load.report()["kinds"]) == KINDS, what="every kind of load")
+        kinds = MORE_KINDS if "--more" in options else KINDS
+        wait_until(lambda: len(load.report()["kinds"]) == kinds, what="every kind of load")
         load.wait_flowing(0.001)
         return load
 
@@ -291,7 +331,7 @@ port = {SSH_PORT}
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         problems = self.close()
-        secrets = planted.keys_below([self.edge_state, self.home_state])
+        secrets = planted.keys_below([self.edge_state, self.home_state, self.other_state])
         problems += planted.leaks([child.log for child in self.children], secrets)
         self.unmount()
         if error is None and problems:

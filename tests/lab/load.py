@@ -2,13 +2,14 @@
 
 Runs at the visitor's. Each kind goes on until `finish`: small requests on HTTP/1.1 (GET and POST) and on HTTP/2, whose
 number must come back; a download and an upload after the other, whose hashes must be equal; a WebSocket and an ssh
-session with numbered messages, of which none may be missing, doubled or out of order. What breaks is begun again and
-counted as failed. Commands of the control socket (see tests/system/control.py):
+session with numbered messages, of which none may be missing, doubled or out of order. With `--more` also visitors that
+keep a connection idle (kept.py), and GETs of a name that two connectors serve. What breaks is begun again and counted
+as failed. Commands of the control socket (see tests/system/control.py):
 
     report    {"kinds": {kind: {begun, finished, under_way, retried, failed: {cause: how many}, longest, fresh, oldest,
-              bytes}}, "failures": [{kind, cause, number, began, since, ended}]}: longest is the longest wait since
-              `mark` in seconds, fresh is when the latest one began that got through, oldest when the first of those
-              that are under way did (or infinite), since when its connection began (monotonic)
+              bytes}}, "failures": [{kind, cause, method, number, began, since, ended}]}: longest is the longest wait
+              since `mark` in seconds, fresh is when the latest one began that got through, oldest when the first of
+              those that are under way did (or infinite), since when its connection began (monotonic)
     mark      measure waits anew; the time
     finish    begin nothing new, wait for what is under way; the report
 
@@ -28,10 +29,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from tests.lab import kept
 from tests.lab.clients import H1, H2, PATIENCE, UnprocessedError, trusting
-from tests.lab.tally import Tally, WrongError
+from tests.lab.messages import Messages
+from tests.lab.tally import AnsweredError, Tally, WrongError
 from tests.system import control
 from tests.system.service import numbered
 from tunnelgw.net.tasks import spawn
@@ -39,7 +42,7 @@ from tunnelgw.net.tasks import spawn
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-WEB, SSH, PORT, SSH_PORT = "web.example.com", "ssh.example.com", 443, 2222
+WEB, PAIR, SSH, PORT, SSH_PORT = "web.example.com", "pair.example.com", "ssh.example.com", 443, 2222
 SMALL = 2  # workers on each version of HTTP
 PAUSE = 0.05  # between small requests of a worker, and between messages
 AGAIN = 0.2  # after a failure
@@ -59,8 +62,9 @@ def digest_of(size: int) -> str:
 class Load:
     """All kinds; `finishing` is set once nothing new is to begin."""
 
-    def __init__(self, ssh_config: str) -> None:
+    def __init__(self, ssh_config: str, *, more: bool = False) -> None:
         self.ssh_config = ssh_config
+        self.more = more
         self.finishing = asyncio.Event()
         self.done = asyncio.Event()
         self.tallies: dict[str, Tally] = {}
@@ -79,25 +83,31 @@ class Load:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *[self.small_h1] * SMALL, self.small_h2, self.download, self.upload, self.websocket, self.ssh,
         ]  # fmt: skip
+        if self.more:
+            works += [self.small_pair, *kept.visitors(self, WEB, PORT)]
         async with asyncio.TaskGroup() as group:
             for work in works:
                 group.create_task(work())
         self.done.set()
 
-    async def small_h1(self) -> None:
-        tally, connection = self.tally("h1"), None
+    async def small_pair(self) -> None:
+        """Of two connectors; what is safe, for nothing else can be asked of the other one."""
+        await self.small_h1("group", PAIR, methods=("GET",))
+
+    async def small_h1(self, kind: str = "h1", host: str = WEB, methods: tuple[str, ...] = ("POST", "GET")) -> None:
+        tally, connection = self.tally(kind), None
         while not self.finishing.is_set():
-            number = str(next(self.numbers)).encode()
+            count = next(self.numbers)
+            number, method = str(count).encode(), methods[count % len(methods)]
             before = len(tally.failures)
             if connection is not None and not connection.usable:
                 connection.close()
                 connection = None
-            with tally.operation(0.0 if connection is None else connection.since):
+            with tally.operation(0.0 if connection is None else connection.since, method):
                 if connection is None:
-                    connection = await H1.connect(WEB, PORT)
-                if int(number) % 2:
-                    await connection.ask("GET", f"/headers/{number.decode()}")
-                    got = json.loads(b"".join([part async for part in connection.answer()]))["path"].encode()
+                    connection = await H1.connect(host, PORT)
+                if method == "GET":
+                    got = json.loads(await connection.get(f"/headers/{count}"))["path"].encode()
                     wanted = b"/headers/" + number
                 else:
                     await connection.ask("POST", "/upload", length=len(number))
@@ -127,7 +137,7 @@ class Load:
     async def get_h2(self, tally: Tally, connection: H2) -> None:
         path = f"/headers/{next(self.numbers)}"
         another = None
-        with tally.operation(connection.since):
+        with tally.operation(connection.since, "GET"):
             while True:
                 try:
                     got = json.loads(await connection.get(path))["path"]
@@ -144,7 +154,7 @@ class Load:
         tally, wanted = self.tally("download"), digest_of(DOWNLOAD)
         while not self.finishing.is_set():
             connection, before = None, len(tally.failures)
-            with tally.operation() as operation:
+            with tally.operation(method="GET") as operation:
                 connection = await H1.connect(WEB, PORT)
                 await connection.ask("GET", f"/numbered/{DOWNLOAD}")
                 digest = hashlib.sha256()
@@ -162,7 +172,7 @@ class Load:
         tally, wanted = self.tally("upload"), {"bytes": UPLOAD, "sha256": digest_of(UPLOAD)}
         while not self.finishing.is_set():
             connection, before = None, len(tally.failures)
-            with tally.operation() as operation:
+            with tally.operation(method="POST") as operation:
                 connection = await H1.connect(WEB, PORT)
                 await connection.ask("POST", "/upload", length=UPLOAD)
                 for block in numbered(UPLOAD):
@@ -182,15 +192,18 @@ class Load:
     async def websocket(self) -> None:
         tally, ticks = self.tally("websocket"), self.tally("ticks")
         while not self.finishing.is_set():
+            opening = tally.begin()
             try:
                 async with asyncio.timeout(PATIENCE):
                     made = await connect(
                         f"wss://{WEB}:{PORT}/ticking", ssl=trusting("http/1.1"), ping_interval=None, open_timeout=None
                     )
             except (OSError, EOFError, InvalidHandshake, ConnectionClosed) as error:
-                tally.fail(tally.begin(), error)
+                status = error.response.status_code if isinstance(error, InvalidStatus) else 0
+                tally.fail(opening, AnsweredError(status, "to a WebSocket") if status else error)
                 await self.pause(AGAIN)
                 continue
+            tally.finish(opening)
             messages = Messages(tally, "echo")
             told = Messages(ticks, "tick", ahead=True)
             async with made:
@@ -290,60 +303,13 @@ class Load:
         return self.report()
 
 
-class Messages:
-    """Numbered messages of one connection: each is answered with `WORD NUMBER`, in order.
-
-    ahead: nobody asks, the other side counts by itself; the next one is always under way.
-    """
-
-    def __init__(self, tally: Tally, word: str, *, ahead: bool = False) -> None:
-        self.tally = tally
-        self.word = word
-        self.sent = 0
-        self.received = 0
-        self.ahead = ahead
-        self.since = time.monotonic()
-        self.last = False  # none is sent after the one that was sent last
-        self.waiting = [tally.begin(self.since)] if ahead else []
-
-    @property
-    def over(self) -> bool:
-        """True once the last one was answered."""
-        return self.last and not self.waiting
-
-    def next(self) -> str:
-        self.waiting.append(self.tally.begin(self.since))
-        self.sent += 1
-        return str(self.sent - 1)
-
-    def heard(self, text: str) -> None:
-        if text != f"{self.word} {self.received}" or not self.waiting:
-            raise WrongError(f"{text!r} instead of {self.word} {self.received}")
-        self.received += 1
-        self.tally.finish(self.waiting.pop(0))
-        if self.ahead:
-            self.waiting.append(self.tally.begin(self.since))
-
-    def fail(self, error: BaseException) -> None:
-        """The connection is over; what was under way failed (or, if nothing was, the connection itself)."""
-        for operation in self.waiting or [self.tally.begin(self.since)]:
-            self.tally.fail(operation, error)
-        self.waiting = []
-
-    def drop(self) -> None:
-        """The connection ended in order: the next message was never begun."""
-        for operation in self.waiting:
-            self.tally.under_way.remove(operation)
-            self.tally.begun -= 1
-        self.waiting = []
-
-
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--control", required=True)
     parser.add_argument("--ssh-config", required=True)
+    parser.add_argument("--more", action="store_true")
     options = parser.parse_args()
-    load = Load(options.ssh_config)
+    load = Load(options.ssh_config, more=options.more)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     server = await control.serve(options.control, {"report": load.report, "mark": load.mark, "finish": load.finish})

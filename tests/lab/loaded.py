@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.lab.programs import now
-from tests.lab.soak import Event, explanation
+from tests.lab.verdict import Event, explanation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -299,9 +299,9 @@ class Network:
             self.ip(role, f"link set dev {interface} mtu 1500")
             self.heal(role)
 
-    def drop(self, role: str, hook: str, *matches: str) -> None:
-        """From now on packets that match vanish there; hook: forward, input or output."""
-        rules = "\n".join(f"{match} drop" for match in matches)
+    def drop(self, role: str, hook: str, *matches: str, how: str = "drop") -> None:
+        """From now on packets that match vanish there, or what nftables calls `how`; hook: forward, input or output."""
+        rules = "\n".join(f"{match} {how}" for match in matches)
         chain = f"chain {hook} {{ type filter hook {hook} priority -10; {rules}\n }}\n"
         self.exec(role, "nft", "-f", "-", stdin=f"table inet {FAULTS} {{ {chain} }}")
 

@@ -74,14 +74,15 @@ class Program:
 
     def memory(self) -> int:
         """Resident bytes, of its children too."""
-        pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids())
+        pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids())
         return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def descriptors(self) -> int:
         """Open ones, of its children too."""
-        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self._pids())
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids())
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
+        """The program's process, and its children."""
         first = self.present.pid
         children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
         return [first, *map(int, children)]

@@ -52,10 +52,11 @@ def cause_of(error: BaseException) -> str:
 class Operation:
     """One request, transfer or message."""
 
-    __slots__ = ("began", "moved", "number", "since")
+    __slots__ = ("began", "method", "moved", "number", "since")
 
-    def __init__(self, number: int, began: float, since: float) -> None:
+    def __init__(self, number: int, began: float, since: float, method: str) -> None:
         self.number = number
+        self.method = method  # of a request
         self.began = began
         self.since = since  # when the connection was begun that carries it
         self.moved = began  # when something of it was last seen to move
@@ -77,11 +78,11 @@ class Tally:
         self.causes: collections.Counter[str] = collections.Counter()
         self.failures: list[dict[str, Any]] = []
 
-    def begin(self, since: float = 0.0) -> Operation:
+    def begin(self, since: float = 0.0, method: str = "") -> Operation:
         """since: when its connection was begun, if not for it."""
         self.begun += 1
         now = time.monotonic()
-        operation = Operation(self.begun, now, since or now)
+        operation = Operation(self.begun, now, since or now, method)
         self.under_way.add(operation)
         return operation
 
@@ -104,14 +105,14 @@ class Tally:
         self.causes[cause] += 1
         if len(self.failures) < FAILURES_KEPT:
             self.failures.append({
-                "kind": self.kind, "cause": cause, "number": operation.number, "began": operation.began,
-                "since": operation.since, "ended": time.monotonic(),
+                "kind": self.kind, "cause": cause, "method": operation.method, "number": operation.number,
+                "began": operation.began, "since": operation.since, "ended": time.monotonic(),
             })  # fmt: skip
 
     @contextlib.contextmanager
-    def operation(self, since: float = 0.0) -> Iterator[Operation]:
+    def operation(self, since: float = 0.0, method: str = "") -> Iterator[Operation]:
         """Begin one; it finishes with the block, or fails with what the block raises (which goes no further)."""
-        operation = self.begin(since)
+        operation = self.begin(since, method)
         try:
             yield operation
         except (OSError, EOFError, WrongError, AnsweredError) as error:
