@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tests.lab.lab import HOME_WEB, WEB_NAME
 from tests.lab.network import DIRECT6
+from tests.lab.programs import now
 from tests.system.harness import wait_until
 
 if TYPE_CHECKING:
@@ -145,11 +146,15 @@ def connector_dies(lab: Lab, *, away: float = 1.0) -> None:
     lab.connector.start()
 
 
-def connector_sleeps(lab: Lab, *, seconds: float = 12.0) -> None:
+def connector_sleeps(lab: Lab, *, seconds: float = 12.0, meanwhile: Callable[[], None] = nothing) -> None:
     """The machine at home sleeps (SIGSTOP), and wakes."""
+    wakes = now() + seconds
     lab.connector.pause()
-    pause(seconds)
-    lab.connector.go_on()
+    try:
+        meanwhile()
+        pause(wakes - now())
+    finally:
+        lab.connector.go_on()
 
 
 def connector_sleeps_long(lab: Lab) -> None:
@@ -259,16 +264,18 @@ def disks_full(lab: Lab, *, seconds: float = 1.0, meanwhile: Callable[[], None] 
 def exhausted(program: Program) -> Iterator[None]:
     """Not one more descriptor for this program's processes, beyond those that they have."""
     before = {}
-    for pid in program.pids():
-        taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-        before[pid] = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        limit = min(set(range(len(taken) + 1)) - taken)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[pid][1]))
     try:
+        for pid in program.pids():
+            with suppress(ProcessLookupError, FileNotFoundError):  # a child that signs ends by itself
+                taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+                before[pid] = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+                limit = min(set(range(len(taken) + 1)) - taken)
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[pid][1]))
         yield
     finally:
         for pid, limits in before.items():
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            with suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 def edge_without_descriptors(lab: Lab, *, seconds: float = 2.0) -> None:
@@ -327,7 +334,7 @@ class Fault:
     "targets": requests that need a new connection to their service are told.
     """
 
-    happen: Callable[[Lab], None]
+    happen: Callable[..., None]  # of a lab
     breaks: str = ""
     weight: int = 2  # how often the soak takes it, beside others
     seconds: float = 5.0  # it takes about as long: the soak begins none that it has no time for

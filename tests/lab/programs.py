@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -80,6 +81,14 @@ class Program:
     def descriptors(self) -> int:
         """Open ones, of its children too."""
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids())
+
+    def lines(self) -> list[str]:
+        """The command lines of its children."""
+        lines = []
+        for pid in self.pids()[1:]:
+            with contextlib.suppress(OSError):  # it has just ended
+                lines.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        return lines
 
     def pids(self) -> list[int]:
         """The program's process, and its children."""
