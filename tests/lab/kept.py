@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Of silence: longer than a stream waits for its visitor's next request (4 s), shorter than a connection does (75 s).
 SILENCES = (6.0, 10.0, 17.0, 30.0)
 LOOK = 0.25  # whether it is still there
-AGAIN = 0.2  # after a failure
+AGAIN = 1.0  # after a failure
 
 
 def visitors(load: Load, host: str, port: int) -> list[Callable[[], Coroutine[Any, Any, None]]]:

@@ -1,9 +1,9 @@
 """Faults at random times on a lab under load, for as long as one likes.
 
-`make soak` (SOAK_SECONDS, SOAK_SEED, SOAK_WORKERS). The same seed gives the same faults after the same pauses, until
-the end is near. At the end everything is accounted for: each failure needs a fault that explains it (verdict.py),
-nothing may be under way, and edge and connectors may hold no more memory and descriptors than before, idle as they were
-then. The exit code says whether all of that is so.
+`make soak` (SOAK_SECONDS, SOAK_SEED, SOAK_WORKERS). The same seed gives the same faults after the same pauses, but for
+those that there is no time for. At the end everything is accounted for: each failure needs a fault that explains it
+(verdict.py), nothing may be under way, and edge and connectors may hold no more memory and descriptors than before, as
+idle as they were then. The exit code says whether all of that is so.
 """
 
 from __future__ import annotations
@@ -66,14 +66,13 @@ def unavailable() -> str:
 
 
 def plan(seed: int, left: Callable[[], float]) -> Iterator[tuple[float, Fault]]:
-    """Pauses and faults, as long as there is time for one."""
+    """Pauses and faults, as long as there is time for one; those that take too long are left out."""
     dice = random.Random(seed)
-    while True:
-        quiet = dice.uniform(*PAUSES)
-        fault = choose(dice, left() - quiet)
-        if fault is None:
-            return
-        yield quiet, fault
+    shortest = PAUSES[0] + min(fault.seconds for fault in FAULTS.values())
+    while left() >= shortest:
+        quiet, fault = dice.uniform(*PAUSES), choose(dice)
+        if quiet + fault.seconds <= left():
+            yield quiet, fault
 
 
 class Soak:

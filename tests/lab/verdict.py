@@ -73,7 +73,8 @@ def streams(failure: dict[str, Any], event: Event) -> bool:
 
 
 def edge(failure: dict[str, Any], event: Event) -> bool:
-    return failure["since"] <= event.last
+    """Nobody is there who could tell."""
+    return failure["since"] <= event.last and not failure["cause"].startswith("answered")
 
 
 def away(failure: dict[str, Any], event: Event) -> bool:
