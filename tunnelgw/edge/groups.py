@@ -116,7 +116,8 @@ class Groups:
             if member is not None and self.standing(connector, member.service, self._all.loop.time()) != ABSENT:
                 del self._lanes[members]
                 lane.leave(lambda parked, member=member: self._open(parked, member))  # type: ignore[misc]
-        self._all.serving(connector)
+        if any(one.link is None and one.session is not None and one.session.stream_count for one in self._all):
+            self._all.serving(connector)
 
     def refuse_forlorn(self) -> None:
         """After an upgrade: who waits where no member comes back to goes elsewhere."""
