@@ -36,37 +36,37 @@ async def visit(load: Load, connect: Callable[[], Coroutine[Any, Any, H1 | H2]],
     tally = load.tally("kept")
     while not load.finishing.is_set():
         connection: H1 | H2 | None = None
+        going = False
         with tally.operation(method="GET"):
             connection = await connect()
             await look(load, connection)
-        while connection is not None and connection.usable and not load.finishing.is_set():
+            going = True
+        while connection is not None and going and not load.finishing.is_set():
             for _ in range(int(seconds / LOOK)):
                 if connection.usable:
                     await load.pause(LOOK)
             if connection.broken is not None:
                 tally.fail(tally.begin(connection.since, "GET"), connection.broken)
-            elif connection.usable:
-                await ask(load, connection, connect)
+            going = connection.usable and await again(load, connection, connect)
         if connection is not None:
             connection.close()
         await load.pause(AGAIN)
 
 
-async def ask(load: Load, connection: H1 | H2, connect: Callable[[], Coroutine[Any, Any, H1 | H2]]) -> None:
-    """Another request; if that fails the connection is not used any more."""
-    tally = load.tally("kept")
-    before = len(tally.failures)
+async def again(load: Load, connection: H1 | H2, connect: Callable[[], Coroutine[Any, Any, H1 | H2]]) -> bool:
+    """Another request; True if the connection can be kept."""
+    tally, going = load.tally("kept"), False
     with tally.operation(connection.since, "GET") as operation:
         try:
             await look(load, connection)
+            going = True
         except UnprocessedError:  # closed in order
             tally.retried += 1
             operation.since = operation.began
             another = await connect()
             await look(load, another)
             another.close()
-    if len(tally.failures) > before:
-        connection.close()
+    return going
 
 
 async def look(load: Load, connection: H1 | H2) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.load import Messages
+from tests.lab import kept
+from tests.lab.clients import UnprocessedError
+from tests.lab.load import Load
+from tests.lab.messages import Messages
 from tests.lab.programs import now
 from tests.lab.tally import AnsweredError, Tally, WrongError, cause_of
 from tests.system.harness import wait_until
@@ -53,6 +57,62 @@ def test_nothing_that_was_begun_is_forgotten() -> None:
     report = tally.report()
     assert (report["begun"], report["finished"], report["under_way"]) == (3, 1, 1)
     assert report["failed"] == {"reset": 1}
+
+
+class Idle:
+    """A visitor's connection: after its first answer it ends as `how` says, or its second request does."""
+
+    def __init__(self, load: Load, how: Exception | str) -> None:
+        self.load = load
+        self.how = how
+        self.usable = True
+        self.broken: Exception | None = None
+        self.asked = 0
+        self.since = now()
+
+    async def get(self, path: str) -> bytes:
+        self.asked += 1
+        if self.how == "goes on" and self.asked == 3:
+            self.load.finishing.set()
+        if self.asked == 2 and isinstance(self.how, Exception):
+            raise self.how
+        if self.how in ("closed", "cut"):
+            self.usable = False
+            self.broken = ConnectionResetError() if self.how == "cut" else None
+        return json.dumps({"path": "other" if self.how == "wrong" else path}).encode()
+
+    def close(self) -> None:
+        self.usable = False
+
+
+@pytest.mark.parametrize(
+    ("how", "failed", "retried"),
+    [
+        ("goes on", [], 0),
+        ("closed", [], 0),  # in order
+        ("cut", ["reset"], 0),
+        ("wrong", ["wrong"], 0),
+        (UnprocessedError("GOAWAY"), [], 1),
+        (asyncio.IncompleteReadError(b"", 4), ["closed before an answer"], 0),
+    ],
+)
+def test_an_idle_connection_is_answered_or_closed_in_order(
+    monkeypatch: pytest.MonkeyPatch, how: Exception | str, failed: list[str], retried: int
+) -> None:
+    monkeypatch.setattr(kept, "AGAIN", 0.0)
+    load = Load("")
+    made: list[Idle] = []
+
+    async def connect() -> Idle:
+        made.append(Idle(load, "goes on" if made else how))
+        return made[-1]
+
+    asyncio.run(asyncio.wait_for(kept.visit(load, connect, kept.LOOK), 20))  # type: ignore[arg-type]
+    tally = load.tally("kept")
+    assert [one["cause"].split(":")[0] for one in tally.failures] == failed
+    assert tally.retried == retried
+    assert tally.under_way == set()
+    assert made[-1].asked == 3
 
 
 def test_a_service_that_dies_is_noticed_by_every_kind(lab: Lab) -> None:

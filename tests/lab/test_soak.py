@@ -125,6 +125,8 @@ def test_what_an_old_edge_carries_does_not_resume() -> None:
     assert explanation(failure("ssh", began=120, since=50, ended=121), events) == "link_reset"
     assert not explanation(failure("ssh", began=120, since=110, ended=121), events)
     assert not explanation(failure("ssh", began=110, since=50, ended=111), events)
+    jump = [event(faults.edge_upgrades, 100, 101), event(faults.clocks_jump, 120, 124)]
+    assert explanation(failure(began=123, since=50, ended=123.1), jump) == "clocks_jump", "the link was cut in between"
     events = [event(faults.edge_upgrades, 100, 101), event(faults.service_down, 120, 120)]
     assert not explanation(failure("ssh", began=120, since=50, ended=121), events), "the link is not lost by that"
 

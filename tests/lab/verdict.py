@@ -129,7 +129,9 @@ def explanation(failure: dict[str, Any], events: Sequence[Event]) -> str:
     upgraded = 0.0
     for event in events:
         fault = event.fault
-        carried = failure["since"] < upgraded and under_way(failure, event) and fault.link and fault.breaks != "old"
+        carried = (
+            failure["since"] < upgraded and failure["began"] <= event.last and fault.link and fault.breaks != "old"
+        )
         if event.first <= failure["ended"] <= event.last + LATEST and (carried or RULES[fault.breaks](failure, event)):
             return fault.name
         if fault.breaks == "old":
