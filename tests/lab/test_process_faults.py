@@ -186,6 +186,7 @@ def test_the_disks_are_full(loaded: Loaded) -> None:
     loaded.begin()
 
     def look() -> None:
+        assert lab.metric("tunnelgw_state_failing") == 1
         loaded.survived("disks full", within=ROOM, resumed=False)
         loaded.begin()
         faults.connector_dies(lab, away=0.0)

@@ -111,6 +111,15 @@ def test_what_a_long_sleep_explains(found: dict[str, Any], explained: bool) -> N
     assert bool(explanation(found, [event(faults.connector_sleeps_long, 100, 190)])) == explained
 
 
+def test_what_is_safe_is_asked_once_more_not_twice() -> None:
+    told = failure("group", began=99.5, ended=104.5, cause="answered 503 x", method="GET")
+    first, second = event(faults.connector_dies, 100, 101), event(faults.connector_dies, 103, 104)
+    assert explanation(told, [first, second]) == "connector_dies"
+    assert not explanation(told, [first])
+    assert not explanation({**told, "began": 102.5}, [first, second])
+    assert not explanation({**told, "cause": "reset"}, [first, second])
+
+
 def test_a_group_of_which_one_may_be_away() -> None:
     told = failure("group", began=120.2, ended=120.3, cause="answered 502 x", method="GET")
     down = event(faults.service_down, 120, 121)

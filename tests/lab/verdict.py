@@ -120,6 +120,15 @@ def alone(failure: dict[str, Any], events: Iterable[Event]) -> bool:
     return any(one.fault.link and one.first <= failure["ended"] <= one.last + NOTICED for one in events)
 
 
+def twice(failure: dict[str, Any], events: Iterable[Event]) -> str:
+    """The second death of a connector that a GET lived to see: it is asked once more, not twice."""
+    if failure["method"] != "GET" or not told(failure, 503):
+        return ""
+    deaths = [one for one in events if one.fault.breaks == "streams"]
+    seen = [one.fault.name for one in deaths if failure["began"] <= one.last and one.first <= failure["ended"]]
+    return seen[1] if len(seen) > 1 else ""
+
+
 def explanation(failure: dict[str, Any], events: Sequence[Event]) -> str:
     """The fault that explains this failure; empty if none does."""
     if failure["cause"].startswith("wrong"):
@@ -136,4 +145,4 @@ def explanation(failure: dict[str, Any], events: Sequence[Event]) -> str:
             return fault.name
         if fault.breaks == "old":
             upgraded = event.last
-    return ""
+    return twice(failure, events)
