@@ -30,9 +30,9 @@ from tests.system.harness import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-WARM_SECONDS = 2.0  # of load before memory is measured, and of a clock that jumps
+WARM_SECONDS = 1.0  # of load before memory is measured, and of a clock that jumps
 PAUSES = (0.5, 6.0)  # seconds between the end of a fault and the next one
-LAST_SECONDS = 4.0  # for the last fault, which is always the same
+LAST_SECONDS = 6.0  # for the last fault, which is always the same
 SETTLE_SECONDS = 60.0  # until everything flows again after the last fault
 GROWTH_BYTES, GROWTH = 8 * 1024 * 1024, 1.1  # of memory: caches fill; a leak under this load is more
 GROWTH_DESCRIPTORS = 4
