@@ -120,6 +120,14 @@ def test_what_is_safe_is_asked_once_more_not_twice() -> None:
     assert not explanation({**told, "cause": "reset"}, [first, second])
 
 
+def test_a_connector_that_stops_without_a_link_cuts_what_is_under_way() -> None:
+    cut = failure("upload", began=99, ended=103)
+    stop = event(faults.connector_restarts, 100, 102)
+    assert explanation(cut, [event(faults.link_frozen, 98, 98), stop]) == "connector_restarts"
+    assert not explanation(cut, [event(faults.link_frozen, 80, 80), stop])
+    assert not explanation({**cut, "began": 102.5}, [event(faults.link_frozen, 98, 98), stop])
+
+
 def test_a_group_of_which_one_may_be_away() -> None:
     told = failure("group", began=120.2, ended=120.3, cause="answered 502 x", method="GET")
     down = event(faults.service_down, 120, 121)

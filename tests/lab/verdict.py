@@ -120,6 +120,17 @@ def alone(failure: dict[str, Any], events: Iterable[Event]) -> bool:
     return any(one.fault.link and one.first <= failure["ended"] <= one.last + NOTICED for one in events)
 
 
+def rule(event: Event, events: Iterable[Event]) -> Callable[[dict[str, Any], Event], bool]:
+    """What this fault breaks. A connector that stops without a link cannot let anything end: it dials no more."""
+    found = RULES[event.fault.breaks]
+    if found is sessions and any(
+        one is not event and one.fault.link and one.began <= event.last and event.began <= one.last + NOTICED
+        for one in events
+    ):
+        return streams
+    return found
+
+
 def twice(failure: dict[str, Any], events: Iterable[Event]) -> str:
     """The second death of a connector that a GET lived to see: it is asked once more, not twice."""
     if failure["method"] != "GET" or not told(failure, 503):
@@ -141,7 +152,7 @@ def explanation(failure: dict[str, Any], events: Sequence[Event]) -> str:
         carried = (
             failure["since"] < upgraded and failure["began"] <= event.last and fault.link and fault.breaks != "old"
         )
-        if event.first <= failure["ended"] <= event.last + LATEST and (carried or RULES[fault.breaks](failure, event)):
+        if event.first <= failure["ended"] <= event.last + LATEST and (carried or rule(event, events)(failure, event)):
             return fault.name
         if fault.breaks == "old":
             upgraded = event.last
