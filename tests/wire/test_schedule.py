@@ -9,6 +9,7 @@ from tunnelgw.wire.control import Notice
 from tunnelgw.wire.flow import KIB
 from tunnelgw.wire.frames import HEADER, MAX_FRAME, MAX_PAYLOAD
 from tunnelgw.wire.schedule import FILLED, TURN
+from tunnelgw.wire.stream import HIGH_WATER, HOT
 
 
 def frames_of(data: bytes) -> list[tuple[int, int, int]]:
@@ -178,29 +179,29 @@ def test_much_in_one_turn_is_pulled_before_its_end() -> None:
     pulled: list[bytes] = []
     session.wake = lambda: pulled.append(session.pull(256 * KIB, 0.0)) if session.scheduler.hot else None
     stream, sink = pair.edge.open()
-    stream.write(bytes(40 * KIB))
+    stream.write(bytes(HOT - KIB))
     stream.hurry()
     assert not pulled
-    stream.write(bytes(40 * KIB))
+    stream.write(bytes(HIGH_WATER))
     assert sink.paused
     stream.hurry()
-    assert sum(size for kind, _, size in frames_of(pulled[0]) if kind == frames.DATA) == 80 * KIB
+    assert sum(size for kind, _, size in frames_of(pulled[0]) if kind == frames.DATA) == HOT + HIGH_WATER - KIB
     assert not sink.paused
     assert not session.has_output
-    stream.write(bytes(40 * KIB))
+    stream.write(bytes(HOT - KIB))
     stream.hurry()
     assert len(pulled) == 1
 
 
 def test_a_link_that_takes_nothing_is_asked_again_after_as_much() -> None:
     pair, (stream,) = opened(1)
-    stream.write(bytes(64 * KIB))
+    stream.write(bytes(HOT))
     stream.hurry()
     wakes = pair.edge.wakes
-    stream.write(bytes(32 * KIB))
+    stream.write(bytes(HOT // 2))
     stream.hurry()
     assert pair.edge.wakes == wakes
-    stream.write(bytes(32 * KIB))
+    stream.write(bytes(HOT // 2))
     stream.hurry()
     assert pair.edge.wakes == wakes + 1
 

@@ -36,8 +36,9 @@ BLOCKED = 2  # bytes queued, but the peer's window is used up
 # cold (up to 1 MiB for each of 16 downloads outgrew the processor's cache and cost the connector 17 % more).
 HIGH_WATER = 64 * KIB
 # So much in one turn of the loop goes out before its end: what waits for the others' bytes is cold when it is joined
-# and encrypted (that cost a sixth of all processor time of 16 downloads at once).
-HOT = 64 * KIB
+# and encrypted (that cost a sixth of all processor time of 16 downloads at once), and the other side may begin with it:
+# three answers of 10 KiB are as many as make a write of their own worth its cost.
+HOT = 32 * KIB
 
 # An object of two bytes costs 48 bytes, its places in a sink's list and a transport's queue as many again.
 FRAME_COST = 96
