@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunnelgw.errors import LocalError
@@ -12,6 +13,7 @@ from tunnelgw.errors import LocalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # mallopt(3): M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD. What a process may keep beyond its need is the first.
@@ -38,7 +40,21 @@ def run(main: Callable[[], Coroutine[Any, Any, T]], *, require_uvloop: bool) -> 
     gc.set_threshold(10_000, 20, 50)
     _keep_heap()
     with asyncio.Runner(loop_factory=loop_factory(require_uvloop=require_uvloop)) as runner:
+        runner.get_loop().set_exception_handler(complain)
         return runner.run(main())
+
+
+def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody caught is logged, but for a handshake that was given up: its peer's end is news to nobody.
+
+    uvloop drops the future of a handshake if its caller is cancelled between the connection and the handshake's first
+    turn, and then complains that nobody asked what became of it.
+    """
+    future, error = context.get("future"), context.get("exception")
+    if isinstance(error, ConnectionError) and future is not None and not isinstance(future, asyncio.Task):
+        log.debug("a connection that was given up: %s", error)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _keep_heap() -> None:
