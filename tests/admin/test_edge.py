@@ -66,8 +66,9 @@ def test_ready_exactly_while_it_serves(tmp_path: Path) -> None:
 
 def test_what_never_began_can_be_stopped(tmp_path: Path) -> None:
     async def main() -> None:
-        async with made(tmp_path):
+        async with made(tmp_path) as crew:
             pass
+        assert crew.missing() == "not serving"
 
     run(main)
 
