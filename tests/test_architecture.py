@@ -21,7 +21,9 @@ LAYERS: list[set[str]] = [
     {"config", "obs", "store", "identity"},
     {"net"},
     {"gateway"},
+    {"private"},
     {"edge", "connector"},
+    {"visitor"},
     {"admin"},
     {"cli"},
     {"__main__"},
@@ -43,7 +45,10 @@ IMPURE_CALLS = {"os.urandom", "open", "datetime.now", "datetime.utcnow"}
 
 # Third-party modules and who alone may import them.
 IMPORTERS = {
-    "cryptography": (("identity",), "its 10 MB are carried only by who issues or reads certificates"),
+    "cryptography": (
+        ("identity", "private/datagrams.py"),
+        "its 10 MB are carried only by who issues or reads certificates, or seals datagrams end to end",
+    ),
     "acme": (("identity",), "it is imported in a short-lived child only"),
     "josepy": (("identity/acme",), "it belongs to acme, and is imported in the same short-lived child only"),
     "dns": (("identity/acme",), "dnspython is imported in a short-lived child only"),
@@ -142,6 +147,17 @@ def test_edge_and_connector_do_not_know_each_other() -> None:
     report(broken, "edge and connector speak through wire/ only: they run on two machines, in two versions")
 
 
+def test_visitors_do_not_know_the_edge() -> None:
+    broken = [
+        f"{place(path, line)} imports {name}"
+        for path in FILES
+        if module_name(path).split(".")[0] in ("visitor", "private")
+        for line, name in imports(path, types=True)
+        if name.startswith("tunnelgw.edge.") or name == "tunnelgw.edge"
+    ]
+    report(broken, "what is private must not depend on the edge: it carries bytes that it cannot read")
+
+
 def test_gateway_knows_no_tunnel() -> None:
     broken = [
         f"{place(path, line)} imports {name}"
@@ -189,7 +205,10 @@ def test_third_party_modules_have_their_importers(module: str) -> None:
 
 
 def test_heavy_modules_are_imported_when_needed() -> None:
-    heavy = {"aiohttp", "prometheus_client", "tunnelgw.connector.files", "tunnelgw.obs.collector"}
+    heavy = {
+        "aiohttp", "prometheus_client", "tunnelgw.connector.files", "tunnelgw.obs.collector",
+        "tunnelgw.private.datagrams",
+    }  # fmt: skip
     broken = []
     for path in FILES:
         if f"tunnelgw.{module_name(path)}" in heavy:

@@ -1,0 +1,1 @@
+"""A visiting machine: reaches private services, and what connectors let it reach, through the edge."""
