@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from loadtest.contenders import HOST
+from loadtest.scenario import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.bench import RESULTS, environment
-from loadtest.contenders import HOST, make_certificate, start_nginx
+from loadtest.home import make_certificate, start_nginx
 from loadtest.processes import Group
+from loadtest.scenario import HOST
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]

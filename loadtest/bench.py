@@ -20,8 +20,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.contenders import CONTENDERS, HOST, start_nginx
+from loadtest.contenders import CONTENDERS
+from loadtest.home import start_nginx
 from loadtest.processes import Group
+from loadtest.scenario import HOST, Setup, Target
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,12 +65,12 @@ def load(scenario: Scenario, port: int, seconds: float) -> tuple[float, float]:
     return float(finished[1]), float(finished[2]) * SCALE[finished[3]]
 
 
-def measure(scenario: Scenario, name: str, port: int, group: Group, seconds: float) -> dict[str, float]:
+def measure(scenario: Scenario, name: str, target: Target, seconds: float) -> dict[str, float]:
     """One run of one contender: throughput and the CPU of its parts."""
     parts = CONTENDERS[name].parts
-    before = {part: group.cpu(part) for part in parts}
+    group, before = target.group, {part: target.group.cpu(part) for part in parts}
     start = time.monotonic()
-    requests, volume = load(scenario, port, seconds)
+    requests, volume = load(scenario, target.port, seconds)
     elapsed = time.monotonic() - start
     row = {"value": requests if scenario.unit == "req/s" else volume / 1e6, "requests": requests, "bytes": volume}
     for part in parts:
@@ -135,7 +137,7 @@ def main() -> int:
             print(f"bench: {program} is not on PATH (Debian: nginx nghttp2-client openssl curl)", file=sys.stderr)
             return 1
     names = []
-    for name in options.contender or ["tunnelgw", "haproxy-chain"]:
+    for name in options.contender or ["tunnelgw", "haproxy"]:
         why = CONTENDERS[name].missing()
         print(f"{name}: skipped, {why}" if why else f"{name}: included", file=sys.stderr)
         if not why:
@@ -143,17 +145,19 @@ def main() -> int:
     scenarios = [s for s in SCENARIOS if not options.only or any(part in s.name for part in options.only)]
     results: dict[str, dict[str, list[dict[str, float]]]] = {s.name: {name: [] for name in names} for s in scenarios}
     with tempfile.TemporaryDirectory(prefix="tunnelgw-bench-") as folder:
-        group = Group(Path(folder))
+        group, targets = Group(Path(folder)), dict[str, Target]()
         try:
             service = start_nginx(group)
-            ports = {name: CONTENDERS[name].start(group, service) for name in names}
+            targets.update({name: CONTENDERS[name].start(Path(folder) / name, Setup(), service) for name in names})
             for scenario in scenarios:
                 for turn in range(options.rounds):
                     for name in names if turn % 2 == 0 else reversed(names):
-                        row = measure(scenario, name, ports[name], group, options.seconds)
+                        row = measure(scenario, name, targets[name], options.seconds)
                         results[scenario.name][name].append(row)
                         print(f"{scenario.name}: {name} {row['value']:,.0f} {scenario.unit}", file=sys.stderr)
         finally:
+            for target in targets.values():
+                target.group.stop()
             group.stop()
     about = environment(haproxy=("haproxy", "-v"), nginx=("nginx", "-v"), h2load=("h2load", "--version"))
     text = "# tunnelgw beside a chain of two HAProxy processes\n\n" + "".join(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import shutil
 
-from loadtest.contenders import make_certificate
+from loadtest.home import make_certificate
 from tests.lab.lab import EDGE_NAME, HOME_SSH, HOME_WEB, SSH_PORT, WEB_NAME, Lab
 from tests.lab.programs import Program
 

@@ -27,8 +27,10 @@ from pathlib import Path
 import ngh2
 import uvloop
 
-from loadtest.contenders import HOST, Tunnelgw, start_nginx
+from loadtest.contenders import tunnelgw
+from loadtest.home import start_nginx
 from loadtest.processes import Group, wait_port
+from loadtest.scenario import HOST
 from tests.ports import free_port
 
 MIB = 1024 * 1024
@@ -42,7 +44,7 @@ def gateway(*, service: Callable[[Group], int] = start_nginx, delay: float = 0.0
     with tempfile.TemporaryDirectory(prefix="tunnelgw-measure-") as folder:
         group = Group(Path(folder))
         try:
-            port = Tunnelgw.start(group, service(group), delay=delay)
+            port = tunnelgw.start(group, service(group), delay=delay)
             yield group, port
         finally:
             group.stop()
@@ -233,7 +235,7 @@ def _beside_full_uplink(home: str, vps: str) -> list[Figure]:
         group = Group(Path(folder))
         inside = [["ip", "netns", "exec", vps], ["ip", "netns", "exec", home]]
         try:
-            port = Tunnelgw.start(group, 0, namespaces=inside, address="10.99.0.2")
+            port = tunnelgw.start(group, 0, namespaces=inside, address="10.99.0.2")
             resolve = ["--resolve", f"{HOST}:{port}:10.99.0.2"]
             downloads = [
                 subprocess.Popen([*inside[0], "curl", "-sk", *resolve, "-o", "/dev/null", f"https://{HOST}:{port}/1g"])
