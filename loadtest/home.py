@@ -64,7 +64,7 @@ def start_nginx(group: Group, inside: list[str] | None = None, *, listen: str = 
     if secure:
         make_certificate(folder)
         tls = f"""listen 127.0.0.1:{secure} ssl http2 backlog=4096;
-    ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem; http2_max_requests 100000000;"""
+    ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;"""
     (folder / "nginx.conf").write_text(f"""
 daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {folder}/nginx.pid;
 error_log {folder}/nginx-error.log; user root;

@@ -108,6 +108,7 @@ class Scenario:
     higher_is_better: bool = True
     setup: Setup = Setup()
     fresh: bool = False  # contenders are started anew before each run
+    http2: bool = False  # visitors speak HTTP/2
     quick: bool = False  # a part of `--quick`
     seconds: float = 0  # of one run; 0: what the bench is told
     rounds: int = 0  # likewise

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loadtest.contenders.chisel import Chisel
+from loadtest.contenders.frp import Frp, FrpNginx
 from loadtest.contenders.haproxy import HaproxyChain, HaproxyH2
+from loadtest.contenders.nginx import NginxChain, NginxDirect
+from loadtest.contenders.rathole import Rathole
+from loadtest.contenders.ssh import Ssh
+from loadtest.contenders.stunnel import Stunnel
 from loadtest.contenders.tunnelgw import Tunnelgw
 
 if TYPE_CHECKING:
@@ -18,5 +24,18 @@ if TYPE_CHECKING:
 
 # In the order of the tables: ours first.
 CONTENDERS: dict[str, Contender] = {
-    contender.name: contender for contender in (Tunnelgw(), HaproxyChain(), HaproxyH2())
+    contender.name: contender
+    for contender in (
+        Tunnelgw(),
+        HaproxyChain(),
+        HaproxyH2(),
+        NginxChain(),
+        Stunnel(),
+        Ssh(),
+        Frp(),
+        FrpNginx(),
+        Rathole(),
+        Chisel(),
+        NginxDirect(),
+    )
 }

@@ -29,7 +29,8 @@ class Contender:
     programs: dict[str, str] = {}  # needed on PATH: where to get each
     kinds: dict[Kind, str] = {}  # the jobs it does: how it is set up for each, in half a line
     parts: tuple[str, ...] = ()  # edge first
-    workers: bool = False  # its edge can have several processes
+    workers: bool = False  # its edge can have several processes or threads
+    http2: bool = True  # visitors can speak HTTP/2 to it where TLS ends at it
 
     def missing(self) -> str:
         """Why it cannot run here; "" if it can."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadtest.contenders.base import Contender, through
+from loadtest.contenders.base import Contender, through, which
 from loadtest.scenario import Kind
 from tests.ports import free_port
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loadtest.scenario import Setup
 
 COMMON = """global
-  nbthread 1
+  nbthread {threads}
   ssl-default-bind-options ssl-min-ver TLSv1.2
 defaults
   mode {mode}
@@ -40,15 +40,16 @@ class HaproxyChain(Contender):
         Kind.PASS: "mode tcp at both ends, chosen by SNI, one TLS connection around the visitor's",
     }
     parts = ("front", "back")
+    workers = True
     between = "alpn http/1.1"
 
     def launch(self, group: Group, setup: Setup, service: int) -> tuple[int, tuple[str, ...]]:
         """Start the back, then the front."""
         folder, (front, back) = group.folder, (free_port(), free_port())
         web = setup.kind is Kind.WEB
-        common = COMMON.format(mode="http" if web else "tcp")
+        mode = "http" if web else "tcp"
         alpn = self.between if web else ""
-        (folder / "back.cfg").write_text(f"""{common}
+        (folder / "back.cfg").write_text(f"""{COMMON.format(mode=mode, threads=1)}
 frontend f
   bind 127.0.0.1:{back} ssl crt {folder}/both.pem {alpn} backlog 4096
   default_backend b
@@ -56,7 +57,7 @@ backend b
   {"http-reuse always" if web else ""}
   server service 127.0.0.1:{service}
 """)
-        group.start("back", ["haproxy", "-db", "-f", str(folder / "back.cfg")], ready=back)
+        group.start("back", [which("haproxy") or "haproxy", "-db", "-f", str(folder / "back.cfg")], ready=back)
         dialled = through(group, setup, back, dialled_by="edge")
         rules = {
             Kind.WEB: "option forwardfor\n  http-request set-header X-Forwarded-Proto https\n  default_backend b",
@@ -64,7 +65,7 @@ backend b
             Kind.PASS: "tcp-request inspect-delay 5s\n  tcp-request content accept if { req.ssl_hello_type 1 }\n"
             "  use_backend b if { req.ssl_sni -i bench.example.com }",
         }[setup.kind]
-        (folder / "front.cfg").write_text(f"""{common}
+        (folder / "front.cfg").write_text(f"""{COMMON.format(mode=mode, threads=setup.workers)}
 frontend f
   {front_bind(setup.kind, front, folder)}
   {rules}
@@ -72,7 +73,7 @@ backend b
   {"http-reuse always" if web else ""}
   server back 127.0.0.1:{dialled} ssl verify required ca-file {folder}/cert.pem sni str(localhost) {alpn}
 """)
-        group.start("front", ["haproxy", "-db", "-f", str(folder / "front.cfg")], ready=front)
+        group.start("front", [which("haproxy") or "haproxy", "-db", "-f", str(folder / "front.cfg")], ready=front)
         return front, ()
 
 
