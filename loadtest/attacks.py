@@ -24,9 +24,9 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bench import RESULTS, environment
 from loadtest.home import make_certificate, start_nginx
 from loadtest.processes import Group
+from loadtest.report import RESULTS, environment
 from loadtest.scenario import HOST
 from tests.ports import free_port
 

@@ -1,179 +1,219 @@
-"""`make bench`: tunnelgw beside two chained HAProxy processes, in turn, in one run, as ratios.
+"""`make bench`: tunnelgw beside all others that are installed, in turn, in one run, as ratios.
 
-    python -m loadtest.bench [--seconds 5] [--rounds 3] [--only SCENARIO]... [--contender NAME]...
+    python -m loadtest.bench [--quick] [--only "h1, 32"]... [--contender NAME]... [--seconds 2] [--rounds 3]
 
-Writes loadtest/results/<date>-<commit>.md and .json with machine, versions and commit.
+Writes loadtest/results/<date>-<commit>.md, .json and .png. `--list` says what there is.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import re
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from loadtest import picture, report
 from loadtest.contenders import CONTENDERS
-from loadtest.home import start_nginx
-from loadtest.processes import Group
-from loadtest.scenario import HOST, Setup, Target
+from loadtest.figures import OURS
+from loadtest.report import Outcome
+from loadtest.scenes import everything
+from loadtest.stage import Stage, measure
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
+    from loadtest.scenario import Scenario
 
-@dataclass(frozen=True)
-class Scenario:
-    """One load: `connections` times `streams` (0: HTTP/1.1) on `path`; the unit is requests or bytes per second."""
-
-    name: str
-    path: str
-    connections: int
-    streams: int = 0
-    unit: str = "req/s"
+NEEDED = ("nginx", "h2load", "openssl", "curl")
+# Whatever a contender or a load generator does wrong must not cost the other figures.
+TROUBLE = (RuntimeError, OSError, subprocess.SubprocessError, AssertionError, ValueError)
 
 
-SCENARIOS = [
-    Scenario("h1, 1 connection", "/small", 1),
-    Scenario("h1, 32 connections", "/small", 32),
-    Scenario("h1, 256 connections", "/small", 256),
-    Scenario("h2, 8 x 16", "/small", 8, 16),
-    Scenario("10 KiB, 16 connections", "/10k", 16),
-    Scenario("1 MiB, 16 connections", "/1m", 16, unit="MB/s"),
-    Scenario("256 MiB, one download", "/256m", 1, unit="MB/s"),
-]
-SCALE = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
+class Bench:
+    """Takes the turns: every round has every contender once, and every second round in reversed order."""
 
+    def __init__(self, outcome: Outcome, *, seconds: float, rounds: int, say: Callable[[str], None]) -> None:
+        self.outcome = outcome
+        self.seconds = seconds
+        self.rounds = rounds
+        self.say = say
+        self.plan = [(scenario, self.able(scenario)) for scenario in outcome.scenarios]
+        self.total = sum(self.turns(scenario) * len(able) for scenario, able in self.plan)
+        self.done = 0
+        self.began = time.monotonic()
 
-def load(scenario: Scenario, port: int, seconds: float) -> tuple[float, float]:
-    """Run h2load once: (requests/s, bytes/s). Raises on any failed request."""
-    command = ["h2load", "-D", str(int(seconds)), "--warm-up-time=1", "-c", str(scenario.connections), "-t", "1",
-               "--connect-to", f"127.0.0.1:{port}", f"https://{HOST}{scenario.path}"]  # fmt: skip
-    command[1:1] = ["-m", str(scenario.streams)] if scenario.streams else ["--h1"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds * 4 + 60).stdout
-    finished = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s, ([\d.]+)([KMG]?B)/s", output)
-    counts = re.search(r"requests: .* (\d+) failed, (\d+) errored, (\d+) timeout", output)
-    status = re.search(r"status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", output)
-    if finished is None or counts is None or status is None or any(map(int, [*counts.groups(), *status.groups()[1:]])):
-        raise RuntimeError(f"{scenario.name}: not every request was answered\n{output}")
-    return float(finished[1]), float(finished[2]) * SCALE[finished[3]]
+    def turns(self, scenario: Scenario) -> int:
+        """How many rounds a scenario has."""
+        return min(self.rounds, scenario.rounds or self.rounds)
 
+    def able(self, scenario: Scenario) -> list[str]:
+        """The contenders that have a figure in it; why the others have none is noted."""
+        able = []
+        for name in self.outcome.contenders:
+            why = refusal(scenario, name)
+            if why:
+                self.outcome.absent[scenario.name, name] = why
+            else:
+                able.append(name)
+        return able
 
-def measure(scenario: Scenario, name: str, target: Target, seconds: float) -> dict[str, float]:
-    """One run of one contender: throughput and the CPU of its parts."""
-    parts = CONTENDERS[name].parts
-    group, before = target.group, {part: target.group.cpu(part) for part in parts}
-    start = time.monotonic()
-    requests, volume = load(scenario, target.port, seconds)
-    elapsed = time.monotonic() - start
-    row = {"value": requests if scenario.unit == "req/s" else volume / 1e6, "requests": requests, "bytes": volume}
-    for part in parts:
-        row[f"cpu_{part}"] = (group.cpu(part) - before[part]) / elapsed
-        row[f"memory_{part}"] = group.memory(part)
-    return row
+    def run(self, stage: Stage) -> None:
+        """All scenarios."""
+        for scenario, able in self.plan:
+            stage.keep_only(scenario.setup)
+            for turn in range(self.turns(scenario)):
+                for name in able if turn % 2 == 0 else reversed(able):
+                    self.one(stage, scenario, name, turn)
 
-
-def first_line(*command: str) -> str:
-    """What a program says first; empty if it is not there."""
-    if shutil.which(command[0]) is None:
-        return ""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (done.stdout or done.stderr).strip().splitlines()[0] if (done.stdout or done.stderr).strip() else ""
-
-
-def environment(**versions: tuple[str, ...]) -> dict[str, str]:
-    """Machine, commit, and what these commands say of a program's version."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    cores = len([line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")])
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": first_line("git", "rev-parse", "--short", "HEAD"),
-        "cpu": f"{model[1] if model else platform.machine()}, {cores} cores",
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        **{name: first_line(*command) for name, command in versions.items()},
-    }
-
-
-def table(results: dict[str, dict[str, list[dict[str, float]]]], names: list[str]) -> str:
-    """The Markdown table: medians, spread and the ratio of the first contender to the second."""
-    lines = ["| work | " + " | ".join(names) + " | ratio | CPU µs per request (" + ", ".join(names) + ") |"]
-    lines.append("|---" * (len(names) + 3) + "|")
-    for scenario in SCENARIOS:
-        rows = results.get(scenario.name)
-        if not rows:
-            continue
-        cells, medians, costs = [], [], []
-        for name in names:
-            values = [run["value"] for run in rows[name]]
-            medians.append(statistics.median(values))
-            cells.append(f"{medians[-1]:,.0f} ({min(values):,.0f} to {max(values):,.0f}) {scenario.unit}")
-            cpu = statistics.median(
-                sum(run[f"cpu_{part}"] for part in CONTENDERS[name].parts) / run["requests"] for run in rows[name]
-            )
-            costs.append(f"{cpu * 1e6:,.0f}")
-        ratio = f"{medians[0] / medians[1]:.2f}" if len(medians) > 1 else "-"
-        lines.append(f"| {scenario.name} | " + " | ".join(cells) + f" | {ratio} | " + ", ".join(costs) + " |")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    """Run the scenarios; exit 1 where a needed program is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", help="part of a scenario's name")
-    parser.add_argument("--contender", action="append", choices=sorted(CONTENDERS))
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    options = parser.parse_args()
-    for program in ("nginx", "h2load", "openssl", "curl"):
-        if shutil.which(program) is None:
-            print(f"bench: {program} is not on PATH (Debian: nginx nghttp2-client openssl curl)", file=sys.stderr)
-            return 1
-    names = []
-    for name in options.contender or ["tunnelgw", "haproxy"]:
-        why = CONTENDERS[name].missing()
-        print(f"{name}: skipped, {why}" if why else f"{name}: included", file=sys.stderr)
-        if not why:
-            names.append(name)
-    scenarios = [s for s in SCENARIOS if not options.only or any(part in s.name for part in options.only)]
-    results: dict[str, dict[str, list[dict[str, float]]]] = {s.name: {name: [] for name in names} for s in scenarios}
-    with tempfile.TemporaryDirectory(prefix="tunnelgw-bench-") as folder:
-        group, targets = Group(Path(folder)), dict[str, Target]()
+    def one(self, stage: Stage, scenario: Scenario, name: str, turn: int) -> None:
+        """One run of one contender; trouble is noted, and what caused it started anew the next time."""
+        place = f"{scenario.name}, round {turn + 1} of {self.turns(scenario)}: {name}"
         try:
-            service = start_nginx(group)
-            targets.update({name: CONTENDERS[name].start(Path(folder) / name, Setup(), service) for name in names})
-            for scenario in scenarios:
-                for turn in range(options.rounds):
-                    for name in names if turn % 2 == 0 else reversed(names):
-                        row = measure(scenario, name, targets[name], options.seconds)
-                        results[scenario.name][name].append(row)
-                        print(f"{scenario.name}: {name} {row['value']:,.0f} {scenario.unit}", file=sys.stderr)
-        finally:
-            for target in targets.values():
-                target.group.stop()
-            group.stop()
-    about = environment(haproxy=("haproxy", "-v"), nginx=("nginx", "-v"), h2load=("h2load", "--version"))
-    text = "# tunnelgw beside a chain of two HAProxy processes\n\n" + "".join(
-        f"- {key}: {value}\n" for key, value in about.items()
+            target = stage.target(CONTENDERS[name], scenario.setup, fresh=scenario.fresh)
+            run = measure(scenario, target, scenario.seconds or self.seconds, turn)
+        except TROUBLE as error:
+            text = str(error).strip().splitlines()
+            why = text[0] if text else type(error).__name__
+            self.outcome.absent[scenario.name, name] = why
+            stage.drop(CONTENDERS[name], scenario.setup)
+            said = f"failed, {why}"
+        else:
+            self.outcome.runs.append(run)
+            said = f"{report.number(run.value)} {scenario.unit}"
+        self.done += 1
+        self.say(f"[{self.done}/{self.total}, {self.left()} left] {place} {said}")
+
+    def left(self) -> str:
+        """How long the rest will take, if it goes on like this."""
+        seconds = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def refusal(scenario: Scenario, name: str) -> str:
+    """Why a contender has no figure in a scenario; "" if it has."""
+    contender = CONTENDERS[name]
+    why = contender.refuses(scenario.setup) or scenario.refuses(name)
+    return why or ("no HTTP/2 to visitors" if scenario.http2 and not contender.http2 else "")
+
+
+def chosen(options: argparse.Namespace, scenarios: Sequence[Scenario]) -> list[Scenario]:
+    """The scenarios that the command line asks for."""
+    if options.only:
+        return [scenario for scenario in scenarios if any(part in scenario.name for part in options.only)]
+    return [scenario for scenario in scenarios if scenario.quick or not options.quick]
+
+
+def parse(arguments: Sequence[str] | None, scenarios: Sequence[Scenario]) -> argparse.Namespace:
+    """The command line; exits with 2 and the known names where one is unknown."""
+    parser = argparse.ArgumentParser(
+        prog="loadtest.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    text += (
-        f"\nMedian of {options.rounds} runs of {options.seconds} s each, in turn; smallest and largest in brackets.\n\n"
+    parser.add_argument("--only", action="append", metavar="PART", help="scenarios with this in their name")
+    parser.add_argument("--contender", action="append", choices=list(CONTENDERS), help="beside tunnelgw: only this one")
+    parser.add_argument("--quick", action="store_true", help="a few scenarios, one second and two rounds each")
+    parser.add_argument("--seconds", type=float, help="of one run (2)")
+    parser.add_argument("--rounds", type=int, help="of each contender (3)")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--list", action="store_true", help="print scenarios and contenders")
+    options = parser.parse_args(arguments)
+    options.seconds = options.seconds or (1.0 if options.quick else 2.0)
+    options.rounds = options.rounds or (2 if options.quick else 3)
+    if options.seconds < 0.5 or options.rounds < 1:
+        parser.error("a run takes half a second at least, and there is one round at least")
+    for part in options.only or []:
+        if not any(part in scenario.name for scenario in scenarios):
+            known = "".join(f"\n  {scenario.name}" for scenario in scenarios)
+            parser.error(f"no scenario has {part!r} in its name; there are:{known}")
+    return options
+
+
+def prepare(options: argparse.Namespace, scenarios: Sequence[Scenario]) -> Outcome:
+    """Who and what takes part, and why the others do not."""
+    outcome = Outcome([], [])
+    names = [OURS, *(options.contender or CONTENDERS)]
+    for name in dict.fromkeys(names):
+        if why := CONTENDERS[name].missing():
+            outcome.skipped[name] = why
+    outcome.contenders = [name for name in CONTENDERS if name in names and name not in outcome.skipped]
+    wanted = chosen(options, scenarios)
+    for scenario in wanted:
+        if why := scenario.needs():
+            outcome.skipped[scenario.name] = why
+    outcome.scenarios = [scenario for scenario in wanted if scenario.name not in outcome.skipped]
+    return outcome
+
+
+def setups(outcome: Outcome) -> list[str]:
+    """How the contenders were set up, for the kinds of job that were done."""
+    kinds = dict.fromkeys(scenario.setup.kind for scenario in outcome.done())
+    return [
+        f"{name}: " + "; ".join(f"{kind}: {how}" for kind, how in CONTENDERS[name].kinds.items() if kind in kinds)
+        for name in outcome.contenders
+    ]
+
+
+def say(text: str) -> None:
+    """Progress, beside the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def finish(outcome: Outcome, options: argparse.Namespace) -> None:
+    """Print the page; write it, the figures and the picture."""
+    about = report.environment(**report.VERSIONS)
+    how = (
+        f"Up to {options.rounds} rounds of {options.seconds:g} s, contenders in turn, every second round in reversed "
+        "order. All run on the same cores, with one ECDSA P-256 certificate, and one worker or thread where that is a "
+        "setting; Go and Rust programs use as many threads as they choose (GOMAXPROCS is left alone)."
     )
-    text += table(results, names) + "\n"
+    text = report.markdown(outcome, about, how, setups(outcome))
     print(text)
-    if not options.no_write:
-        RESULTS.mkdir(exist_ok=True)
-        stem = RESULTS / f"{about['date']}-{about['commit']}"
-        stem.with_suffix(".md").write_text(text)
-        stem.with_suffix(".json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
-        print(f"written: {stem}.md", file=sys.stderr)
+    if options.no_write:
+        return
+    page = report.write(outcome, about, text)
+    say(f"written: {page} and {page.with_suffix('.json').name}")
+    if why := picture.missing():
+        say(f"no picture: {why}")
+    else:
+        picture.draw(outcome, page.with_suffix(".png"), f"tunnelgw {about['commit']}, {about['cpu']}, {about['date']}")
+        say(f"written: {page.with_suffix('.png')}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the scenarios. 1 where a needed program is missing, or nobody has a figure."""
+    scenarios = everything()
+    options = parse(arguments, scenarios)
+    if options.list:
+        print("\n".join(["scenarios:", *(f"  {scenario.name}" for scenario in scenarios)]))
+        print("\n".join(["contenders:", *(f"  {name}: {one.missing() or 'here'}" for name, one in CONTENDERS.items())]))
+        return 0
+    lacking = [program for program in NEEDED if shutil.which(program) is None]
+    if lacking:
+        say(f"bench: not on PATH: {' '.join(lacking)} (Debian: nginx nghttp2-client openssl curl)")
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    outcome = prepare(options, scenarios)
+    for name, why in outcome.skipped.items():
+        say(f"{name}: skipped, {why}")
+    bench = Bench(outcome, seconds=options.seconds, rounds=options.rounds, say=say)
+    say(f"{len(outcome.scenarios)} scenarios, {len(outcome.contenders)} contenders, {bench.total} runs")
+    with tempfile.TemporaryDirectory(prefix="tunnelgw-bench-") as folder:
+        stage = Stage(Path(folder))
+        try:
+            bench.run(stage)
+        except KeyboardInterrupt:
+            say("stopped: what was measured until now follows, and is not written")
+            options.no_write = True
+        finally:
+            stage.close()
+    if not outcome.runs:
+        say("bench: nobody has a figure")
+        return 1
+    finish(outcome, options)
     return 0
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import frp
-from loadtest.bench import RESULTS, environment
+from loadtest.report import RESULTS, environment
 from tests.lab import faults, network
 from tests.lab.lab import Lab
 from tests.lab.programs import now

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loadtest.processes import Group
 
 MIB = 1024 * 1024
-PAGES = {"small": 13, "10k": 10 * 1024, "1m": MIB, "256m": 256 * MIB, "1g": 1024 * MIB}
+PAGES = {"small": 13, "10k": 10 * 1024, "1m": MIB, "64m": 64 * MIB, "256m": 256 * MIB, "1g": 1024 * MIB}
 
 
 @functools.cache

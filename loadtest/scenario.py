@@ -73,11 +73,15 @@ class Target:
 
     def pids(self) -> dict[str, list[int]]:
         """The live processes of each part, children included."""
-        return {part: self.group.pids(part) for part in self.parts}
+        return {part: self.group.pids(part) for part in self.parts if part in self.group.members}
 
     def memory(self) -> int:
         """Resident bytes of all parts now."""
-        return sum(self.group.memory(part) for part in self.parts)
+        return sum(self.group.memory(part) for part in self.pids())
+
+    def died(self) -> bool:
+        """Whether a process ended that nobody stopped."""
+        return any(process.poll() is not None for process in self.group.members.values())
 
     def stop(self, *parts: str) -> None:
         """End these parts (all of them) and keep their configuration."""

@@ -42,6 +42,7 @@ class HaproxyChain(Contender):
     parts = ("front", "back")
     workers = True
     between = "alpn http/1.1"
+    answers = ""
 
     def launch(self, group: Group, setup: Setup, service: int) -> tuple[int, tuple[str, ...]]:
         """Start the back, then the front."""
@@ -69,6 +70,7 @@ backend b
 frontend f
   {front_bind(setup.kind, front, folder)}
   {rules}
+  {self.answers}
 backend b
   {"http-reuse always" if web else ""}
   server back 127.0.0.1:{dialled} ssl verify required ca-file {folder}/cert.pem sni str(localhost) {alpn}
@@ -83,3 +85,5 @@ class HaproxyH2(HaproxyChain):
     name = "haproxy-h2"
     kinds = {Kind.WEB: "mode http at both ends, HTTP/2 over TLS between them, as cloudflared has it"}
     between = "alpn h2"
+    # HTTP/2 has no reason phrase, and h2load takes an HTTP/1.1 answer without one for a failure.
+    answers = "http-response set-status 200 reason OK if { status 200 }"
