@@ -9,7 +9,7 @@ from tunnelgw.wire.control import Notice
 from tunnelgw.wire.flow import KIB
 from tunnelgw.wire.frames import HEADER, MAX_FRAME, MAX_PAYLOAD
 from tunnelgw.wire.schedule import FILLED, TURN
-from tunnelgw.wire.stream import HIGH_WATER, HOT
+from tunnelgw.wire.stream import BEGUN, HIGH_WATER, HOT
 
 
 def frames_of(data: bytes) -> list[tuple[int, int, int]]:
@@ -179,18 +179,30 @@ def test_much_in_one_turn_is_pulled_before_its_end() -> None:
     pulled: list[bytes] = []
     session.wake = lambda: pulled.append(session.pull(256 * KIB, 0.0)) if session.scheduler.hot else None
     stream, sink = pair.edge.open()
-    stream.write(bytes(HOT - KIB))
+    stream.write(bytes(HOT - BEGUN - 1))
     stream.hurry()
     assert not pulled
     stream.write(bytes(HIGH_WATER))
     assert sink.paused
     stream.hurry()
-    assert sum(size for kind, _, size in frames_of(pulled[0]) if kind == frames.DATA) == HOT + HIGH_WATER - KIB
+    assert sum(size for kind, _, size in frames_of(pulled[0]) if kind == frames.DATA) == HOT + HIGH_WATER - BEGUN - 1
     assert not sink.paused
     assert not session.has_output
-    stream.write(bytes(HOT - KIB))
+    stream.write(bytes(HOT - BEGUN - 1))
     stream.hurry()
     assert len(pulled) == 1
+
+
+def test_many_small_messages_in_one_turn_are_pulled_before_its_end() -> None:
+    pair, streams = opened(HOT // BEGUN)
+    session = pair.edge.session
+    pulled: list[bytes] = []
+    session.wake = lambda: pulled.append(session.pull(256 * KIB, 0.0)) if session.scheduler.hot else None
+    for stream in streams:
+        assert not pulled
+        stream.write(b"small")
+        stream.hurry()
+    assert [kind for kind, _, _ in frames_of(pulled[0])] == [frames.DATA] * len(streams)
 
 
 def test_a_link_that_takes_nothing_is_asked_again_after_as_much() -> None:

@@ -262,6 +262,7 @@ class Upstream1:
         path = target_path(route, head.path) if route.strip_path else head.path
         pool = self._pool
         stream.write(pool.heads().request_bytes(head, path, pool.forwarding))
+        stream.hurry()
 
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
         buffer = self._buffer

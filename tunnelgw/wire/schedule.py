@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tunnelgw.wire.frames import FIN, HEADER, HEADER_SIZE, MAX_FRAME, MAX_PAYLOAD
-from tunnelgw.wire.stream import BLOCKED, HIGH_WATER, IDLE, LISTED
+from tunnelgw.wire.stream import BEGUN, BLOCKED, HIGH_WATER, IDLE, LISTED
 
 if TYPE_CHECKING:
     from tunnelgw.wire.session import Session
@@ -34,7 +34,8 @@ _FIN_WORD = FIN << 24
 class Scheduler:
     """Streams that have something to send. Inputs: `open`, `activate`, `unblock`, `pulled`; output: `fill`.
 
-    fresh: bytes that streams queued since the last pull. hot: `Session.wake` is called because they are many.
+    fresh: bytes that streams queued since the last pull, and `BEGUN` for each that began. hot: `Session.wake` is called
+    because that is much.
     """
 
     __slots__ = ("fresh", "hot", "_drained", "_old", "_opening", "_session", "_young")
@@ -68,6 +69,7 @@ class Scheduler:
             return
         stream.place = LISTED
         stream.turn = TURN
+        self.fresh += BEGUN
         if stream.queued <= TURN:
             self._young.append(stream)
         else:
