@@ -12,7 +12,7 @@ DEMO_PORT ?= 8443
 TESTS_AT_A_TIME ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint bench lab soak lock audit clean
+.PHONY: demo test lint bench check-speed lab soak lock audit clean
 
 demo: $(VENV)/.installed
 	@exec $(BIN)/tunnelgw demo --port $(DEMO_PORT)
@@ -26,9 +26,17 @@ lint: $(VENV)/.developed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Who is on PATH, in turn: half an hour. `make bench ONLY="h1, 32"` one scenario, `make bench BENCH_ARGS=--quick` a few.
+ONLY ?=
+BENCH_ARGS ?=
 bench: $(VENV)/.developed
 	@tools/debian-packages
-	$(BIN)/python -m loadtest.bench
+	@exec $(BIN)/python -m loadtest.bench $(if $(ONLY),--only "$(ONLY)") $(BENCH_ARGS)
+
+# Whether speed collapsed, as ratios to HAProxy in the same run: a minute or two.
+check-speed: $(VENV)/.developed
+	@tools/debian-packages
+	$(BIN)/python -m loadtest.check
 
 # A home behind two NATs, a VPS and a visitor in network namespaces, with a prompt (needs root).
 lab: $(VENV)/.developed

@@ -1,14 +1,15 @@
 """`make bench`: tunnelgw beside all others that are installed, in turn, in one run, as ratios.
 
-    python -m loadtest.bench [--quick] [--only "h1, 32"]... [--contender NAME]... [--seconds 2] [--rounds 3]
+    python -m loadtest.bench [--quick|--full] [--only "h1, 32"]... [--contender NAME]... [--seconds 2] [--rounds 3]
 
-Writes loadtest/results/<date>-<commit>.md, .json and .png. `--list` says what there is.
+Half an hour: scenarios that need long runs have one round and the best known contenders only. --full has everybody in
+everything and --rounds for all, and takes hours; so do --only and --contender for what they name. Writes
+loadtest/results/<date>-<commit>.md, .json and .png. --list says what there is.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from loadtest import picture, report
 from loadtest.contenders import CONTENDERS
+from loadtest.contenders.base import which
 from loadtest.figures import OURS
 from loadtest.report import Outcome
 from loadtest.scenes import everything
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from loadtest.scenario import Scenario
 
 NEEDED = ("nginx", "h2load", "openssl", "curl")
+# Who is in scenarios of long runs where the command line does not say who.
+BEST_KNOWN = (OURS, "haproxy", "frp", "rathole")
+LONG = 4.0  # seconds of one run
 # Whatever a contender or a load generator does wrong must not cost the other figures.
 TROUBLE = (RuntimeError, OSError, subprocess.SubprocessError, AssertionError, ValueError)
 
@@ -37,11 +42,15 @@ TROUBLE = (RuntimeError, OSError, subprocess.SubprocessError, AssertionError, Va
 class Bench:
     """Takes the turns: every round has every contender once, and every second round in reversed order."""
 
-    def __init__(self, outcome: Outcome, *, seconds: float, rounds: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, outcome: Outcome, *, seconds: float, rounds: int, say: Callable[[str], None], spare: bool = False
+    ) -> None:
+        """spare: long runs once, and for BEST_KNOWN only."""
         self.outcome = outcome
         self.seconds = seconds
         self.rounds = rounds
         self.say = say
+        self.spare = spare
         self.plan = [(scenario, self.able(scenario)) for scenario in outcome.scenarios]
         self.total = sum(self.turns(scenario) * len(able) for scenario, able in self.plan)
         self.done = 0
@@ -49,6 +58,8 @@ class Bench:
 
     def turns(self, scenario: Scenario) -> int:
         """How many rounds a scenario has."""
+        if self.spare and scenario.seconds > LONG:
+            return 1
         return min(self.rounds, scenario.rounds or self.rounds)
 
     def able(self, scenario: Scenario) -> list[str]:
@@ -56,6 +67,8 @@ class Bench:
         able = []
         for name in self.outcome.contenders:
             why = refusal(scenario, name)
+            if not why and self.spare and scenario.seconds > LONG and name not in BEST_KNOWN:
+                why = "a long scenario, measured where --full or --only asks for it"
             if why:
                 self.outcome.absent[scenario.name, name] = why
             else:
@@ -105,7 +118,7 @@ def chosen(options: argparse.Namespace, scenarios: Sequence[Scenario]) -> list[S
     """The scenarios that the command line asks for."""
     if options.only:
         return [scenario for scenario in scenarios if any(part in scenario.name for part in options.only)]
-    return [scenario for scenario in scenarios if scenario.quick or not options.quick]
+    return [scenario for scenario in scenarios if not scenario.by_name and (scenario.quick or not options.quick)]
 
 
 def parse(arguments: Sequence[str] | None, scenarios: Sequence[Scenario]) -> argparse.Namespace:
@@ -116,11 +129,13 @@ def parse(arguments: Sequence[str] | None, scenarios: Sequence[Scenario]) -> arg
     parser.add_argument("--only", action="append", metavar="PART", help="scenarios with this in their name")
     parser.add_argument("--contender", action="append", choices=list(CONTENDERS), help="beside tunnelgw: only this one")
     parser.add_argument("--quick", action="store_true", help="a few scenarios, one second and two rounds each")
+    parser.add_argument("--full", action="store_true", help="everybody in everything, all rounds: hours")
     parser.add_argument("--seconds", type=float, help="of one run (2)")
     parser.add_argument("--rounds", type=int, help="of each contender (3)")
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--list", action="store_true", help="print scenarios and contenders")
     options = parser.parse_args(arguments)
+    options.spare = not (options.full or options.only or options.contender or options.rounds)
     options.seconds = options.seconds or (1.0 if options.quick else 2.0)
     options.rounds = options.rounds or (2 if options.quick else 3)
     if options.seconds < 0.5 or options.rounds < 1:
@@ -162,6 +177,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def lacking() -> list[str]:
+    """Programs without which nothing can be measured, and that are not there."""
+    return [program for program in NEEDED if which(program) is None]
+
+
 def finish(outcome: Outcome, options: argparse.Namespace) -> None:
     """Print the page; write it, the figures and the picture."""
     about = report.environment(**report.VERSIONS)
@@ -191,15 +211,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(["scenarios:", *(f"  {scenario.name}" for scenario in scenarios)]))
         print("\n".join(["contenders:", *(f"  {name}: {one.missing() or 'here'}" for name, one in CONTENDERS.items())]))
         return 0
-    lacking = [program for program in NEEDED if shutil.which(program) is None]
-    if lacking:
-        say(f"bench: not on PATH: {' '.join(lacking)} (Debian: nginx nghttp2-client openssl curl)")
+    if missing := lacking():
+        say(f"bench: not on PATH: {' '.join(missing)} (Debian: nginx nghttp2-client openssl curl)")
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     outcome = prepare(options, scenarios)
     for name, why in outcome.skipped.items():
         say(f"{name}: skipped, {why}")
-    bench = Bench(outcome, seconds=options.seconds, rounds=options.rounds, say=say)
+    bench = Bench(outcome, seconds=options.seconds, rounds=options.rounds, say=say, spare=options.spare)
     say(f"{len(outcome.scenarios)} scenarios, {len(outcome.contenders)} contenders, {bench.total} runs")
     with tempfile.TemporaryDirectory(prefix="tunnelgw-bench-") as folder:
         stage = Stage(Path(folder))

@@ -189,7 +189,7 @@ def markdown(outcome: Outcome, about: dict[str, str], how: str, setups: Sequence
         "\n".join(f"- {line}" for line in setups),
     ]
     if missing := absences(outcome):
-        sections += ["## What has no figure, and why", "\n".join(missing)]
+        sections += ["## What has no figure, or fewer runs than the others, and why", "\n".join(missing)]
     return "\n\n".join(sections) + "\n"
 
 

@@ -240,7 +240,8 @@ def test_every_metric_is_described() -> None:
 
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    groups = [project["project"]["dependencies"], *project["dependency-groups"].values()]
+    extras = project["project"]["optional-dependencies"].values()
+    groups = [project["project"]["dependencies"], *extras, *project["dependency-groups"].values()]
     names = [name for group in groups for name in group]
     declared = {re.match(r"[\w-]+", name)[0] for name in names}  # type: ignore[index]
     listed = [row[0] for row in table(DOCS / "dependencies.md", columns=2) if row[0] not in ("package", "---")]
