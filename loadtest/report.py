@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -14,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest import figures
+from loadtest.contenders.base import which
 from loadtest.figures import OURS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from loadtest.figures import Median
     from loadtest.scenario import Scenario
     from loadtest.stage import Run
 
@@ -59,12 +60,16 @@ class Outcome:
 
 
 def first_line(*command: str) -> str:
-    """What a program says first that has a digit in it; empty if it is not there."""
-    if shutil.which(command[0]) is None:
+    """What a program says of its version, or says at all, in 80 characters; empty if it is not there."""
+    if (program := which(command[0])) is None:
         return ""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    return next((line for line in lines if re.search(r"\d\.\d", line)), lines[0] if lines else "")
+    for pattern in (r"(?i)version.*\d\.\d", r"\d\.\d", r""):
+        for line in lines:
+            if re.search(pattern, line):
+                return line[:80]
+    return ""
 
 
 def environment(**versions: tuple[str, ...]) -> dict[str, str]:
@@ -93,6 +98,11 @@ def rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
 
 
+def shown(ratio: Median) -> str:
+    """A ratio with its worst and best; alone where there is one run, or all agree."""
+    return f"{ratio.middle:.2f}" + (f" ({ratio.least:.2f} to {ratio.most:.2f})" if ratio.spread else "")
+
+
 def ratios(outcome: Outcome) -> str:
     """How many times better ours is than each of the others; a figure below 1 is a loss."""
     others = [name for name in outcome.contenders if name != OURS]
@@ -102,7 +112,7 @@ def ratios(outcome: Outcome) -> str:
         for name in others:
             ours, theirs = outcome.of(scenario.name, OURS), outcome.of(scenario.name, name)
             found = figures.ratio(ours, theirs, higher_is_better=scenario.higher_is_better)
-            cells.append(f"{found.middle:.2f} ({found.least:.2f} to {found.most:.2f})" if found else "-")
+            cells.append(shown(found) if found else "-")
         lines.append(cells)
     return rows(["tunnelgw to", *others], lines)
 
@@ -115,7 +125,7 @@ def values(outcome: Outcome) -> str:
         cells = [f"{scenario.name} ({scenario.unit}{better})"]
         for name in outcome.contenders:
             found = figures.Median.of(run.value for run in outcome.of(scenario.name, name))
-            cells.append(f"{number(found.middle)} ±{found.spread:.0%}" if found else "-")
+            cells.append(number(found.middle) + (f" ±{found.spread:.0%}" if found.spread else "") if found else "-")
         lines.append(cells)
         lines += _further(outcome, scenario.name)
     return rows(["work", *outcome.contenders], lines)
