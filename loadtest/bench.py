@@ -222,18 +222,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"{len(outcome.scenarios)} scenarios, {len(outcome.contenders)} contenders, {bench.total} runs")
     with tempfile.TemporaryDirectory(prefix="tunnelgw-bench-") as folder:
         stage = Stage(Path(folder))
+        stopped = False
         try:
             bench.run(stage)
         except KeyboardInterrupt:
             say("stopped: what was measured until now follows, and is not written")
-            options.no_write = True
+            stopped = options.no_write = True
         finally:
             stage.close()
     if not outcome.runs:
         say("bench: nobody has a figure")
         return 1
     finish(outcome, options)
-    return 0
+    return 130 if stopped else 0
 
 
 if __name__ == "__main__":

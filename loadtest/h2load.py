@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from loadtest.scenario import ADDRESS, HOST, RunError, Target
 
-WARM_UP = 0.3  # seconds in which connections are made and nothing is counted
-PATIENCE = 20.0  # seconds beyond the run: h2load does not begin before every connection is made
+# Seconds in which connections are made and nothing is counted: so many, and so many for each connection. One that is
+# made only after the whole run is never ended by h2load.
+WARM_UP, EACH = 0.3, 0.005
+PATIENCE = 20.0  # seconds beyond the run
 # h2load's MB are MiB.
 UNITS = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
 _FINISHED = re.compile(r"finished in [\d.]+\w+, ([\d.]+) req/s, ([\d.]+)([KMG]?B)/s")
@@ -48,15 +50,23 @@ def parse(output: str) -> Load:
     return Load(float(finished[1]), float(finished[2]) * UNITS[finished[3]], mean, longest)
 
 
+def warm_up(connections: int) -> float:
+    """Seconds before figures are taken."""
+    return WARM_UP + EACH * connections
+
+
 def h2load(target: Target, path: str, seconds: float, *, connections: int, streams: int = 0) -> Load:
-    """Load `target` with `connections` (each with `streams` of HTTP/2; 0: HTTP/1.1) for WARM_UP and then `seconds`."""
-    command = ["h2load", "-t", "1", "-D", f"{seconds * 1000:.0f}ms", f"--warm-up-time={WARM_UP * 1000:.0f}ms",
+    """Load `target` with `connections` (each with `streams` of HTTP/2; 0: HTTP/1.1) for a while, then `seconds`."""
+    first = warm_up(connections)
+    command = ["h2load", "-t", "1", "-D", f"{seconds * 1000:.0f}ms", f"--warm-up-time={first * 1000:.0f}ms",
                "-c", str(connections), *(["-m", str(streams)] if streams else ["--h1"]),
                "--connect-to", f"{ADDRESS}:{target.port}", f"https://{HOST}{path}"]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=first + seconds + PATIENCE)
     except subprocess.TimeoutExpired as error:
-        raise RunError(f"h2load waited {error.timeout:.0f} s: one of its connections was never served") from None
+        raise RunError(
+            f"h2load waited {error.timeout:.0f} s: a connection came too late, or was never served"
+        ) from None
     return parse(done.stdout + done.stderr)
 
 

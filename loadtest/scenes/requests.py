@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loadtest.h2load import WARM_UP, h2load
+from loadtest.h2load import h2load, warm_up
 from loadtest.home import PAGES
 from loadtest.scenario import Measurement, Scenario, Setup, Target
 
@@ -29,7 +29,7 @@ class Requests(Scenario):
     def run(self, target: Target, seconds: float) -> Measurement:
         """Once h2load."""
         load = h2load(target, f"/{self.page}", seconds, connections=self.connections, streams=self.streams)
-        requests = load.requests * (seconds + WARM_UP)
+        requests = load.requests * (seconds + warm_up(self.connections))
         body = PAGES[self.page]
         value = load.requests if self.unit == "req/s" else load.requests * body / 1e6
         return Measurement(value, requests, requests * body, {"mean ms": load.mean_ms, "longest ms": load.longest_ms})
