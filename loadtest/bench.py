@@ -118,7 +118,7 @@ def chosen(options: argparse.Namespace, scenarios: Sequence[Scenario]) -> list[S
     """The scenarios that the command line asks for."""
     if options.only:
         return [scenario for scenario in scenarios if any(part in scenario.name for part in options.only)]
-    return [scenario for scenario in scenarios if not scenario.by_name and (scenario.quick or not options.quick)]
+    return [scenario for scenario in scenarios if (scenario.quick or not options.quick) and not scenario.long]
 
 
 def parse(arguments: Sequence[str] | None, scenarios: Sequence[Scenario]) -> argparse.Namespace:

@@ -113,8 +113,8 @@ class Scenario:
     setup: Setup = Setup()
     fresh: bool = False  # contenders are started anew before each run
     http2: bool = False  # visitors speak HTTP/2
-    by_name: bool = False  # it runs only where `--only` asks for it
     quick: bool = False  # a part of `--quick`
+    long: bool = False  # takes minutes: run only where `--only` names it
     seconds: float = 0  # of one run; 0: what the bench is told
     rounds: int = 0  # likewise
 

@@ -112,7 +112,7 @@ def test_long_runs_are_spared_unless_asked_for(three: dict[str, Idle], bare_stag
 
 
 def test_some_run_only_by_name(three: dict[str, Idle]) -> None:
-    scenarios = [Counted("soak", by_name=True), Counted("short")]
+    scenarios = [Counted("soak", long=True), Counted("short")]
     assert [one.name for one in bench.chosen(bench.parse([], scenarios), scenarios)] == ["short"]
     assert [one.name for one in bench.chosen(bench.parse(["--only", "soak"], scenarios), scenarios)] == ["soak"]
 
