@@ -77,6 +77,7 @@ class Desk:
     def __init__(self) -> None:
         self.home, self.ports, self.registry, self.table = Home(), Ports(), Registry(), RouteTable()
         self.by_name: dict[str, Any] = {"home": self.home}
+        self.private: dict[str, frozenset[str]] = {}
         self.desk = ClaimDesk(
             domain="example.com", edge_names=frozenset(), address="edge.example.com", https_port=443,
             registry=self.registry, table=self.table, ports=self.ports, live=Live(print),  # type: ignore[arg-type]
@@ -84,6 +85,7 @@ class Desk:
                 by_name=self.by_name,
                 notify_holder=lambda *a, **k: None,
                 groups=SimpleNamespace(serve=lambda name: None),
+                visits=SimpleNamespace(offered=lambda name, services: self.private.update({name: services})),
             ),
             counters=ProcessCounters(),
             changed=lambda: None,
@@ -266,3 +268,15 @@ def test_labels_are_bounded_however_often_the_paths_change(monkeypatch: pytest.M
         assert OTHER_LABEL in desk.desk._counters.routes
 
     run(main)
+
+
+def test_a_private_service_has_no_public_address_whatever_it_says() -> None:
+    desk, answers = decided(
+        Offer(name="ssh", kind="tcp", private=True, hosts=["ssh.example.com"], ports=[(22, 22)]),
+        Offer(name="dns", kind="udp", private=True),
+        Offer(name="photos", kind="http", private=True, tls="home"),
+    )
+    assert not list(desk.table.routes())
+    assert (answers["ssh"].addresses, answers["ssh"].refused) == ([], "")
+    assert answers["dns"].refused == answers["photos"].refused == "claim_unsupported"
+    assert desk.private == {"home": frozenset({"ssh"})}

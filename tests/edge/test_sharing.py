@@ -73,6 +73,7 @@ class World:
                 by_name=self.homes,
                 notify_holder=lambda holder, *, claimant, what: self.homes[holder].notices.append(f"{claimant} {what}"),
                 groups=SimpleNamespace(serve=self.served.append),
+                visits=SimpleNamespace(offered=lambda name, services: None),
             ),
             counters=ProcessCounters(),
             changed=lambda: None,

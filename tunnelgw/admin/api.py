@@ -20,13 +20,13 @@ from tunnelgw.access.grants import ANY_HOST, Grant, port_text
 from tunnelgw.admin import certificates
 from tunnelgw.config.names import Bad, host_name, network, port_range, service_name
 from tunnelgw.errors import LocalError
-from tunnelgw.identity.records import CONNECTOR
+from tunnelgw.identity.records import CONNECTOR, VISITOR
 from tunnelgw.identity.rotation import SHORTEST_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnelgw.admin.status import ConnectorState, EdgeStatus, PublicAddress
+    from tunnelgw.admin.status import ConnectorState, EdgeStatus, PrivateService, PublicAddress, VisitorState
     from tunnelgw.config.model import EdgeConfig
     from tunnelgw.identity.records import Connector
     from tunnelgw.identity.registry import Registry
@@ -41,6 +41,11 @@ _MAX_TTL = 366 * 86400.0
 _MAX_OVERLAP = 730 * 86400.0
 
 
+# Which --allow options a role can have.
+_CONNECTORS = {"hosts": "--allow-host", "ports": "--allow-port"}
+_VISITORS = {"services": "--allow-service", "networks": "--allow-network", "exits": "--allow-exit"}
+
+
 class Live(Protocol):
     """What only the running edge knows, and who passes changes on to tunnels."""
 
@@ -51,6 +56,12 @@ class Live(Protocol):
 
     def connector(self, name: str) -> dict[str, Any]:
         """`state`, `since`, `tunnels`, `rtt` and `address` of a connector; empty if it was never seen."""
+
+    def visitor(self, name: str) -> dict[str, Any]:
+        """The same of a visitor, with `streams`."""
+
+    def private(self) -> list[PrivateService]:
+        """Every private service."""
 
     async def grant_changed(self, name: str) -> None:
         """Decide again about everything that this connector claims."""
@@ -104,6 +115,14 @@ class Offline:
         """Nothing."""
         return {}
 
+    def visitor(self, name: str) -> dict[str, Any]:  # noqa: ARG002 - as `connector`
+        """Nothing."""
+        return {}
+
+    def private(self) -> list[PrivateService]:
+        """Nothing is offered."""
+        return []
+
     async def grant_changed(self, name: str) -> None:
         """Nobody to tell."""
 
@@ -156,20 +175,32 @@ class EdgeDesk:
         if not isinstance(ttl, int | float) or not 0 < ttl <= _MAX_TTL:
             raise LocalError("--ttl must be between a second and 366 days", exit_code=2)
         known = self._registry.get(name)
+        if known is not None and not known.revoked and known.role != role:
+            text = f"{name} has joined as a {known.role}: revoke it first, or take another name for the {role}"
+            raise LocalError(text, exit_code=2)
         address = str(self._config().address)
-        made = self._registry.invite(name, address=address, role=role, grant=parse_allow(request), ttl=float(ttl))
+        grant = fitting(parse_allow(request), name, role)
+        made = self._registry.invite(name, address=address, role=role, grant=grant, ttl=float(ttl))
         messages = [f"invitation for {name} ({role}) to {address}, for one use within {_span(ttl)}"]
         if known is not None and not known.revoked:
             messages.append(f"{name} has joined already: its key is replaced when this is used")
-        messages.append("at home, run: tunnelgw join INVITATION")
+        if role == VISITOR and grant == Grant():
+            messages.append("it may reach nothing yet: allow something with --allow-service, or edge grant")
+        where = "on the visiting machine" if role == VISITOR else "at home"
+        messages.append(f"{where}, run: tunnelgw join INVITATION")
         return {"invitation": made.encode(), "messages": messages}
 
     async def _grant(self, request: dict[str, Any]) -> dict[str, Any]:
         name, grant = _text(request, "name"), parse_allow(request)
         if grant == Grant():
-            raise LocalError("name what to grant, for example with --allow-host or --allow-port", exit_code=2)
+            raise LocalError("name what to grant, for example with --allow-host or --allow-service", exit_code=2)
+        known = self._registry.get(name)
+        if known is not None:
+            fitting(grant, name, known.role)
         connector = self._registry.set_grant(name, grant)
         await self._live.grant_changed(name)
+        if connector.role == VISITOR:
+            return {"messages": [f"{name} may now reach: {reach(connector.grant)}"]}
         return {"messages": [f"{name} may now claim: {describe(connector.grant, self._config().domain)}"]}
 
     async def _revoke(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +236,9 @@ class EdgeDesk:
             "address": str(config.address),
             "authority": self._registry.authority_state(),
             "addresses": self._live.addresses(),
-            "connectors": [self._connector(known) for known in self._registry.connectors()],
+            "private_services": self._live.private(),
+            "connectors": [self._connector(known) for known in self._registry.connectors() if known.role == CONNECTOR],
+            "visitors": [self._visitor(known) for known in self._registry.connectors() if known.role == VISITOR],
             "invitations": [
                 {"name": pending.name, "role": pending.role, "expires": pending.expires}
                 for pending in self._registry.invitations()
@@ -214,7 +247,13 @@ class EdgeDesk:
         return {"status": status}
 
     def _connector(self, known: Connector) -> ConnectorState:
-        live = self._live.connector(known.name)
+        return self._state(known, self._live.connector(known.name))
+
+    def _visitor(self, known: Connector) -> VisitorState:
+        live = self._live.visitor(known.name)
+        return {**self._state(known, live), "streams": live.get("streams", 0)}
+
+    def _state(self, known: Connector, live: dict[str, Any]) -> ConnectorState:
         grant = known.grant
         named = {
             "hosts": grant.hosts,
@@ -268,13 +307,28 @@ def _service(text: str) -> str:
 
 
 def describe(grant: Grant, domain: str) -> str:
-    """A grant in words."""
+    """A connector's grant in words."""
     parts = [", ".join(grant.hosts) if grant.hosts else f"<service>.{domain}"]
     if grant.ports:
         parts.append("ports " + ", ".join(map(port_text, grant.ports)))
-    named = (("services", grant.services), ("networks", grant.networks), ("exits", grant.exits))
-    parts += [f"{kind} {', '.join(items)}" for kind, items in named if items]
     return "; ".join(parts)
+
+
+def reach(grant: Grant) -> str:
+    """A visitor's grant in words."""
+    named = (("services", grant.services), ("networks", grant.networks), ("exits", grant.exits))
+    return "; ".join(f"{kind} {', '.join(items)}" for kind, items in named if items) or "nothing"
+
+
+def fitting(grant: Grant, name: str, role: str) -> Grant:
+    """The grant, if it names what this role can have. LocalError (exit 2) says which option is another role's."""
+    others = _VISITORS if role == CONNECTOR else _CONNECTORS
+    for kind, option in others.items():
+        if getattr(grant, kind):
+            other = VISITOR if role == CONNECTOR else CONNECTOR
+            text = f"{option} is for {other}s, and {name} is a {role}"
+            raise LocalError(f"{text}; a {other} has its own name and invitation (--role {other})", exit_code=2)
+    return grant
 
 
 def _text(request: dict[str, Any], key: str) -> str:

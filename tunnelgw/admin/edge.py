@@ -41,7 +41,7 @@ from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tunnelgw.admin.status import PublicAddress
+    from tunnelgw.admin.status import PrivateService, PublicAddress
     from tunnelgw.config.model import EdgeConfig
     from tunnelgw.obs.snapshot import ProcessSnapshot
 
@@ -195,6 +195,28 @@ class _Operator:
         numbers = self._numbers["connectors"][name]
         best = min(seen, key=lambda one: ("up", "detached", "away").index(one["state"]))
         return {**best, "tunnels": numbers["up"], "rtt": numbers["rtt"]}
+
+    def visitor(self, name: str) -> dict[str, Any]:
+        """As `connector`, of all tunnels of a visitor, and the streams that it has open."""
+        seen = [visit for report in self._reports for visit in report["visits"] if visit["name"] == name]
+        if not seen:
+            return {}
+        best = min(seen, key=lambda one: (("up", "detached").index(one["state"]), one["since"]))
+        up = sum(one["state"] == "up" for one in seen)
+        return {**best, "tunnels": up, "streams": sum(one["streams"] for one in seen)}
+
+    def private(self) -> list[PrivateService]:
+        """As `Live.private`; every worker knows all of them."""
+        found = {
+            (connector, service)
+            for report in self._reports
+            for connector, services in report["private"].items()
+            for service in services
+        }
+        return [
+            {"service": service, "connector": connector, "state": self.connector(connector).get("state", "away")}
+            for connector, service in sorted(found)
+        ]
 
     async def grant_changed(self, name: str) -> None:  # noqa: ARG002 - workers follow the store by themselves
         """In force before the command says so (in this process; other workers follow within half a second)."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from tunnelgw.private.pins import Keys
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -52,6 +54,23 @@ class ConnectorState(TypedDict):
     grant: dict[str, list[str]]
 
 
+class VisitorState(ConnectorState):
+    """One visiting machine; state is "up", "detached", "away" or "revoked"; tunnels: one for each process that visits.
+
+    streams: private streams that are open.
+    """
+
+    streams: int
+
+
+class PrivateService(TypedDict):
+    """One private service, and the state of its connector."""
+
+    service: str
+    connector: str
+    state: str
+
+
 class Invitation(TypedDict):
     """One invitation that nobody used yet; expires is in Unix seconds."""
 
@@ -69,7 +88,9 @@ class EdgeStatus(TypedDict):
     address: str
     authority: AuthorityState
     addresses: list[PublicAddress]
+    private_services: list[PrivateService]
     connectors: list[ConnectorState]
+    visitors: list[VisitorState]
     invitations: list[Invitation]
 
 
@@ -85,7 +106,15 @@ class TunnelState(TypedDict):
     error: str
 
 
-class JoinedEdgeState(TypedDict):
+class VisitState(Keys):
+    """One edge where this machine is a visitor; name: ours there. certificate_expires: Unix seconds."""
+
+    address: str
+    name: str
+    certificate_expires: float
+
+
+class JoinedEdgeState(Keys):
     """One edge of a connector; name: ours there. error: why it is not up. certificate_expires: Unix seconds."""
 
     address: str
@@ -115,6 +144,7 @@ class ServiceState(TypedDict):
     certificate_expires: NotRequired[float]
     certificate_error: NotRequired[str]
     health: NotRequired[str]
+    private: NotRequired[bool]
 
 
 class ConnectorStatus(TypedDict):
@@ -128,6 +158,7 @@ class ConnectorStatus(TypedDict):
     edges: list[JoinedEdgeState]
     services: list[ServiceState]
     acme_account: NotRequired[str]
+    visits: NotRequired[list[VisitState]]
 
 
 def edge_text(status: EdgeStatus) -> str:
@@ -156,12 +187,33 @@ def edge_text(status: EdgeStatus) -> str:
         ],
         empty="no connector has joined; invite one with: tunnelgw edge invite NAME",
     )
+    lines += _private(status)
     lines += _table(
         ("UNUSED INVITATION", "ROLE", "EXPIRES"),
         [(entry["name"], entry["role"], when(entry["expires"])) for entry in status["invitations"]],
         empty="no unused invitation",
     )
     return "\n".join(lines).rstrip()
+
+
+def _private(status: EdgeStatus) -> list[str]:
+    """Private services and visiting machines, where there are any."""
+    services = [(one["service"], one["connector"], one["state"]) for one in status["private_services"]]
+    lines = _table(("PRIVATE SERVICE", "CONNECTOR", "STATE"), services, empty="")
+    visitors = [
+        (
+            one["name"],
+            one["state"],
+            when(one["since"]),
+            str(one["tunnels"]),
+            str(one["streams"]),
+            "; ".join(f"{kind} {', '.join(items)}" for kind, items in one["grant"].items()) or "nothing",
+            when(one["certificate_expiry"]),
+        )
+        for one in status["visitors"]
+    ]
+    head = ("VISITOR", "STATE", "SINCE", "TUNNELS", "STREAMS", "MAY REACH", "CERTIFICATE UNTIL")
+    return [*(lines if services else ()), *(_table(head, visitors, empty="") if visitors else ())]
 
 
 def _addresses(addresses: Sequence[PublicAddress]) -> list[str]:
@@ -221,7 +273,7 @@ def connector_text(status: ConnectorStatus) -> str:
                 entry["target"],
                 *([entry.get("health", "")] if checked else []),
                 entry["state"],
-                " ".join(entry.get("addresses", ())) or _problem(entry),
+                " ".join(entry.get("addresses", ())) or _unaddressed(entry),
             )
             for entry in status["services"]
         ],
@@ -240,7 +292,30 @@ def connector_text(status: ConnectorStatus) -> str:
         account = status.get("acme_account", "")
         if account:
             lines += [f"ACME account, for a CAA record with accounturi: {account}", ""]
+    lines += _keys(status)
     return "\n".join(lines).rstrip()
+
+
+def _unaddressed(entry: ServiceState) -> str:
+    """What stands for a public address where there is none."""
+    if entry.get("private") and entry["state"] == "accepted":
+        return f"private: tunnelgw visit {entry['name']}"
+    return _problem(entry)
+
+
+def _keys(status: ConnectorStatus) -> list[str]:
+    """Fingerprints of both ends of private streams, for who compares them; nothing where there are no such streams."""
+    visits = status.get("visits", [])
+    homes = [edge for edge in status["edges"] if edge.get("known_keys") or edge.get("known_keys_error")]
+    if any(entry.get("private") for entry in status["services"]):
+        homes = status["edges"]
+    rows: list[Sequence[str]] = []
+    for entry in (*homes, *visits):
+        rows.append((entry["address"], f"{entry['name']} (this machine)", entry.get("fingerprint", "")))
+        rows += [(entry["address"], name, key) for name, key in sorted(entry.get("known_keys", {}).items())]
+        if problem := entry.get("known_keys_error"):
+            rows.append((entry["address"], "-", problem))
+    return _table(("EDGE", "KEY OF", "FINGERPRINT"), rows, empty="") if rows else []
 
 
 def when(timestamp: float) -> str:

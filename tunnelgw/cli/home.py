@@ -17,11 +17,13 @@ from tunnelgw.errors import LocalError
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from tunnelgw.admin.status import ConnectorStatus, JoinedEdgeState, ServiceState
+    from tunnelgw.admin.status import ConnectorStatus, JoinedEdgeState, ServiceState, VisitState
     from tunnelgw.config.model import ConnectorConfig
+    from tunnelgw.private.pins import Keys
 
 # How long `expose` waits for the edge's answer; a connector that is up has it within a round trip.
 CLAIM_SECONDS = 10.0
+_NO_KEYS: Keys = {"fingerprint": "", "known_keys": {}, "known_keys_error": ""}
 
 
 def connect(arguments: Namespace) -> int:
@@ -116,6 +118,7 @@ def status(arguments: Namespace) -> int:
         report["running"] = True
     except NotRunningError:
         report = _offline(config)
+    report["visits"] = _visits(config)
     print(json.dumps(report, indent=2) if arguments.json else connector_text(report))
     return 0
 
@@ -123,6 +126,7 @@ def status(arguments: Namespace) -> int:
 def _offline(config: ConnectorConfig) -> ConnectorStatus:
     """What is known without a running connector: the file and the identities."""
     from tunnelgw.identity.home import load_all
+    from tunnelgw.private.pins import keys_of
 
     identities = {identity.edge: identity for identity in load_all(config.state_dir)}
     edges: list[JoinedEdgeState] = []
@@ -137,12 +141,31 @@ def _offline(config: ConnectorConfig) -> ConnectorStatus:
                 "error": "the connector is not running" if joined else "not joined",
                 "certificate_expires": joined.expires if joined else 0.0,
                 "tunnels": [],
+                **(keys_of(joined) if joined else _NO_KEYS),
             }
         )
     services: list[ServiceState] = [
-        {"name": service.name, "target": str(service.target), "state": "waiting"} for service in config.services
+        {"name": service.name, "target": str(service.target), "state": "waiting", "private": service.private}
+        for service in config.services
     ]
     return {"running": False, "version": __version__, "edges": edges, "services": services}
+
+
+def _visits(config: ConnectorConfig) -> list[VisitState]:
+    """Edges where this machine is a visitor, and the keys that it remembers; `visit` itself runs as its own process."""
+    from tunnelgw.identity.home import load_all
+    from tunnelgw.identity.records import VISITOR
+    from tunnelgw.private.pins import keys_of
+
+    return [
+        {
+            "address": identity.edge,
+            "name": identity.name,
+            "certificate_expires": identity.expires,
+            **keys_of(identity),
+        }
+        for identity in load_all(config.state_dir, VISITOR)
+    ]
 
 
 def _start(path: Path) -> str:

@@ -12,6 +12,7 @@ from tunnelgw.cli.common import option, say
 from tunnelgw.config.load import load_connector
 from tunnelgw.config.paths import CONNECTOR, config_path, default_state_dir
 from tunnelgw.errors import LocalError
+from tunnelgw.identity.records import VISITOR
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -33,11 +34,17 @@ def run(arguments: Namespace) -> int:
     state_dir = _state_dir(path, arguments.state_dir)
     if path.exists():
         identity = _join(invitation, state_dir, edge)
-        written = edit.add_edge(path, identity.edge)
+        # The file's edges are those that this machine offers services to.
+        written = path if identity.role == VISITOR else edit.add_edge(path, identity.edge)
     else:
         identity = _join_first(path, invitation, state_dir, edge)
         written = path
     say(f"joined {identity.edge} as {identity.name}", f"wrote {identity.folder}", f"wrote {written}")
+    if identity.role == VISITOR:
+        if arguments.service:
+            say("a visitor offers nothing, so there is no service to start")
+        say(f"reach a private service with: tunnelgw visit NAME{option(path, CONNECTOR)}")
+        return 0
     if arguments.service:
         say(f"wrote {service.install('connector', config=path, state_dir=state_dir)}")
         say("the connector runs; publish something with: tunnelgw expose NAME TARGET")

@@ -166,6 +166,24 @@ def _add_home(commands: Subparsers) -> None:
     unexpose.add_argument("name", metavar="NAME")
     _config(unexpose)
     _status(commands, "tunnelgw.cli.home:status", "at home: edges, services and their public addresses")
+    _add_visit(commands)
+
+
+def _add_visit(commands: Subparsers) -> None:
+    visit = _command(commands, "visit", "tunnelgw.cli.visit:visit", "from another machine: reach private services")
+    visit.add_argument("names", metavar="NAME", nargs="*", help="SERVICE or CONNECTOR/SERVICE")
+    visit.add_argument(
+        "--listen", action="append", metavar="ADDR:PORT", help="local address (default: a free port on 127.0.0.1)"
+    )
+    visit.add_argument(
+        "--stdio", action="store_true", help="standard input and output instead of a port, as for ssh's ProxyCommand"
+    )
+    _config(visit)
+    forget = _command(
+        commands, "forget", "tunnelgw.cli.visit:forget", "forget the remembered key of a connector or a visitor"
+    )
+    forget.add_argument("name", metavar="NAME", help="of the other machine")
+    _config(forget)
 
 
 def _command(commands: Subparsers, name: str, run: str, text: str) -> Parser:

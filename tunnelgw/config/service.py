@@ -26,6 +26,10 @@ _MAX_PORTS = 1024
 _PASSWORD_BYTES = 1 << 20  # far more than so many users need
 _ASKED_BYTES = 1024  # of a path that is asked for: none is longer
 _NOTHING = Target("http", "127.0.0.1", 1)
+_PUBLIC_ONLY = (
+    "host", "port", "path", "strip_path", "plain_http", "response_seconds", "allow_from", "basic_auth_file", "tls",
+    "group", "protocol", "transparent",
+)  # fmt: skip
 _HTTP_ONLY = ("path", "strip_path", "plain_http", "response_seconds", "basic_auth_file")
 
 
@@ -70,7 +74,10 @@ def read_service(section: Section, folder: Path) -> ServiceConfig | None:
     if target is not _NOTHING:
         _fits_kind(section, service)
         _fits_group(section, service)
-        _addresses(section, service)
+        if service.private:
+            _fits_private(section, service)
+        else:
+            _addresses(section, service)
     wrong = {problem.field for problem in section.report.problems}
     return None if target is _NOTHING or dotted((*section.key, "path")) in wrong else service
 
@@ -138,12 +145,19 @@ def _not_yet(section: Section, service: ServiceConfig) -> None:
     """What would silently do nothing, or less than the operator believes."""
     if service.target.kind == "udp":
         section.bad("target", f"udp targets are {UNAVAILABLE}")
-    if service.private:
-        section.bad("private", f"private services are {UNAVAILABLE}; the service would be public: remove it")
     if service.protocol:
         section.bad("protocol", f"is {UNAVAILABLE}; give the service a port of its own")
     if service.transparent:
         section.bad("transparent", f'is {UNAVAILABLE}; proxy_protocol = "v2" tells the target the address')
+
+
+def _fits_private(section: Section, service: ServiceConfig) -> None:
+    """A private service has no public address, and nobody but joined visitors."""
+    for name in _PUBLIC_ONLY:
+        if section.has(name) and (name != "tls" or service.tls):
+            section.bad(name, "is for public addresses, and a private service has none; remove one of the two")
+    if service.target.kind == "udp":
+        section.bad("private", f"udp targets cannot be private: that is {UNAVAILABLE}")
 
 
 def _fits_group(section: Section, service: ServiceConfig) -> None:

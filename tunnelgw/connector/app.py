@@ -359,7 +359,7 @@ class Connector:
             answer["health"] = health
         if service.tls == "home" and self.household is not None:
             answer |= self.household.status(service)
-        return {"name": service.name, "target": str(service.target), **answer}
+        return {"name": service.name, "target": str(service.target), "private": service.private, **answer}
 
 
 def _files(config: ConnectorConfig) -> list[Path]:

@@ -20,6 +20,7 @@ from tunnelgw.connector.dial import DialRefused, explain
 from tunnelgw.connector.join import as_local, join
 from tunnelgw.errors import LocalError, RemoteError
 from tunnelgw.identity import home, invitations
+from tunnelgw.identity.records import VISITOR
 
 if TYPE_CHECKING:
     from tunnelgw.config.model import ConnectorConfig, Endpoint
@@ -54,6 +55,12 @@ async def edges_to_serve(config: ConnectorConfig, *, may_join: bool = True) -> l
             places, missing = _match(config, [*_others(identities, identity), identity])
     for edge in missing:
         log.error("edge %s was not joined: run on the edge: tunnelgw edge invite NAME, then here: tunnelgw join", edge)
+    visits = await loop.run_in_executor(None, lambda: home.load_all(config.state_dir, VISITOR))
+    if not places and visits:
+        raise LocalError(
+            "this machine has joined as a visitor: reach services with tunnelgw visit NAME; to offer some it needs "
+            "an invitation without --role visitor"
+        )
     if not places:
         raise LocalError(
             f"no edge was joined yet (looked in {config.state_dir}): run tunnelgw join INVITATION, "

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.connector.dial import DIAL_SECONDS, Conversation
+from tunnelgw.connector.indoors import Indoors
 from tunnelgw.connector.supervise import Supervisor
 from tunnelgw.errors import TunnelgwError
 from tunnelgw.identity.material import digest
@@ -23,6 +24,7 @@ from tunnelgw.net.tasks import spawn
 from tunnelgw.net.tls import tunnel_client_context
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Interval, Sparing
+from tunnelgw.private.pins import keys_of
 from tunnelgw.wire.control import Renewed, RenewRequest
 from tunnelgw.wire.flow import TokenBucket
 
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from tunnelgw.config.model import Endpoint
     from tunnelgw.connector.tunnel import Instance, Tunnel
     from tunnelgw.identity.home import HomeIdentity
-    from tunnelgw.wire.control import ClaimResult, Claims, Trust, Welcome
+    from tunnelgw.wire.control import ClaimResult, Claims, Open, Reachable, Trust, Welcome
+    from tunnelgw.wire.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +52,24 @@ class JoinedEdge:
     """See the module's text. Implements `EdgeSide` and `TunnelOwner`."""
 
     __slots__ = (
-        "_changed", "_granted", "_installing", "_installs", "_instance", "_logged", "_renewal", "_renewal_at", "claims",
-        "claims_revision", "domain", "endpoint", "identity", "main", "slots",
+        "_changed", "_granted", "_indoors", "_installing", "_installs", "_instance", "_logged", "_renewal",
+        "_renewal_at", "_visiting", "claims", "claims_revision", "domain", "endpoint", "identity", "main", "slots",
     )  # fmt: skip
 
     def __init__(
-        self, identity: HomeIdentity, endpoint: Endpoint, instance: Instance, *, changed: Callable[[], None]
+        self,
+        identity: HomeIdentity,
+        endpoint: Endpoint,
+        instance: Instance,
+        *,
+        changed: Callable[[], None],
+        visiting: Callable[[Reachable], None] | None = None,
     ) -> None:
-        """`changed` is called when the edge's answers or the state of a tunnel changed."""
+        """`changed` is called when the edge's answers or the state of a tunnel changed.
+
+        `visiting`: this is a visiting machine, which is told what it may reach and serves nothing.
+        """
+        self._visiting = visiting
         self.identity = identity
         self.endpoint = endpoint
         self.domain = identity.domain
@@ -70,6 +83,7 @@ class JoinedEdge:
         self._installing = asyncio.Lock()  # the identity is replaced by one message at a time
         self._renewal: asyncio.Task[None] | None = None
         self._renewal_at = 0.0  # wall clock: no renewal is begun before
+        self._indoors: Indoors | None = None  # made when a visitor first comes
         self.main = Supervisor(self, owner=self, instance=instance)
         self.slots: dict[int, Supervisor] = {}
 
@@ -116,7 +130,10 @@ class JoinedEdge:
         """A tunnel is up: note what the edge says about itself, and see that each of its workers has one."""
         if welcome.domain:
             self.domain = welcome.domain
-        if supervisor is self.main:
+        if self._visiting is not None:
+            # One tunnel is enough; dialled again it must reach the worker that has its session.
+            supervisor.worker = welcome.worker
+        elif supervisor is self.main:
             self._match_workers(welcome)
         elif welcome.worker != supervisor.worker:
             self._end_slot(supervisor)  # the edge has no such worker any more: another slot serves that one
@@ -190,6 +207,20 @@ class JoinedEdge:
         """The edge named the authorities to trust from now on."""
         if self._may_install():
             spawn(self._learn(message), name="learn authorities")
+
+    def opened_privately(self, stream: Stream, request: Open) -> None:
+        """As `TunnelOwner.opened_privately`."""
+        if self._visiting is not None:
+            stream.reset(Reason.ROLE_REFUSED)
+            return
+        if self._indoors is None:
+            self._indoors = Indoors(self.identity, self._instance.served)
+        self._indoors.open(stream, request)
+
+    def reachable(self, message: Reachable) -> None:
+        """As `TunnelOwner.reachable`."""
+        if self._visiting is not None:
+            self._visiting(message)
 
     def _may_install(self) -> bool:
         now = asyncio.get_running_loop().time()
@@ -267,6 +298,7 @@ class JoinedEdge:
             "state": "up" if self.up else "away",
             "error": "" if self.up else self.main.trouble,
             "certificate_expires": self.identity.expires,
+            **keys_of(self.identity),
             "tunnels": [_tunnel_status(supervisor, now) for supervisor in self.supervisors()],
         }
 

@@ -24,12 +24,17 @@ from tunnelgw.net.splice import Splice
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
+from tunnelgw.private.messages import WantService
+from tunnelgw.private.opening import refuse_inside
+from tunnelgw.private.splice import ReadySplice
 from tunnelgw.wire.control import Health, Offer, Open, Services
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnelgw.config.model import ConnectorConfig, ServiceConfig
+    from tunnelgw.private.messages import Want
+    from tunnelgw.private.sealed import Sealed
     from tunnelgw.wire.events import StreamEnd
     from tunnelgw.wire.stream import Stream
 
@@ -47,6 +52,13 @@ class TlsEnd(Protocol):
         """A visitor's TLS connection, from its first byte on; `ended` is called once when the stream is over."""
 
 
+class Outside(Protocol):
+    """Where visitors get beyond this connector's services: its networks, or out through it."""
+
+    def take(self, stream: Sealed, request: Open, want: Want, ended: Callable[[], None]) -> None:
+        """A visitor whose key was checked; `request` says what its grant covers. `ended` is called once."""
+
+
 class Served:
     """The services of one connector, shared by its tunnels. Inputs: `replace`, `open`; state for `status`.
 
@@ -54,8 +66,8 @@ class Served:
     """
 
     __slots__ = (
-        "_origins", "_places", "_sparing", "active", "ending", "health", "health_revision", "offers", "revision",
-        "total",
+        "_origins", "_places", "_sparing", "active", "ending", "health", "health_revision", "offers", "outside",
+        "revision", "total",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,6 +77,7 @@ class Served:
         # visitor may have them all, or one who opens streams by the hundred would shut every service here.
         self._places = Shares(max(STREAMS_LEAST, most_descriptors() - KEPT_DESCRIPTORS))
         self.ending: TlsEnd | None = None
+        self.outside: Outside | None = None  # None: nothing but services
         self.offers: list[Offer] = []
         self.revision = 0
         self.health = Health(unhealthy=[])  # what edges are told of targets
@@ -102,7 +115,7 @@ class Served:
     def open(self, stream: Stream, request: Open) -> None:
         """A tunnel's stream was opened by the edge: join it to its target, or reset it."""
         origin = self._origins.get(request.service)
-        if origin is None:
+        if origin is None or origin.service.private:
             self._warn("unknown", request, "the edge asked for service %r, which is not declared here")
             stream.reset(Reason.SERVICE_UNKNOWN)
             return
@@ -129,6 +142,25 @@ class Served:
             return Reason.STREAM_LIMIT
         _Serving(self, origin, stream, request)
         return None
+
+    def serve_inside(self, stream: Sealed, request: Open, want: Want) -> None:
+        """What a visitor wants in a private stream, once its key was checked."""
+        outside = self.outside
+        if not self._room_for(request):
+            refuse_inside(stream, Reason.STREAM_LIMIT)
+        elif request.kind == "private" and isinstance(want, WantService):
+            origin = self._origins.get(want.name)
+            # The edge checked a grant for one name: another one inside would have none.
+            if origin is None or not origin.service.private or want.name != request.service:
+                self._warn("private", request, "a visitor asked for %r, which is not a private service here")
+                refuse_inside(stream, Reason.SERVICE_UNKNOWN)
+            else:
+                _Serving(self, origin, stream, request, inside=True)
+        elif outside is None or request.kind == "private" or isinstance(want, WantService):
+            refuse_inside(stream, Reason.NOT_IMPLEMENTED)
+        else:
+            key = self.count(request, 1)
+            outside.take(stream, request, want, lambda: self.ended(key, 1))
 
     def failed(self, origin: Origin, error: OriginError, now: float) -> None:
         """A target could not be dialled."""
@@ -167,15 +199,20 @@ class Served:
 class _Serving:
     """One stream: its dial, then its splice. Referenced by the task and by the splice's `on_end`."""
 
-    __slots__ = ("_dial", "_key", "_origin", "_request", "_served", "_splice", "_stream")
+    __slots__ = ("_dial", "_inside", "_key", "_origin", "_request", "_served", "_splice", "_stream")
 
-    def __init__(self, served: Served, origin: Origin, stream: StreamEnd, request: Open) -> None:
+    def __init__(
+        self, served: Served, origin: Origin, stream: StreamEnd, request: Open, *, inside: bool = False
+    ) -> None:
+        """`inside`: of a private stream, where the visitor is told what came of it."""
         self._served: Served | None = served  # None once counted out
         self._key = served.count(request, 1)
         self._origin = origin
         self._stream = stream
         self._request = request
-        self._splice = Splice(stream, first=origin.header(request), lost=Reason.TARGET_RESET, on_end=self._ended)
+        self._inside = inside
+        kind = ReadySplice if inside else Splice
+        self._splice = kind(stream, first=origin.header(request), lost=Reason.TARGET_RESET, on_end=self._ended)
         stream.sink = self._splice
         self._dial: asyncio.Task[None] | None = spawn(self._connect(), name="origin")
 
@@ -185,8 +222,11 @@ class _Serving:
         except OriginError as error:
             if self._served is not None and not self._stream.closed:
                 self._served.failed(self._origin, error, asyncio.get_running_loop().time())
-                self._stream.reset(error.reason)
-                self._out()
+                if self._inside:
+                    refuse_inside(self._stream, error.reason, ended=self._out)
+                else:
+                    self._stream.reset(error.reason)
+                    self._out()
         finally:
             self._dial = None
 
@@ -205,6 +245,8 @@ class _Serving:
 
 
 def _key_of(request: Open) -> str | None:
+    if request.by:
+        return f"visitor {request.by}"
     return None if request.many else address_key(request.visitor)
 
 

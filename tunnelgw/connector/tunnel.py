@@ -22,7 +22,17 @@ from tunnelgw.connector.dial import DIAL_SECONDS, DialRefused, open_link, server
 from tunnelgw.errors import RemoteError
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
-from tunnelgw.wire.control import Claims, Hello, Notice, RefusedMessage, Renewed, Trust, Welcome
+from tunnelgw.wire.control import (
+    PRIVATE_KINDS,
+    Claims,
+    Hello,
+    Notice,
+    Reachable,
+    RefusedMessage,
+    Renewed,
+    Trust,
+    Welcome,
+)
 from tunnelgw.wire.hello import VERSIONS
 from tunnelgw.wire.session import Session
 
@@ -75,6 +85,12 @@ class TunnelOwner(Protocol):
 
     def trusted(self, message: Trust) -> None:
         """Other authorities to trust from now on."""
+
+    def opened_privately(self, stream: Stream, request: Open) -> None:
+        """A visiting machine's stream, which is encrypted end to end."""
+
+    def reachable(self, message: Reachable) -> None:
+        """What a visiting machine may reach."""
 
 
 class Tunnel:
@@ -221,7 +237,10 @@ class Tunnel:
 
     def stream_opened(self, stream: Stream, request: Open) -> None:
         """The edge wants a service."""
-        self._instance.served.open(stream, request)
+        if request.kind in PRIVATE_KINDS:
+            self._owner.opened_privately(stream, request)
+        else:
+            self._instance.served.open(stream, request)
 
     def control_received(self, message: Control) -> None:
         """The edge says something to the connector as a whole."""
@@ -231,6 +250,8 @@ class Tunnel:
             self._owner.renewed(message)
         elif isinstance(message, Trust):
             self._owner.trusted(message)
+        elif isinstance(message, Reachable):
+            self._owner.reachable(message)
         elif isinstance(message, Notice):
             text = "the edge %s says: %s (%s)"
             now = asyncio.get_running_loop().time()

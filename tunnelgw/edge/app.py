@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from tunnelgw.access.addresses import Networks, allowed_from
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.connectors import Connectors
+from tunnelgw.edge.follower import Follower
 from tunnelgw.edge.health import StateHealth
 from tunnelgw.edge.intake import Intake
 from tunnelgw.edge.names import edge_names, ended_hosts
@@ -33,18 +33,16 @@ from tunnelgw.edge.renewals import Renewals
 from tunnelgw.edge.settings import door_rules, gateway_settings
 from tunnelgw.edge.tunnelport import TunnelPort
 from tunnelgw.edge.visitors import issuer_of
-from tunnelgw.errors import LocalError, TunnelgwError
+from tunnelgw.edge.within import EdgeServices
+from tunnelgw.errors import TunnelgwError
 from tunnelgw.gateway.service import Gateway
-from tunnelgw.identity.ca import PREFIX as IDENTITY
-from tunnelgw.identity.claims import CLAIMS
-from tunnelgw.identity.registry import CONNECTORS, Registry
+from tunnelgw.identity.records import CONNECTOR
+from tunnelgw.identity.registry import Registry
 from tunnelgw.net.certificates import Certificates
-from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.table import RouteTable
-from tunnelgw.store.base import Compacted
 from tunnelgw.wire.control import Notice
 
 if TYPE_CHECKING:
@@ -59,8 +57,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5  # how soon a grant or a revocation made by another process is in force
-RETRY_LOOKS = 20  # looks between two tries to do what the store did not let us do: ten seconds
 LAST_WORDS_SECONDS = 0.02  # a few turns of the loop: what was just said goes to the kernel
 GRACE_SECONDS = 10.0  # what is in progress may end within this at a stop
 # After an upgrade, streams go on in the old process for so long: most downloads and sessions end by themselves within
@@ -77,7 +73,7 @@ class Edge:
     _https: tuple[socket.socket, ...] = ()  # ours from `start` on
     _http: tuple[socket.socket, ...] = ()
     _accepted = False  # some time
-    _left = False
+    left = False  # another process accepts
 
     def __init__(
         self,
@@ -122,14 +118,15 @@ class Edge:
         self._make_door(door_rules(config))
         self.claims = self._make_claims()
         self._listen_to_connectors()
-        self._revision = 0
-        self._overdue: set[str] = set()  # connectors whose change could not be put in force
-        self._look_handle: asyncio.TimerHandle | None = None
+        self.follower = Follower(self)
         self._wind_down: asyncio.TimerHandle | None = None
         self._deciding: dict[str, asyncio.Lock] = {}
 
     def _listen_to_connectors(self) -> None:
         connectors = self.connectors
+        connectors.visits.within = EdgeServices(
+            context=lambda: self.office.private_context, metrics=lambda: self.config.metrics.listen
+        )
         connectors.on_services = Intake(self._decide).offer
         connectors.on_renew = Renewals(self.office, connectors).ask
         connectors.gone = self._gone
@@ -211,9 +208,9 @@ class Edge:
         self._https, self._http = tuple(https), tuple(http)
         self.ports.pause()
         await self.office.open()  # first: without its own certificate there is no tunnel
-        self._revision = self.store.revision()  # before reading: what changes meanwhile is seen by the first look
+        self.follower.begin()  # before reading: what changes meanwhile is seen by the first look
         for record in self.registry.connectors():
-            if not record.revoked:
+            if not record.revoked and record.role == CONNECTOR:
                 await self.claims.restore(self.connectors.known(record.name))  # routes, before visitors ask for them
         self.certificates.start()
         await self.certificates.ensure(ended_hosts(self.table))
@@ -229,7 +226,7 @@ class Edge:
         self.door.serve(self._https)
         self.door.serve_plain(self._http)
         self.certificates.open()  # issuers that look at us from outside find an open door
-        self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
+        self.follower.start()
 
     def pause(self) -> None:
         """Accept nobody for a moment: who comes waits in the kernel. What was accepted goes on."""
@@ -238,7 +235,7 @@ class Edge:
 
     def leave(self) -> None:
         """Another process accepts from now on: bring what is here to its end, and begin nothing new."""
-        self._left = True
+        self.left = True
         self._close_listeners()
         self.certificates.retire()
         self.connectors.send_away(Reason.EDGE_STOPPING)  # they come back at once, to the other process
@@ -252,7 +249,10 @@ class Edge:
 
     def _busy(self) -> bool:
         """Visitors, streams, or an order that somebody would have to begin anew."""
-        return bool(self.door.ledger.open or self.gateway.connections or self.live or self.certificates.asked())
+        visiting = self.connectors.visits.streams
+        return bool(
+            self.door.ledger.open or self.gateway.connections or self.live or visiting or self.certificates.asked()
+        )
 
     def _close_listeners(self) -> None:
         self.door.stop_accepting()
@@ -262,9 +262,9 @@ class Edge:
 
     async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
         """Accept nothing new, let what is in progress end for `grace` seconds, close."""
-        for handle in (self._look_handle, self._wind_down):
-            if handle is not None:
-                handle.cancel()
+        self.follower.stop()
+        if self._wind_down is not None:
+            self._wind_down.cancel()
         self._close_listeners()  # first: nobody new
         self.gateway.drain()
         for connector in self.connectors:
@@ -291,89 +291,24 @@ class Edge:
         self._share_memory()
         self.certificates.replace(issuer_of(config))
 
-    # What the store says.
-
-    def _look_soon(self) -> None:
-        self._look_handle = self.loop.call_later(LOOK_SECONDS, self._look_soon)
-        self.health.look()
-        spawn(self.look(), name="look at the store")
-        if time.time() >= self.office.due and not self._left:
-            spawn(self.office.keep_fresh(), name="edge certificate")
-
     async def look(self) -> None:
-        """Put in force what changed in the store: revocations, grants, replaced keys, names that came free."""
-        try:
-            if self.store.revision() == self._revision:
-                await self._retry()
-                return
-            changes, self._revision = self.store.watch(self._revision)
-        except Compacted:
-            revision = self.store.revision()
-            keys, names = [IDENTITY], self._everybody()
-            self._revision = revision  # only now: what could not be read is looked for again
-        except LocalError as error:
-            log.error("the store cannot be read; what was in force stays: %s", error.text)
-            return
-        else:
-            keys = [change.key for change in changes]
-            names = [key.removeprefix(CONNECTORS) for key in keys if key.startswith(CONNECTORS)]
-            if any(key.startswith(CLAIMS) for key in keys):  # after those who may have let go of something
-                names = [name for name in names if name not in self.claims.waiting] + sorted(self.claims.waiting)
-        for name in names:
-            await self._apply(name)
-        if any(key.startswith(IDENTITY) for key in keys) and not self._left:
-            await self.office.keep_fresh()
-
-    def _everybody(self) -> list[str]:
-        """The whole store is another one (a restore): those that it knows, and those that it knows no more."""
-        self.certificates.refresh()
-        known = [record.name for record in self.registry.connectors()]
-        return sorted({*known, *(connector.name for connector in self.connectors)})
-
-    async def _retry(self) -> None:
-        if self.health.looks % RETRY_LOOKS == 0:
-            for name in sorted(self._overdue | self.claims.unrouted):
-                await self._apply(name)
-
-    async def _apply(self, name: str) -> None:
-        """One connector's change; what fails is tried again later, and keeps nobody else's from being seen."""
-        self._overdue.discard(name)
-        try:
-            await self._apply_now(name)
-        except TunnelgwError as error:
-            self._overdue.add(name)
-            log.error("a change of connector %s is not in force yet: %s", name, error.text)
-
-    async def _apply_now(self, name: str) -> None:
-        record = self.registry.get(name)
-        if record is None or record.revoked:
-            self.connectors.remove(name, Reason.REVOKED)  # at once
-            async with self._lock(name):  # a decision under way must not put back what goes now
-                self.claims.withdraw(name)
-            return
-        connector = self.connectors.known(name)
-        if connector.serial and all(issued.serial != connector.serial for issued in record.issued):
-            log.warning("connector %s joined again with another key: the old one is cut", name)
-            connector.cut(Reason.REVOKED)
-        if self._left:
-            return
-        async with self._lock(name):
-            await self.claims.again(connector)
+        """Put in force what changed in the store, now."""
+        await self.follower.look()
 
     # What connectors say.
 
     async def _decide(self, connector: Connector, services: Services) -> None:
-        if self._left:
+        if self.left:
             return  # what it says to the other process counts
-        async with self._lock(connector.name):
+        async with self.lock(connector.name):
             try:
                 await self.claims.decide(connector, services)
             except TunnelgwError as error:
-                self._overdue.add(connector.name)
+                self.follower.overdue.add(connector.name)
                 log.error("claims of connector %s not decided: %s", connector.name, error.text)
                 connector.tell(Notice(reason=error.reason.label, message="services not decided: see the edge's log"))
 
-    def _lock(self, name: str) -> asyncio.Lock:
+    def lock(self, name: str) -> asyncio.Lock:
         """One decision at a time for each connector: the later one must be the last one."""
         return self._deciding.setdefault(name, asyncio.Lock())
 

@@ -123,6 +123,8 @@ class ClaimDesk:
             self._ports.keep(self._held_ports())
             return
         self._route(name, verdicts)
+        private = {verdict.offer.name for verdict in verdicts if verdict.offer.private and verdict.refused is None}
+        self._connectors.visits.offered(name, frozenset(private))
         self.waiting.discard(name)
         for verdict in verdicts:
             if verdict.refused is not None:
@@ -187,6 +189,8 @@ class ClaimDesk:
             if hosts > HOSTS_MAX:
                 verdict.hosts = []
                 verdict.refuse(Refused(f"more than {HOSTS_MAX} host names", reason=Reason.CLAIM_UNSUPPORTED))
+            if offer.private:  # whatever else it says: it has no public address
+                continue
             ports += sum(max(0, high - low + 1) for low, high in offer.ports)  # counted before any list is made
             if ports > PORTS_MAX:
                 verdict.refuse(Refused(f"more than {PORTS_MAX} ports", reason=Reason.CLAIM_UNSUPPORTED))
@@ -198,7 +202,9 @@ class ClaimDesk:
         return verdicts
 
     def _hosts(self, offer: Offer) -> list[str]:
-        """The normalised hosts of an offer; the default one where it names neither host nor port."""
+        """The normalised hosts of an offer; the default one where it names neither host nor port; none if private."""
+        if offer.private:
+            return []
         if not offer.hosts:
             return [] if offer.ports else [f"{offer.name}.{self._domain}"]
         try:

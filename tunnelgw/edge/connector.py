@@ -297,7 +297,8 @@ class Connector:
             self.all.say(f"{self.name} says", "connector %s says: %s", self.name, message.message)
 
     def datagram_received(self, flow: int, data: bytes) -> None:
-        """UDP services are not served by this version: dropped, as a network would."""
+        """Of a private stream; UDP services are not served by this version: dropped, as a network would."""
+        self.all.visits.inwards(self.name, flow, data)
 
     def going_away(self, reason: Reason) -> None:
         self.draining = True

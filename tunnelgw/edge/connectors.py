@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tunnelgw.edge.connector import Connector
 from tunnelgw.edge.groups import Groups
 from tunnelgw.edge.parking import ParkingLot
+from tunnelgw.edge.visits import Visits
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Interval, Sparing
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
+    from tunnelgw.edge.visit import Visit
     from tunnelgw.gateway.opener import StreamWaiter, Visitor
     from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
@@ -53,11 +55,12 @@ class Connectors:
         self.by_name: dict[str, Connector] = {}
         self.lot = ParkingLot(wheel, counters)
         self.groups = Groups(self)
+        self.visits = Visits(self)
         self._sparing = Sparing(log)
         self._notices = Interval()
         # Set by the composition root before the first hello.
         self.on_services: Callable[[Connector, Services], None] = _nobody
-        self.on_renew: Callable[[Connector, RenewRequest], None] = _nobody
+        self.on_renew: Callable[[Connector | Visit, RenewRequest], None] = _nobody
         self.gone: Callable[[Connector], None] = _nobody
         self.leaving: Callable[[str], None] = _nobody
         self.unlinked: Callable[[str], None] = _nobody
@@ -101,6 +104,8 @@ class Connectors:
         self.authority, self.trust = authority, trust
         for connector in self.by_name.values():
             connector.learn()
+        for visit in self.visits:
+            visit.learn()
 
     def say(self, key: str, text: str, *values: object) -> None:
         """Log what connectors make us say, sparingly."""
@@ -118,21 +123,27 @@ class Connectors:
         connector = self.by_name.pop(name, None)
         if connector is not None:
             connector.cut(reason)
+        self.visits.offered(name, frozenset())
+        self.visits.remove(name, reason)
 
     def send_away(self, reason: Reason) -> None:
         """Ask every connector, and who still comes, to go on elsewhere; streams, new ones too, go on here meanwhile."""
         self.farewell = reason
         for connector in tuple(self.by_name.values()):
             connector.send_away(reason)
+        for visit in self.visits:
+            visit.announce(reason)
 
     def waiting(self) -> int:
         """What waits for a link here: requests that are parked, and streams whose connector has lost its link."""
         detached = [one.session for one in self.by_name.values() if one.session is not None and one.link is None]
-        return len(self.lot) + sum(session.stream_count for session in detached)
+        return len(self.lot) + sum(session.stream_count for session in detached) + self.visits.waiting()
 
     def cut_all(self, reason: Reason) -> None:
         """The edge stops."""
         self.groups.refuse_all(reason)
+        for visit in self.visits:
+            visit.cut(reason)
         for connector in tuple(self.by_name.values()):
             connector.cut(reason)
 

@@ -9,21 +9,22 @@ from tunnelgw.wire.control import Welcome
 
 if TYPE_CHECKING:
     from tunnelgw.edge.connector import Connector
+    from tunnelgw.edge.visit import Visit
 
 
-def welcome(connector: Connector, *, version: int, resumed: bool, received: int) -> Welcome:
+def welcome(guest: Connector | Visit, *, version: int, resumed: bool, received: int) -> Welcome:
     """What this worker says of itself and of the session."""
-    everybody = connector.all
+    everybody = guest.all
     return Welcome(
         version=version,
         software=f"tunnelgw/{__version__}",
-        session=connector.session_id,
+        session=guest.session_id,
         resumed=resumed,
         received=received,
         worker=everybody.worker,
         workers=everybody.workers,
         domain=everybody.domain,
-        name=connector.name,
+        name=guest.name,
         resume_seconds=everybody.resume_seconds,
         health=True,
     )

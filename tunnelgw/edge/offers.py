@@ -43,8 +43,8 @@ class Verdict:
 def check_kind(offer: Offer) -> None:
     """`Refused(CLAIM_UNSUPPORTED)` for what this edge cannot serve, whatever its place."""
     at_home = offer.tls == "home" and offer.kind in ("http", "h2c") and not (offer.ports or offer.plain_http)
-    if offer.kind not in KINDS or offer.private or offer.protocol or (offer.tls and not at_home):
-        what = "private" if offer.private else offer.protocol or offer.kind
+    if offer.kind not in KINDS or offer.protocol or (offer.tls and (offer.private or not at_home)):
+        what = f"private {offer.kind}" if offer.private else offer.protocol or offer.kind
         how = f" with tls = {offer.tls!r}" if offer.tls and what == offer.kind else ""
         raise Refused(f"this edge does not serve {what} services{how}", reason=Reason.CLAIM_UNSUPPORTED)
     if offer.affinity not in AFFINITIES or (offer.affinity == "cookie" and route_kind(offer) not in ("http", "h2c")):

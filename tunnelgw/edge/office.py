@@ -75,6 +75,7 @@ class Office:
         self._joining: set[str] = set()  # invitations that are being used
         self._renewals: dict[str, TokenBucket] = {}  # by identity
         self._context: ssl.SSLContext | None = None
+        self._private: ssl.SSLContext | None = None
         self._step = ""
 
     @property
@@ -82,6 +83,12 @@ class Office:
         """For the handshakes of tunnels."""
         assert self._context is not None
         return self._context
+
+    @property
+    def private_context(self) -> ssl.SSLContext:
+        """For the handshakes of private streams that end here."""
+        assert self._private is not None
+        return self._private
 
     async def open(self) -> None:
         """Make what is missing, load the edge's certificate. LocalError."""
@@ -97,6 +104,7 @@ class Office:
         authority = self._registry.authority
         try:
             self._context = tls.tunnel_server_context(files.cert, files.key, authority=authority)
+            self._private = tls.private_server_context(files.cert, files.key, authority=authority)
         except OSError as error:  # another worker is writing the pair
             raise LocalError(f"{files.cert} cannot be used: {error}") from None
         self.authority = authority

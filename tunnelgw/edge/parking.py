@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.addresses import address_key
+from tunnelgw.edge.joint import Caller
 from tunnelgw.net.timers import INF
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import Open
@@ -148,6 +149,8 @@ class Lane:
 
 def request_for(route: Route, visitor: Visitor) -> Open:
     """What a stream's OPEN says for this visitor of this route."""
+    if isinstance(visitor, Caller):
+        return visitor.request
     return Open(
         service=route.service,
         kind="tls" if route.kind == "home" else route.kind,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tunnelgw.edge.connector import Connector
     from tunnelgw.edge.connectors import Connectors
     from tunnelgw.edge.office import Office
+    from tunnelgw.edge.visit import Visit
     from tunnelgw.wire.control import RenewRequest
 
 
@@ -27,11 +28,11 @@ class Renewals:
         self._office = office
         self._connectors = connectors
 
-    def ask(self, connector: Connector, request: RenewRequest) -> None:
+    def ask(self, connector: Connector | Visit, request: RenewRequest) -> None:
         """A connector wants a new certificate; the signing happens outside of the loop."""
         spawn(self._answer(connector, request), name=f"renewal of {connector.name}")
 
-    async def _answer(self, connector: Connector, request: RenewRequest) -> None:
+    async def _answer(self, connector: Connector | Visit, request: RenewRequest) -> None:
         try:
             connector.tell(await self._office.renew(connector.name, request))
         except (Refused, RemoteError, LocalError) as error:

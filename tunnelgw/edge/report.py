@@ -54,6 +54,18 @@ def report(edge: Edge) -> dict[str, Any]:
             connector.name: {"state": connector.state, "since": connector.since, "address": connector.peer}
             for connector in edge.connectors
         },
+        "private": {name: sorted(services) for name, services in edge.connectors.visits.private_services().items()},
+        "visits": [
+            {
+                "name": visit.name,
+                "state": visit.state,
+                "since": visit.since,
+                "address": visit.peer,
+                "streams": len(visit.joints),
+                "rtt": visit.session.rtt if visit.session is not None else 0.0,
+            }
+            for visit in edge.connectors.visits
+        ],
         "troubles": edge.certificates.troubles(),
         "time": time.time(),
     }

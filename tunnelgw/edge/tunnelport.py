@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from tunnelgw.access.addresses import address_key
 from tunnelgw.errors import LocalError, Refused, RemoteError, TunnelgwError
-from tunnelgw.identity.records import CONNECTOR
+from tunnelgw.identity.records import VISITOR
 from tunnelgw.net import sockets
 from tunnelgw.net.link import Link
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
+from tunnelgw.private.spki import key_fingerprint
 from tunnelgw.wire import hello
 from tunnelgw.wire.control import (
     Authority,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from tunnelgw.edge.connectors import Connectors
     from tunnelgw.edge.office import Office
+    from tunnelgw.identity.records import Connector as Record
     from tunnelgw.net.ledger import CountedSocket
     from tunnelgw.obs.counters import ProcessCounters
 
@@ -60,6 +62,7 @@ GUESTS_PER_ADDRESS = 128  # one house or office, whose connectors all come back 
 ADDRESSES_MAX = 4096  # remembered at once; the oldest are forgotten first
 # Accepted hellos of one identity: an edge's restart with all workers at once, then one dial in five seconds.
 HELLOS_BURST, HELLOS_PER_SECOND = 64, 0.2
+VISITS_BURST, VISITS_PER_SECOND = 128, 2.0  # a visitor's: each ssh is a dial, and a script runs one after the other
 _RETRY = {Reason.RATE_LIMIT: ATTEMPT_WINDOW, Reason.SUPERSEDED: 15.0}
 # Refused, but no guess: neither a dial of a known identity, nor one that was not heard.
 _NO_ATTEMPT = frozenset((Reason.SUPERSEDED, Reason.RATE_LIMIT, Reason.HANDSHAKE_LIMIT))
@@ -159,15 +162,17 @@ class Guest:
         self.port.wheel.arm(self, self.port.loop.time() + LINGER_SECONDS)
 
     def hello(self, link: Link, message: Hello) -> None:
-        """A connector with a certificate wants its tunnel."""
+        """A connector or a visiting machine with a certificate wants its tunnel."""
         version = hello.negotiate(message.versions)
         certificate = _certificate(link)
         identity = self.port.office.authorise(certificate)
-        if identity.role != CONNECTOR:
-            raise Refused(f"{identity.name} is a visitor: it has no services", reason=Reason.ROLE_REFUSED)
-        self.port.count_hello(identity.name)
-        serial = str(certificate["serialNumber"])
-        self.port.connectors.known(identity.name).accept(link, message, version=version, serial=serial)
+        self.port.count_hello(identity)
+        serial, connectors = str(certificate["serialNumber"]), self.port.connectors
+        if identity.role == VISITOR:
+            key = _key(link)
+            connectors.visits.accept(link, message, version=version, identity=identity, serial=serial, key=key)
+        else:
+            connectors.known(identity.name).accept(link, message, version=version, serial=serial)
         self.leave()
         self.accepted()
 
@@ -241,6 +246,12 @@ def _certificate(link: Link) -> dict[str, Any]:
     return dict(certificate)
 
 
+def _key(link: Link) -> str:
+    """The fingerprint of the key that the peer proved in TLS."""
+    assert link.transport is not None
+    return key_fingerprint(link.transport.get_extra_info("ssl_object").getpeercert(binary_form=True) or b"")
+
+
 class TunnelPort:
     """Takes sockets from the front door."""
 
@@ -291,14 +302,16 @@ class TunnelPort:
             else:
                 del self._of_key[guest.key]
 
-    def count_hello(self, name: str) -> None:
+    def count_hello(self, identity: Record) -> None:
         """An identity dials; `Refused` (RATE_LIMIT) for one that does nothing else."""
         now = self.loop.time()
-        bucket = self._hellos.get(name)
+        bucket = self._hellos.get(identity.name)
         if bucket is None:
-            bucket = self._hellos[name] = TokenBucket(rate=HELLOS_PER_SECOND, burst=HELLOS_BURST, now=now)
+            visits = identity.role == VISITOR
+            rate, burst = (VISITS_PER_SECOND, VISITS_BURST) if visits else (HELLOS_PER_SECOND, HELLOS_BURST)
+            bucket = self._hellos[identity.name] = TokenBucket(rate=rate, burst=burst, now=now)
         if not bucket.take(now):
-            raise Refused(f"{name} dials too often", reason=Reason.RATE_LIMIT)
+            raise Refused(f"{identity.name} dials too often", reason=Reason.RATE_LIMIT)
 
     def _make_room(self, quarter: int | None) -> bool:
         """Whether there is room for one more guest, perhaps since the oldest that can leave had to."""

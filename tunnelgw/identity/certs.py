@@ -177,6 +177,23 @@ def check_issued(certificate_pem: str, *, authority_pem: str, key_pem: str) -> t
     return str(names[0].value), int(start.timestamp()), int(end.timestamp())
 
 
+def check_member(der: bytes, *, authority_pem: str) -> tuple[str, str]:
+    """The name and role of a machine whose certificate one of these authorities signed. RemoteError for any other."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
+        raise RemoteError("the other side's certificate cannot be read", reason=Reason.UNAUTHENTICATED) from None
+    if not any(_issued_by(certificate, authority) for authority in _load_all(authority_pem)):
+        text = "the other side's certificate is not signed by the authority of this edge"
+        raise RemoteError(text, reason=Reason.UNAUTHENTICATED)
+    for name in names.get_values_for_type(x509.UniformResourceIdentifier):
+        found = re.fullmatch(r"tgw:([a-z]+):([a-z0-9-]{1,63})", name)
+        if found:
+            return found[2], found[1]
+    raise RemoteError("the other side's certificate is no machine's", reason=Reason.UNAUTHENTICATED)
+
+
 def is_of(certificate_pem: str, authority_pem: str) -> bool:
     """True if the first of these authorities signed this certificate. RemoteError for what is no certificate."""
     return _issued_by(_load(certificate_pem), _load(authority_pem))

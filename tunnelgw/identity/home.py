@@ -1,4 +1,4 @@
-"""What a connector keeps of each edge that it joined: `state_dir/identities/<edge>/`.
+"""What a machine keeps of each edge that it joined: `state_dir/identities/<edge>/`, as a visitor `visits/<edge>/`.
 
 `identity.json` (0600) holds everything and is replaced as a whole, so key, certificate and authority always belong
 together; `identity.pem` is made from it, since TLS contexts read certificates from files only. The key is made here and
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunnelgw.config.files import make_private_folder, write_atomic
 from tunnelgw.errors import LocalError, RemoteError, TunnelgwError
+from tunnelgw.identity.records import CONNECTOR, VISITOR
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tunnelgw.config.secret import Secret
 
 _TEXTS = ("edge", "name", "role", "domain", "key", "certificate", "authority")
+_FOLDERS = {CONNECTOR: "identities", VISITOR: "visits"}
 _NUMBERS = ("not_before", "not_after")
 _LATER = {"outdated": 0}  # numbers that older files do not have
 
@@ -114,10 +116,10 @@ class HomeIdentity:
             write_atomic(path, text.encode(), mode=0o600)
 
 
-def folder_of(state_dir: Path, edge: str) -> Path:
-    """Where the identity for an edge (host:port) is."""
+def folder_of(state_dir: Path, edge: str, role: str = CONNECTOR) -> Path:
+    """Where the identity for an edge (host:port) is: a machine can be both a connector and a visitor there."""
     host, _, port = edge.rpartition(":")
-    return state_dir / "identities" / f"{host.strip('[]').replace(':', '-').replace('%', '-')}_{port}"
+    return state_dir / _FOLDERS[role] / f"{host.strip('[]').replace(':', '-').replace('%', '-')}_{port}"
 
 
 def load(state_dir: Path, edge: str) -> HomeIdentity | None:
@@ -126,10 +128,10 @@ def load(state_dir: Path, edge: str) -> HomeIdentity | None:
     return _load(folder) if (folder / "identity.json").exists() else None
 
 
-def load_all(state_dir: Path) -> list[HomeIdentity]:
-    """Every edge that was joined, by name of its folder. LocalError."""
+def load_all(state_dir: Path, role: str = CONNECTOR) -> list[HomeIdentity]:
+    """Every edge that was joined in this role, by name of its folder. LocalError."""
     try:
-        return [_load(path.parent) for path in sorted((state_dir / "identities").glob("*/identity.json"))]
+        return [_load(path.parent) for path in sorted((state_dir / _FOLDERS[role]).glob("*/identity.json"))]
     except PermissionError:
         raise LocalError(f"{state_dir} may not be read by this user; run it as its owner") from None
 
@@ -197,8 +199,10 @@ def save_joined(
     found, start, end = certs.check_issued(certificate, authority_pem=authority, key_pem=key)
     if found != name:
         raise RemoteError(f"the edge sent the certificate of {found}, not of {name}")
+    if role not in _FOLDERS:
+        raise RemoteError(f"the edge gave this machine a role that it does not know: {role}")
     identity = HomeIdentity(
-        folder=folder_of(state_dir, edge),
+        folder=folder_of(state_dir, edge, role),
         edge=edge,
         name=name,
         role=role,

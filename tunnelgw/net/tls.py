@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TUNNEL_ALPN = "tgw/1"
+PRIVATE_ALPN = "tgw-private/1"  # inside of a private stream: neither can be taken for the other
 ACME_ALPN = "acme-tls/1"
 HTTP_ALPN = ("h2", "http/1.1")
 HANDSHAKE_SECONDS = 10.0  # absolute; asyncio's own default is 60
@@ -104,6 +105,30 @@ def tunnel_client_context(
     context.verify_mode = ssl.CERT_REQUIRED
     _tunnel(context, certificate, key, authority)
     context.set_alpn_protocols([alpn])
+    return context
+
+
+def private_server_context(certificate: Path | str, key: Path | str, *, authority: str) -> ssl.SSLContext:
+    """For the far end of private streams: the visitor must show a certificate of `authority`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _tunnel(context, certificate, key, authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0
+    context.set_alpn_protocols([PRIVATE_ALPN])
+    return context
+
+
+def private_client_context(certificate: Path | str, key: Path | str, *, authority: str, edge: bool) -> ssl.SSLContext:
+    """For the visitor's end of private streams.
+
+    edge: the far end is the edge itself, whose certificate is checked here. A connector's is meant for clients, which
+    OpenSSL refuses in a server: who it is decides its key, which the caller compares with the one that it remembers.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED if edge else ssl.CERT_NONE
+    _tunnel(context, certificate, key, authority)
+    context.set_alpn_protocols([PRIVATE_ALPN])
     return context
 
 

@@ -92,6 +92,8 @@ class Reason(enum.Enum):
     PORT_UNAVAILABLE = ("port_unavailable", 89, 409, False, "the port cannot be opened")
     RATE_LIMIT = ("rate_limit", 90, 429, True, "too many attempts")
     ROLE_REFUSED = ("role_refused", 91, 403, False, "this role may not do this")
+    VISIT_NOT_GRANTED = ("visit_not_granted", 92, 403, False, "the grant does not cover this")
+    KEY_CHANGED = ("key_changed", 93, 403, False, "the other side shows another key than before")
 
 
 BY_CODE: dict[int, Reason] = {reason.code: reason for reason in Reason}

@@ -21,7 +21,12 @@ Count = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 class Open(Struct, frozen=True, omit_defaults=True):
-    """Why the edge opens a stream: which service, for which visitor."""
+    """Why a stream is opened: which service, for which visitor.
+
+    A joined visitor opens private streams, and the edge joins each to one of its own to the connector. Then `kind` is
+    "private" (`service` names the service), "via" or "exit" (`service` names the connector, or "edge"). The edge
+    fills in the last group, which it alone can know.
+    """
 
     service: Name
     kind: str = "http"  # "http", "h2c", "tcp", "tls": what the bytes are; the connector checks it against its target
@@ -31,6 +36,11 @@ class Open(Struct, frozen=True, omit_defaults=True):
     edge_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     host: Annotated[str, Meta(max_length=255)] = ""  # SNI or Host, for logs and PROXY v2 TLVs
     many: bool = False  # the visitor's address stands for many (a trusted proxy): not bounded as one visitor
+    connector: Annotated[str, Meta(max_length=63)] = ""  # of the private service; "" where its name is enough
+    # Of a private stream, edge to connector: the visiting machine's name, its key, and what its grant covers.
+    by: Annotated[str, Meta(max_length=63)] = ""
+    key: Annotated[str, Meta(max_length=64)] = ""  # SHA-256 of its certificate's SubjectPublicKeyInfo, hexadecimal
+    networks: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=256)] = []
 
 
 class Offer(Struct, frozen=True, omit_defaults=True):
@@ -116,7 +126,23 @@ class Notice(Struct, frozen=True, tag="notice"):
     message: Text
 
 
-Control = Services | Health | Claims | RenewRequest | Renewed | Trust | Notice
+class Reached(Struct, frozen=True, omit_defaults=True):
+    """One private service that a visitor may reach; `up`: its connector is connected."""
+
+    connector: Name
+    service: Name
+    up: bool = False
+
+
+class Reachable(Struct, frozen=True, omit_defaults=True, tag="reachable"):
+    """Edge to visitor: what its grant covers, as a whole; said after the welcome and whenever it changes."""
+
+    services: Annotated[list[Reached], Meta(max_length=4096)] = []
+    networks: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=256)] = []
+    exits: Annotated[list[Name], Meta(max_length=256)] = []
+
+
+Control = Services | Health | Claims | RenewRequest | Renewed | Trust | Notice | Reachable
 
 
 class Hello(Struct, frozen=True, omit_defaults=True, tag="hello"):
@@ -187,6 +213,10 @@ class RefusedMessage(Struct, frozen=True, omit_defaults=True, tag="refused"):
     hint: Text = ""
     retry_seconds: Annotated[float, Meta(ge=0, le=86400)] = 0.0
 
+
+PRIVATE_KINDS = frozenset(("private", "via", "exit"))  # of streams that are encrypted end to end
+EDGE_ITSELF = "edge"  # stands where a connector's name would, for what the edge itself offers
+EDGE_METRICS = "edge-metrics"  # the edge's own private service
 
 # What may be said on a link before its session is attached. RenewRequest/Renewed: for an expired certificate.
 Greeting = Hello | Welcome | JoinStart | Authority | Join | Joined | RenewRequest | Renewed | RefusedMessage

@@ -39,8 +39,14 @@ class StreamEnd(Protocol):
     """What the owner of a stream's near end may do with it; the contract is `wire.stream.Stream`'s."""
 
     sink: StreamSink
-    queued: int  # bytes written and not yet passed on
-    sent_anything: bool  # False while the other side cannot know of the stream
+
+    @property
+    def queued(self) -> int:
+        """Bytes written and not yet passed on."""
+
+    @property
+    def sent_anything(self) -> bool:
+        """False while the other side cannot know of the stream."""
 
     @property
     def closed(self) -> bool:

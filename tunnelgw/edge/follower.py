@@ -1,0 +1,128 @@
+"""What the store says: a command, another worker and this one all agree, since each follows it by revision.
+
+Invariant: a change is looked at until it could be put in force; one that fails keeps no other from being seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from tunnelgw.errors import LocalError, TunnelgwError
+from tunnelgw.identity.ca import PREFIX as IDENTITY
+from tunnelgw.identity.claims import CLAIMS
+from tunnelgw.identity.records import VISITOR
+from tunnelgw.identity.registry import CONNECTORS
+from tunnelgw.net.tasks import spawn
+from tunnelgw.obs.reasons import Reason
+from tunnelgw.store.base import Compacted
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from tunnelgw.edge.app import Edge
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5  # how soon a grant or a revocation made by another process is in force
+RETRY_LOOKS = 20  # looks between two tries to do what the store did not let us do: ten seconds
+
+
+class Follower:
+    """Looks at the store for one edge: `begin` before its state is read, `start` once it serves, `stop` at its end.
+
+    overdue: names whose change could not be put in force.
+    """
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self.overdue: set[str] = set()
+        self._revision = 0
+        self._look_handle: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """What changes from now on is looked at."""
+        self._revision = self._edge.store.revision()
+
+    def start(self) -> None:
+        """Look by itself from now on."""
+        self._look_handle = self._edge.loop.call_later(LOOK_SECONDS, self._look_soon)
+
+    def stop(self) -> None:
+        """No more."""
+        if self._look_handle is not None:
+            self._look_handle.cancel()
+
+    def _look_soon(self) -> None:
+        self._look_handle = self._edge.loop.call_later(LOOK_SECONDS, self._look_soon)
+        self._edge.health.look()
+        spawn(self.look(), name="look at the store")
+        if time.time() >= self._edge.office.due and not self._edge.left:
+            spawn(self._edge.office.keep_fresh(), name="edge certificate")
+
+    async def look(self) -> None:
+        """Put in force what changed in the store: revocations, grants, replaced keys, names that came free."""
+        try:
+            if self._edge.store.revision() == self._revision:
+                await self._retry()
+                return
+            changes, self._revision = self._edge.store.watch(self._revision)
+        except Compacted:
+            revision = self._edge.store.revision()
+            keys, names = [IDENTITY], self._everybody()
+            self._revision = revision  # only now: what could not be read is looked for again
+        except LocalError as error:
+            log.error("the store cannot be read; what was in force stays: %s", error.text)
+            return
+        else:
+            keys = [change.key for change in changes]
+            names = [key.removeprefix(CONNECTORS) for key in keys if key.startswith(CONNECTORS)]
+            if any(key.startswith(CLAIMS) for key in keys):  # after those who may have let go of something
+                waiting = self._edge.claims.waiting
+                names = [name for name in names if name not in waiting] + sorted(waiting)
+        for name in names:
+            await self._apply(name)
+        if any(key.startswith(IDENTITY) for key in keys) and not self._edge.left:
+            await self._edge.office.keep_fresh()
+
+    def _everybody(self) -> list[str]:
+        """The whole store is another one (a restore): those that it knows, and those that it knows no more."""
+        self._edge.certificates.refresh()
+        known = [record.name for record in self._edge.registry.connectors()]
+        connectors = self._edge.connectors
+        seen = (*(one.name for one in connectors), *(one.name for one in connectors.visits))
+        return sorted({*known, *seen})
+
+    async def _retry(self) -> None:
+        if self._edge.health.looks % RETRY_LOOKS == 0:
+            for name in sorted(self.overdue | self._edge.claims.unrouted):
+                await self._apply(name)
+
+    async def _apply(self, name: str) -> None:
+        """One connector's change; what fails is tried again later, and keeps nobody else's from being seen."""
+        self.overdue.discard(name)
+        try:
+            await self._apply_now(name)
+        except TunnelgwError as error:
+            self.overdue.add(name)
+            log.error("a change of connector %s is not in force yet: %s", name, error.text)
+
+    async def _apply_now(self, name: str) -> None:
+        record = self._edge.registry.get(name)
+        if record is None or record.revoked:
+            self._edge.connectors.remove(name, Reason.REVOKED)  # at once
+            async with self._edge.lock(name):  # a decision under way must not put back what goes now
+                self._edge.claims.withdraw(name)
+            return
+        if record.role == VISITOR:
+            self._edge.connectors.visits.changed(record)
+            return
+        connector = self._edge.connectors.known(name)
+        if connector.serial and all(issued.serial != connector.serial for issued in record.issued):
+            log.warning("connector %s joined again with another key: the old one is cut", name)
+            connector.cut(Reason.REVOKED)
+        if self._edge.left:
+            return
+        async with self._edge.lock(name):
+            await self._edge.claims.again(connector)

@@ -1,0 +1,127 @@
+"""`tunnelgw visit`: composition root of the visiting machine.
+
+Strategy: one tunnel, and beside it whatever was asked for: local ports onto private services, or standard input and
+output onto one. It runs until a signal, or until the one stream of `--stdio` is over.
+
+Invariant: with `--stdio` nothing is printed but the service's bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunnelgw.config.model import Endpoint
+from tunnelgw.errors import LocalError, Refused, TunnelgwError
+from tunnelgw.net import systemd
+from tunnelgw.net.tasks import cancel, spawn
+from tunnelgw.visitor.forward import Forward, bind
+from tunnelgw.visitor.machine import Machine, identity_of
+from tunnelgw.visitor.stdio import Stdio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnelgw.config.model import ConnectorConfig
+
+log = logging.getLogger(__name__)
+
+TURN = 1.0  # seconds between two looks at the clock
+SLEPT = 8.0  # a turn that comes so late means: stopped or suspended, and the link is dead or about to be
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A private service, SERVICE or CONNECTOR/SERVICE, and where it is wanted; None: a free port on loopback."""
+
+    name: str
+    listen: Endpoint | None = None
+
+
+class Visiting:
+    """One `tunnelgw visit`. `say` is given the lines for standard output."""
+
+    def __init__(self, config: ConnectorConfig, *, say: Callable[[str], None]) -> None:
+        self.machine = Machine(config, identity_of(config))
+        self._say = say
+        self._forwards: list[Forward] = []
+        self._stopping = asyncio.Event()
+        self._turn_handle: asyncio.TimerHandle | None = None
+        self._last_turn = _clock()
+
+    async def run(self, wishes: list[Wish], *, stdio: bool = False) -> None:
+        """Until SIGTERM or SIGINT, or the end of `stdio`. LocalError where it comes to nothing."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        self._turn()
+        self.machine.start()
+        work = spawn(self._pipe(wishes[0]) if stdio else self._listen(wishes), name="visit")
+        stop = spawn(self._stopping.wait(), name="stop")
+        try:
+            await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for task in (work, stop):
+                if not task.done():
+                    await cancel(task)
+            systemd.stopping()
+            if self._turn_handle is not None:
+                self._turn_handle.cancel()
+            for forward in self._forwards:
+                forward.close()
+            await self.machine.stop()
+
+    async def _listen(self, wishes: list[Wish]) -> None:
+        for wish in wishes:
+            # Bound first: a port that is taken is known at once, whatever the edge says.
+            sock = bind(wish.listen or Endpoint("127.0.0.1", 0))
+            forward = await self._forward(wish)
+            self._forwards.append(forward)
+            forward.listen(sock)
+            address = sock.getsockname()
+            line = f"ready {Endpoint(address[0], address[1])} -> {forward.name}"
+            self._say(line)
+        systemd.ready("visiting")
+        await self._stopping.wait()
+
+    async def _pipe(self, wish: Wish) -> None:
+        forward = await self._forward(wish)
+        errors: list[TunnelgwError] = []
+        ends = Stdio()
+        await forward.take(ends.sock, failed=errors.append)
+        await ends.done()
+        if errors:
+            raise LocalError(f"{forward.name}: {errors[0].text}", reason=errors[0].reason)
+
+    async def _forward(self, wish: Wish) -> Forward:
+        try:
+            connector, service = await self.machine.find(wish.name)
+        except Refused as refusal:
+            raise LocalError(refusal.text, reason=refusal.reason) from None
+        return Forward(self.machine, connector, service)
+
+    def _turn(self) -> None:
+        """Once a second: notice that we slept, and whether the certificate is to be renewed."""
+        self._turn_handle = asyncio.get_running_loop().call_later(TURN, self._turn)
+        now = _clock()
+        if now - self._last_turn > SLEPT:
+            for supervisor in self.machine.edge.supervisors():
+                supervisor.woke()
+        self._last_turn = now
+        self.machine.renew_if_due()
+
+
+async def visit(config: ConnectorConfig, wishes: list[Wish], *, stdio: bool, say: Callable[[str], None]) -> None:
+    """As `Visiting.run`."""
+    await Visiting(config, say=say).run(wishes, stdio=stdio)
+
+
+def _clock() -> float:
+    """Seconds that also pass while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
