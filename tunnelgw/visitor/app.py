@@ -60,12 +60,12 @@ class Visiting:
             loop.add_signal_handler(number, self._stopping.set)
         self._turn()
         self.machine.start()
-        work = spawn(self._pipe(wishes[0]) if stdio else self._listen(wishes), name="visit")
+        work = spawn(self._work(wishes, stdio=stdio), name="visit")
         stop = spawn(self._stopping.wait(), name="stop")
         try:
             await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            if work.done() and (failure := work.result()) is not None:
+                raise failure
         finally:
             for task in (work, stop):
                 if not task.done():
@@ -77,11 +77,23 @@ class Visiting:
                 forward.close()
             await self.machine.stop()
 
+    async def _work(self, wishes: list[Wish], *, stdio: bool) -> LocalError | None:
+        """What was asked for, until it is over; why it came to nothing."""
+        try:
+            await (self._pipe(wishes[0]) if stdio else self._listen(wishes))
+        except LocalError as error:
+            return error
+        return None
+
     async def _listen(self, wishes: list[Wish]) -> None:
         for wish in wishes:
             # Bound first: a port that is taken is known at once, whatever the edge says.
             sock = bind(wish.listen or Endpoint("127.0.0.1", 0))
-            forward = await self._forward(wish)
+            try:
+                forward = await self._forward(wish)
+            except LocalError:
+                sock.close()
+                raise
             self._forwards.append(forward)
             forward.listen(sock)
             address = sock.getsockname()
