@@ -9,7 +9,10 @@ import pytest
 
 import tunnelgw.wire
 from tests.wire.wirepair import End
+from tunnelgw.private import messages
+from tunnelgw.private.messages import Reader, WantService, decode_want
 from tunnelgw.wire import frames
+from tunnelgw.wire.control import Open, Reachable, Reached
 from tunnelgw.wire.hello import GreetingReader
 
 TEXT = (Path(tunnelgw.wire.__file__).parent / "SPEC.md").read_text()
@@ -48,3 +51,16 @@ def test_the_greeting_is_read() -> None:
     message = GreetingReader().feed(EXAMPLES["HELLO"])
     assert message is not None
     assert message.versions == [1]
+
+
+def test_the_examples_of_private_streams_are_read() -> None:
+    found = re.findall(r"```private (\w+)\n(.*?)\n```", TEXT, re.DOTALL)
+    private = {name: bytes.fromhex(text) for name, text in found}
+    edge = End(opens_odd=True)
+    edge.session.attach(0, 0.0)
+    edge.session.feed(private["OPEN"], 0.0)
+    assert edge.handler.requests == [Open(service="ssh", kind="private", connector="home")]
+    edge.session.feed(private["CONTROL"], 0.0)
+    assert edge.handler.controls == [Reachable(services=[Reached("home", "ssh", up=True)])]
+    assert private["WANT"] == messages.encode(WantService("ssh"))
+    assert Reader(decode_want).feed(private["WANT"]) == WantService("ssh")

@@ -36,8 +36,8 @@ class Sealed:
     """
 
     __slots__ = (
-        "_arrived", "_busy", "_failed", "_gone", "_incoming", "_met", "_open", "_outer", "_outgoing", "_paused",
-        "_pending", "_read_over", "_said_end", "_shut", "_tls", "_unread", "sink",
+        "_again", "_arrived", "_busy", "_failed", "_gone", "_incoming", "_met", "_open", "_outer", "_outgoing",
+        "_paused", "_pending", "_read_over", "_said_end", "_shut", "_tls", "_unread", "sink",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class Sealed:
         self._said_end = False
         self._read_over = False  # the peer's close_notify was read
         self._busy = False
+        self._again = False  # more arrived while busy
         self._paused = False  # the sink was asked to pause
         self._pending: list[bytes | memoryview] = []  # written before the handshake was over
         self._arrived = 0  # bytes of the outer stream that were not credited
@@ -170,13 +171,16 @@ class Sealed:
     def _pump(self) -> None:
         """Do what the bytes that are here allow. Whoever is called from here may cause more of them."""
         if self._busy:
+            self._again = True
             return
-        self._busy = True
+        self._busy = self._again = True
         try:
-            if not self._open:
-                self._shake()
-            while self._open and not self._gone and self._read():
-                continue
+            while self._again and not self._gone:
+                self._again = False
+                if not self._open:
+                    self._shake()
+                while self._open and not self._gone and self._read():
+                    continue
             if self._shut and self._open and not self._gone:
                 self._say_end()
         except ssl.SSLError as error:
