@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from tunnelgw.identity.records import CONNECTOR, VISITOR
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.private import pins as pins_file
 from tunnelgw.private.pins import FILE_NAME, Pins, keys_of
-from tunnelgw.private.spki import fingerprint_of_pem, key_fingerprint
+from tunnelgw.private.spki import END, fingerprint_of_pem, key_fingerprint
 from tunnelgw.visitor.machine import Machine, identity_of
 from tunnelgw.wire.control import Reachable, Reached
 
@@ -31,9 +32,8 @@ NOW = time.time()
 
 
 def der_of(pem: str) -> bytes:
-    import ssl
-
-    return ssl.PEM_cert_to_DER_cert(pem)
+    """The first certificate; the others are its chain."""
+    return ssl.PEM_cert_to_DER_cert(pem.partition(END)[0] + END)
 
 
 def signed(authority: Material, name: str, role: str = CONNECTOR) -> bytes:
