@@ -184,6 +184,15 @@ async def answers(desk: Desk, *offers: Offer) -> list[ClaimResult]:
     return desk.home.told[-1].results
 
 
+def test_a_connector_is_told_which_ports_it_may_choose_from() -> None:
+    async def main() -> None:
+        desk = Desk()
+        await answers(desk)
+        assert desk.home.told[-1].ports == [(2222, 2222)]
+
+    run(main)
+
+
 def test_a_grant_that_changes_while_its_connector_is_away_opens_no_ports() -> None:
     async def main() -> None:
         desk = Desk()

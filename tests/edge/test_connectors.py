@@ -11,6 +11,7 @@ import pytest
 from tests.edge.front import route
 from tests.gateway.fakes import FakeLoop
 from tunnelgw.edge.connectors import Connectors
+from tunnelgw.errors import Refused
 from tunnelgw.gateway.opener import NoStream, Visitor
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters
@@ -86,9 +87,9 @@ class World:
         self.visitor = Visitor("203.0.113.1", 1)
         self.connector = self.connectors.known(ROUTE.connector)
 
-    def dial(self, instance: str, number: int = 1) -> FakeLink:
+    def dial(self, instance: str, number: int = 1, *, yields: bool = False) -> FakeLink:
         link = FakeLink()
-        hello = Hello(versions=[1], software="x", instance=instance, dial=number)
+        hello = Hello(versions=[1], software="x", instance=instance, dial=number, yields=yields)
         self.connector.accept(link, hello, version=1, serial="1")  # type: ignore[arg-type]
         return link
 
@@ -114,6 +115,20 @@ def test_what_a_dead_instance_held_can_be_asked_of_its_successor(world: World, n
     assert began - 1 <= request.since <= time.time(), "since when it was away until now"
     assert world.connector.state == "up"
     assert len(world.connector.lane) == 0
+
+
+def test_who_yields_takes_over_from_nobody(world: World) -> None:
+    first = world.dial("1" * 32, yields=True)
+    with pytest.raises(Refused, match=r"another process .* is connected, from 192\.0\.2\.1") as refused:
+        world.dial("2" * 32, yields=True)
+    assert refused.value.reason is Reason.SUPERSEDED
+    assert not first.ended
+    world.dial("1" * 32, 2, yields=True)  # its own next link
+    assert first.ended
+    link = world.dial("3" * 32)
+    assert world.connector.link is link  # type: ignore[comparison-overlap]
+    world.connector.link_lost(link, None)  # type: ignore[arg-type]
+    assert world.dial("4" * 32, yields=True).greetings == 1
 
 
 def test_what_a_stopping_instance_could_not_end_waits_for_its_successor(world: World) -> None:

@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 PORTS_MAX = 1024  # ports of one connector: each costs a descriptor
 HOSTS_MAX = 1024  # host names of one connector: each costs a route, and a certificate
+GRANTED_MAX = 64  # ranges of its grant that a connector is told, to choose a port from
 HINTED = 16  # hosts that the command in a hint names
 BRIEF_FROM = 400  # services from which on refusals are answered with the label and the beginning of the text
 LINES = 250  # of refused claims, of all connectors in a minute: all of one large connector are worth reading once
@@ -134,7 +135,8 @@ class ClaimDesk:
                 if self._logs(name):
                     self._log_refusal(name, verdict, verdict.refused)
         results = [self._result(verdict, brief=len(verdicts) > BRIEF_FROM) for verdict in verdicts]
-        connector.tell(Claims(revision=services.revision, results=results))
+        granted = list(record.grant.ports[:GRANTED_MAX])
+        connector.tell(Claims(revision=services.revision, results=results, ports=granted))
 
     async def again(self, connector: Connector) -> None:
         """The grant changed, or a held name may be free: decide once more about what was offered last."""

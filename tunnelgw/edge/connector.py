@@ -126,10 +126,13 @@ class Connector:
     def accept(self, link: Link, hello: Hello, *, version: int, serial: str) -> None:
         """An authenticated hello: resume the session or begin a new one, and answer Welcome.
 
-        Raises `Refused` (SUPERSEDED) for a dial that is older than the one we have.
+        Raises `Refused` (SUPERSEDED) for a dial that is older than the one we have, or that yields to another instance.
         """
         if hello.instance == self.instance and hello.dial <= self.dial:
             raise Refused("a later dial of this connector was accepted already", reason=Reason.SUPERSEDED)
+        if hello.yields and hello.instance != self.instance and self.link is not None:
+            text = f"another process with the identity of {self.name} is connected, from {self.peer}"
+            raise Refused(text, reason=Reason.SUPERSEDED)
         if self.instance and hello.instance != self.instance and self.link is not None:
             log.warning("connector %s: another instance took over from %s", self.name, self.peer)
             self._say_goodbye(Reason.SUPERSEDED)

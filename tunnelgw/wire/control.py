@@ -91,10 +91,14 @@ class ClaimResult(Struct, frozen=True, omit_defaults=True):
 
 
 class Claims(Struct, frozen=True, tag="claims"):
-    """Edge to connector: the answer to `Services` of the same revision (also sent again when a grant changes)."""
+    """Edge to connector: the answer to `Services` of the same revision (also sent again when a grant changes).
+
+    ports: inclusive ranges that the grant covers, the first of them; none from an edge that does not say.
+    """
 
     revision: Count
     results: list[ClaimResult]
+    ports: Annotated[list[tuple[Port, Port]], Meta(max_length=256)] = []
 
 
 class RenewRequest(Struct, frozen=True, tag="renew"):
@@ -155,6 +159,7 @@ class Hello(Struct, frozen=True, omit_defaults=True, tag="hello"):
     session: Annotated[str, Meta(max_length=64)] = ""  # to resume, else empty
     received: Count = 0  # counted bytes received in that session
     trust: Annotated[str, Meta(max_length=64)] = ""  # SHA-256 (hex) of the trusted CA certificates' PEM without space
+    yields: bool = False  # do not take over from another instance that is connected
 
 
 class Welcome(Struct, frozen=True, omit_defaults=True, tag="welcome"):
