@@ -97,6 +97,7 @@ class FakeEdge:
         self.resumed = 0
         self.refuse_with: RefusedMessage | None = None
         self.claim: Callable[[str], ClaimResult] = lambda name: ClaimResult(name, [f"https://{name}.example.com/"])
+        self.ports: list[tuple[int, int]] = []  # of the grant
         self.left: Reason | None = None
         self._server: asyncio.Server | None = None
 
@@ -234,7 +235,7 @@ class FakeEdge:
         if isinstance(message, Services):
             self.services.append(message)
             results = [self.claim(offer.name) for offer in message.offers]
-            self.session.send_control(Claims(revision=message.revision, results=results))
+            self.session.send_control(Claims(revision=message.revision, results=results, ports=self.ports))
         elif isinstance(message, RenewRequest):
             self.session.send_control(self._renewed(message))
 

@@ -436,8 +436,8 @@ def _welcome_by_name(edge: FakeEdge, link: Any, hello: Any) -> None:
 def test_a_process_that_stood_still_dials_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with tunnel(tmp_path) as (edge, connector):
-            clock = app._clock
-            monkeypatch.setattr(app, "_clock", lambda: clock() + 3600.0)
+            clock = app.clock
+            monkeypatch.setattr(app, "clock", lambda: clock() + 3600.0)
             connector._turn()
             await until(lambda: edge.resumed == 1)
 

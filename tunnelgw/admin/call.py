@@ -44,12 +44,28 @@ def call(state_dir: Path, request: Message, *, timeout: float = 30.0) -> Message
     line = json.dumps(request).encode() + b"\n"
     if len(line) > REQUEST_LIMIT:
         raise LocalError("the request is too long for the control socket", exit_code=2)
-    try:
-        with short_name(path) as name, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(timeout)
+    with explained(state_dir, timeout=timeout), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        with short_name(path) as name:
             sock.connect(name)
-            sock.sendall(line)
-            response = _read_line(sock, deadline)
+        sock.sendall(line)
+        response = _read_line(sock, deadline)
+    return checked(response)
+
+
+def checked(response: Message) -> Message:
+    """The response if it is one of success; LocalError with what it says otherwise."""
+    if response.pop("ok", False):
+        return response
+    raise LocalError(str(response.get("error", "refused without a reason")), exit_code=int(response.get("exit", 1)))
+
+
+@contextmanager
+def explained(state_dir: Path, *, timeout: float) -> Iterator[None]:
+    """What goes wrong with the control socket, as `call` says it."""
+    path = state_dir / SOCKET_NAME
+    try:
+        yield
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
         raise NotRunningError(f"nothing runs on {state_dir}") from error
     except PermissionError as error:
@@ -58,9 +74,6 @@ def call(state_dir: Path, request: Message, *, timeout: float = 30.0) -> Message
         raise LocalError(f"the process on {state_dir} did not answer within {timeout:g} seconds") from error
     except OSError as error:
         raise LocalError(f"{path}: {error.strerror or error}") from error
-    if response.pop("ok", False):
-        return response
-    raise LocalError(str(response.get("error", "refused without a reason")), exit_code=int(response.get("exit", 1)))
 
 
 def _read_line(sock: socket.socket, deadline: float) -> Message:

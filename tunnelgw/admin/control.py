@@ -20,6 +20,8 @@ Commands of the connector:
                                                    |  {"state": "refused", "reason", "message", "hint"}
                                                    |  {"state": "gone"}      (the service is no longer offered)
                                                    |  {"state": "waiting", "message"}   (no answer in time)
+    share    {"name", "service": {…}, "users", "seconds"}  (see `tunnelgw.connector.temporary`)
+             serves one more service for as long as this connection; lines with "event" come before the response
 
 Invariant: only root, the process's own user and the owner of the folder are listened to; a request line is at most
 64 KiB; a peer that sends junk or leaves costs nothing but its own connection.
@@ -41,13 +43,16 @@ from tunnelgw.errors import LocalError, TunnelgwError
 from tunnelgw.net.tasks import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
+
+    Say = Callable[[Message], bool]
 
 __all__ = ["ControlServer", "Message", "NotRunningError", "call"]
 
 log = logging.getLogger(__name__)
 
+UNREAD_BYTES = 64 * 1024  # of events that wait for a command which was stopped (Ctrl-Z)
 # From Python 3.13 on a server that is closed removes its file, unless it is told not to: it may be another process's.
 _KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
@@ -55,12 +60,20 @@ _KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3
 class ControlServer:
     """Listens on the control socket and hands each request to `handler`, one at a time per connection.
 
-    What `handler` returns is sent with `"ok": true`; a TunnelgwError becomes `"ok": false` with its text.
+    What `handler` returns is sent with `"ok": true`; a TunnelgwError becomes `"ok": false` with its text. `leases`, by
+    command, may say more before they return, and are cancelled when the peer leaves.
     """
 
-    def __init__(self, state_dir: Path, handler: Callable[[Message], Awaitable[Message]]) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        handler: Callable[[Message], Awaitable[Message]],
+        *,
+        leases: Mapping[str, Callable[[Message, Say], Awaitable[Message]]] | None = None,
+    ) -> None:
         self._state_dir = state_dir
         self._handler = handler
+        self._leases = leases or {}
         self._server: asyncio.Server | None = None
         self.listener: socket.socket | None = None
         self._uids = {0, os.geteuid()}
@@ -104,7 +117,7 @@ class ControlServer:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return struct.unpack("3i", credentials)[1] in self._uids
 
-    async def answer(self, line: bytes) -> Message:
+    async def answer(self, line: bytes, say: Say) -> Message:
         """The response to one request line; never raises but for cancellation."""
         try:
             request = json.loads(line)
@@ -113,7 +126,8 @@ class ControlServer:
         if not isinstance(request, dict) or not isinstance(request.get("command"), str):
             return {"ok": False, "error": "the request names no command", "exit": 1}
         try:
-            return {"ok": True, **await self._handler(request)}
+            lease = self._leases.get(request["command"])
+            return {"ok": True, **await (self._handler(request) if lease is None else lease(request, say))}
         except TunnelgwError as error:
             return {"ok": False, "error": error.text, "exit": getattr(error, "exit_code", 1)}
         except Exception:
@@ -167,11 +181,19 @@ class _Connection(asyncio.Protocol):
             self._task = spawn(self._serve(bytes(line)), name="control request")
 
     async def _serve(self, line: bytes) -> None:
-        response = await self._server.answer(line)
+        response = await self._server.answer(line, self._say)
         self._task = None
         if self._transport is not None:
             self._transport.write(json.dumps(response).encode() + b"\n")
             self._next()
+
+    def _say(self, event: Message) -> bool:
+        """A line before the response; False if the peer does not read, and it was left out."""
+        transport = self._transport
+        if transport is None or transport.get_write_buffer_size() > UNREAD_BYTES:
+            return False
+        transport.write(json.dumps(event).encode() + b"\n")
+        return True
 
 
 def _remove_stale(path: Path, name: str) -> None:

@@ -131,6 +131,7 @@ class ServiceState(TypedDict):
 
     health: of a target that is checked: "healthy", or what is wrong with it.
     tls "home": TLS ends in the connector; certificate_expires: Unix seconds, 0.0 while there is none.
+    temporary: shared by a command, for so many seconds more; None: until it ends.
     """
 
     name: str
@@ -145,6 +146,8 @@ class ServiceState(TypedDict):
     certificate_error: NotRequired[str]
     health: NotRequired[str]
     private: NotRequired[bool]
+    temporary: NotRequired[bool]
+    seconds_left: NotRequired[float | None]
 
 
 class ConnectorStatus(TypedDict):
@@ -272,7 +275,7 @@ def connector_text(status: ConnectorStatus) -> str:
                 entry["name"],
                 entry["target"],
                 *([entry.get("health", "")] if checked else []),
-                entry["state"],
+                entry["state"] + _temporary(entry),
                 " ".join(entry.get("addresses", ())) or _unaddressed(entry),
             )
             for entry in status["services"]
@@ -321,6 +324,23 @@ def _keys(status: ConnectorStatus) -> list[str]:
 def when(timestamp: float) -> str:
     """A Unix time as `2026-01-31 12:00 UTC`; "-" for none."""
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M UTC") if timestamp else "-"
+
+
+def span(seconds: float) -> str:
+    """`2 h`, `1 h 30 min`, `45 s`: the two largest units."""
+    left, parts = round(seconds), []
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, length)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
+def _temporary(service: ServiceState) -> str:
+    if not service.get("temporary"):
+        return ""
+    left = service.get("seconds_left")
+    return ", temporary" if left is None else f", temporary: {span(left)} left"
 
 
 def _problem(service: ServiceState) -> str:

@@ -15,7 +15,6 @@ import logging
 import os
 import secrets
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw import __version__
@@ -23,8 +22,9 @@ from tunnelgw.config.diff import diff_connector, restart_warning
 from tunnelgw.config.load import load_connector
 from tunnelgw.config.problems import ConfigError
 from tunnelgw.connector.homes import Place, edges_to_serve
-from tunnelgw.connector.joined import JoinedEdge
+from tunnelgw.connector.joined import JoinedEdge, claim_answer
 from tunnelgw.connector.serve import Served
+from tunnelgw.connector.temporary import Temporary, clock
 from tunnelgw.connector.tunnel import Instance
 from tunnelgw.errors import LocalError
 from tunnelgw.net import systemd
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from tunnelgw.config.model import ConnectorConfig, ServiceConfig
     from tunnelgw.connector.checks import Checks
     from tunnelgw.connector.household import Household
-    from tunnelgw.wire.control import ClaimResult
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +58,13 @@ UNDER_WAY = 0.25
 class Connector:
     """One process at home. `run` is what `tunnelgw connect` calls; tests use `start`, `reload` and `stop`."""
 
-    def __init__(self, config: ConnectorConfig, *, on_ready: Callable[[str], None] | None = None) -> None:
-        """`on_ready` is given one line, `ready` and the public addresses, once the first tunnel serves."""
+    def __init__(
+        self, config: ConnectorConfig, *, on_ready: Callable[[str], None] | None = None, alone: bool = False
+    ) -> None:
+        """`on_ready` is given one line, `ready` and the public addresses, once the first tunnel serves.
+
+        `alone`: for what commands share; the file's services are not served, and another process goes first.
+        """
         self.config = config
         self.served = Served()
         self.edges: list[JoinedEdge] = []
@@ -68,9 +72,10 @@ class Connector:
         self.checks: Checks | None = None  # made when a service first has `health`
         self.is_ready = False
         self._on_ready = on_ready
-        self._instance = Instance(secrets.token_hex(16), Budget(BUFFERED_BYTES, later=_soon), self.served)
+        self.temporary = Temporary(self, alone=alone)
+        self._instance = Instance(secrets.token_hex(16), Budget(BUFFERED_BYTES, later=_soon), self.served, alone)
         self._changed = asyncio.Event()  # replaced each time it is set: a broadcast
-        self._stopping = asyncio.Event()
+        self.stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._watch: FileWatch | None = None
         self._turn_handle: asyncio.TimerHandle | None = None
@@ -83,7 +88,7 @@ class Connector:
         starting = asyncio.timeout(None)
 
         def terminate() -> None:
-            self._stopping.set()
+            self.stopping.set()
             if starting.when() is None:
                 starting.reschedule(loop.time())
 
@@ -94,28 +99,28 @@ class Connector:
                     loop.add_signal_handler(number, terminate)
                 await self.start()
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stopping.set)
-            await self._stopping.wait()
+                loop.add_signal_handler(number, self.stopping.set)
+            await self.stopping.wait()
         except TimeoutError:
-            if not self._stopping.is_set():
+            if not self.stopping.is_set():
                 raise
         finally:
             await self.stop()
 
     async def start(self) -> None:
         """Begin to serve; returns while the first dial is under way."""
-        self.served.replace(self.config)  # before the first dial: the first Welcome is answered with it
+        self.served.replace(self.temporary.beside(self.config))  # before the first dial: its Welcome is answered
         self.edges = [self._edge(place) for place in await edges_to_serve(self.config)]
-        self._keep_house(self.config)  # before any visitor
-        self._keep_checks(self.config)
+        self.apply()  # before any visitor
         for edge in self.edges:
             edge.start()
         loop = asyncio.get_running_loop()
         # After the edges: a change of the file is applied to them.
         self._watch = FileWatch(_files(self.config), self._file_changed, loop=loop)
-        self._last_turn = _clock()
+        self._last_turn = clock()
         self._turn_handle = loop.call_later(TURN, self._turn)
         self._announcing = spawn(self._announce(), name="announce readiness")
+        self.notice()
 
     async def stop(self, *, grace: float = GRACE) -> None:
         """Ask for no new streams, let those in progress end for `grace` seconds, hang up.
@@ -123,6 +128,7 @@ class Connector:
         What an edge opened before it read that is in progress too: no request fails for the moment it was sent at.
         """
         systemd.stopping()
+        await self.temporary.close()  # first: the edges are to hear of it
         if self._watch is not None:  # first: nothing may start anything from here on
             self._watch.close()
         if self._turn_handle is not None:
@@ -169,18 +175,23 @@ class Connector:
             for verb, services in (("added", diff.added), ("removed", diff.removed), ("changed", diff.changed))
             for service in services
         ]
-        self._keep_house(config)
-        self._keep_checks(config)
-        if self.served.replace(config):
-            for edge in self.edges:
-                edge.declare()
+        self.apply()
         messages += await self._match_edges(places)
         if diff.restart:
             messages.append(restart_warning(diff.restart))
         for message in messages:
             log.info("reload: %s", message)
-        self._notice()
+        self.notice()
         return messages
+
+    def apply(self) -> None:
+        """Serve what is to be served now, and tell the edges if that is something else than before."""
+        config = self.temporary.beside(self.config)
+        self._keep_house(config)
+        self._keep_checks(config)
+        if self.served.replace(config):
+            for edge in self.edges:
+                edge.declare()
 
     async def reload_file(self) -> list[str]:
         """Read the file again and apply it. Raises ConfigError, and then nothing has changed."""
@@ -231,7 +242,7 @@ class Connector:
             edge.declare()
 
     def _edge(self, place: Place) -> JoinedEdge:
-        return JoinedEdge(place.identity, place.endpoint, self._instance, changed=self._notice)
+        return JoinedEdge(place.identity, place.endpoint, self._instance, changed=self.notice)
 
     def _file_changed(self) -> None:
         spawn(self._reload_logged(), name="reload")
@@ -254,7 +265,7 @@ class Connector:
     def _turn(self) -> None:
         """Once a second: notice that we slept, and whether a certificate is to be renewed."""
         self._turn_handle = asyncio.get_running_loop().call_later(TURN, self._turn)
-        now = _clock()
+        now = clock()
         if now - self._last_turn > SLEPT:
             log.warning("stood still for %.0f s: dialling anew", now - self._last_turn)
             for edge in self.edges:
@@ -266,13 +277,14 @@ class Connector:
 
     # Readiness and answers
 
-    def _notice(self) -> None:
+    def notice(self) -> None:
+        """Something changed that others may wait for."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         if self.household is not None:
             self.household.look(self.edges)
 
-    async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+    async def until(self, condition: Callable[[], bool], seconds: float | None) -> bool:
         """Wait for something that edges tell; False if it did not come in time."""
         try:
             async with asyncio.timeout(seconds):
@@ -283,11 +295,11 @@ class Connector:
         return True
 
     async def _announce(self) -> None:
-        if not await self._until(self._any_up, IMPATIENT):
+        if not await self.until(self._any_up, IMPATIENT):
             systemd.ready("dialling; no edge was reached yet")
             while not self._any_up():
                 await self._changed.wait()
-        await self._until(lambda: any(self._answered(edge) for edge in self.edges), CLAIM_SECONDS)
+        await self.until(lambda: any(self._answered(edge) for edge in self.edges), CLAIM_SECONDS)
         self.is_ready = True
         addresses = [
             address for edge in self.edges for result in edge.claims.values() for address in result.addresses
@@ -299,6 +311,18 @@ class Connector:
 
     def _any_up(self) -> bool:
         return any(edge.up for edge in self.edges)
+
+    def answered(self) -> bool:
+        """Whether all edges that are connected have answered the present declaration."""
+        connected = [edge for edge in self.edges if edge.up]
+        return bool(connected) and all(self._answered(edge) for edge in connected)
+
+    def trouble(self) -> str:
+        """Why edges are not connected."""
+        return "; ".join(edge.main.trouble for edge in self.edges if edge.main.trouble)
+
+    def _hopeless(self) -> bool:
+        return bool(self.edges) and all(edge.main.hopeless for edge in self.edges)
 
     def _answered(self, edge: JoinedEdge) -> bool:
         return edge.up and edge.claims_revision >= self.served.revision
@@ -320,18 +344,21 @@ class Connector:
 
     async def claim(self, name: str, seconds: float) -> dict[str, Any]:
         """What the edges say about one service, once all that are connected have answered the present declaration."""
-        if self.config.service(name) is None:
+        if all(service.name != name for service in self.served.services()):
             return {"state": "gone"}
+        await self.until(lambda: self.answered() or self._hopeless(), seconds)
+        if not self.answered():
+            return {"state": "waiting", "message": self.trouble() or "the edge has not answered yet"}
+        return self.said(name)
 
-        def answered() -> bool:
-            connected = [edge for edge in self.edges if edge.up]
-            return bool(connected) and all(self._answered(edge) for edge in connected)
-
-        if not await self._until(answered, seconds):
-            troubles = "; ".join(edge.main.trouble for edge in self.edges if edge.main.trouble)
-            return {"state": "waiting", "message": troubles or "the edge has not answered yet"}
+    def said(self, name: str) -> dict[str, Any]:
+        """What edges say of a service, as far as they serve us: one that is away, or revoked us, has taken it back."""
         results = [edge.claims[name] for edge in self.edges if edge.up and name in edge.claims]
-        return _claim_answer(results)
+        answer = claim_answer(results)
+        troubles = [edge.main.trouble for edge in self.edges if not edge.up and edge.main.trouble]
+        if not results and troubles:
+            answer["message"] = "; ".join(troubles)
+        return answer
 
     def status(self) -> dict[str, Any]:
         """What `tunnelgw status` shows."""
@@ -349,12 +376,7 @@ class Connector:
         }
 
     def _service_status(self, service: ServiceConfig) -> dict[str, Any]:
-        # What an edge said counts while it serves us: one that is away, or revoked us, has taken it back.
-        results = [edge.claims[service.name] for edge in self.edges if edge.up and service.name in edge.claims]
-        answer = _claim_answer(results)
-        troubles = [edge.main.trouble for edge in self.edges if not edge.up and edge.main.trouble]
-        if not results and troubles:
-            answer["message"] = "; ".join(troubles)
+        answer = self.said(service.name) | self.temporary.status(service.name)
         if self.checks is not None and (health := self.checks.state(service)):
             answer["health"] = health
         if service.tls == "home" and self.household is not None:
@@ -368,20 +390,5 @@ def _files(config: ConnectorConfig) -> list[Path]:
     return [config.path, *sorted(passwords)]
 
 
-def _claim_answer(results: list[ClaimResult]) -> dict[str, Any]:
-    """The edges' answers for one service as one: accepted where any edge accepted it."""
-    addresses = [address for result in results if not result.refused for address in result.addresses]
-    if any(not result.refused for result in results):
-        return {"state": "accepted", "addresses": list(dict.fromkeys(addresses))}
-    for result in results:
-        return {"state": "refused", "reason": result.refused, "message": result.message, "hint": result.hint}
-    return {"state": "waiting", "message": "no edge has answered yet"}
-
-
 def _soon(work: Callable[[], None]) -> object:
     return asyncio.get_running_loop().call_soon(work)
-
-
-def _clock() -> float:
-    """Seconds that also pass while the machine is suspended (CLOCK_MONOTONIC stands still then)."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

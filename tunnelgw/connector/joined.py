@@ -53,7 +53,8 @@ class JoinedEdge:
 
     __slots__ = (
         "_changed", "_granted", "_indoors", "_installing", "_installs", "_instance", "_logged", "_renewal",
-        "_renewal_at", "_visiting", "claims", "claims_revision", "domain", "endpoint", "identity", "main", "slots",
+        "_renewal_at", "_visiting", "claims", "claims_revision", "domain", "endpoint", "granted_ports", "identity",
+        "main", "slots",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class JoinedEdge:
         self.domain = identity.domain
         self.claims: dict[str, ClaimResult] = {}
         self.claims_revision = 0
+        self.granted_ports: list[tuple[int, int]] = []  # ranges, as far as the edge said
         self._changed = changed
         self._logged = Sparing(log, lines=CLAIM_LINES)
         self._granted = Interval(most=CLAIM_LINES)
@@ -173,6 +175,7 @@ class JoinedEdge:
             return
         before = self.claims
         self.claims_revision = claims.revision
+        self.granted_ports = [(low, high) for low, high in claims.ports if low <= high]
         self.claims = {result.name: result for result in claims.results}
         for name, result in self.claims.items():
             if before.get(name) != result:
@@ -301,6 +304,16 @@ class JoinedEdge:
             **keys_of(self.identity),
             "tunnels": [_tunnel_status(supervisor, now) for supervisor in self.supervisors()],
         }
+
+
+def claim_answer(results: list[ClaimResult]) -> dict[str, Any]:
+    """The edges' answers for one service as one: accepted where any edge accepted it."""
+    addresses = [address for result in results if not result.refused for address in result.addresses]
+    if any(not result.refused for result in results):
+        return {"state": "accepted", "addresses": list(dict.fromkeys(addresses))}
+    for result in results:
+        return {"state": "refused", "reason": result.refused, "message": result.message, "hint": result.hint}
+    return {"state": "waiting", "message": "no edge has answered yet"}
 
 
 def _tunnel_status(supervisor: Supervisor, now: float) -> dict[str, Any]:

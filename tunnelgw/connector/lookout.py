@@ -11,11 +11,12 @@ import re
 from typing import TYPE_CHECKING, cast
 
 from tunnelgw import __version__
+from tunnelgw.config.model import HealthConfig
 from tunnelgw.errors import OriginError, TunnelgwError
 from tunnelgw.wire.control import Open
 
 if TYPE_CHECKING:
-    from tunnelgw.config.model import HealthConfig, ServiceConfig
+    from tunnelgw.config.model import ServiceConfig
     from tunnelgw.connector.origins import Origin
 
 LOOK_SECONDS = 5.0  # for everything: a service that needs longer is no help to a visitor either
@@ -27,7 +28,18 @@ _status_line = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r]").match
 async def look(origin: Origin, health: HealthConfig) -> str:
     """What is wrong with the target; "" if nothing is."""
     service = origin.service
-    looking = _LOOKS.get(service.target.kind, _Connecting)(service, health, origin.header(_request(service)))
+    kind = _LOOKS.get(service.target.kind, _Connecting)
+    return await _look(origin, kind(service, health, origin.header(_request(service))))
+
+
+async def reach(origin: Origin) -> str:
+    """As `look`, for a target of which it is only asked whether it takes a connection."""
+    service = origin.service
+    return await _look(origin, _Connecting(service, HealthConfig(), origin.header(_request(service))))
+
+
+async def _look(origin: Origin, looking: _Connecting) -> str:
+    service = origin.service
     try:
         async with asyncio.timeout(LOOK_SECONDS):
             await origin.connect(lambda: looking, _request(service))

@@ -59,15 +59,28 @@ class Outside(Protocol):
         """A visitor whose key was checked; `request` says what its grant covers. `ended` is called once."""
 
 
+class Watcher(Protocol):
+    """Who wants to know of the streams of one service."""
+
+    def began(self, request: Open) -> None:
+        """A visitor's stream is there."""
+
+    def ended(self, request: Open, sent: int, received: int, seconds: float) -> None:
+        """It is over: bytes to the target and from it."""
+
+    def failed(self, text: str) -> None:
+        """The target could not be dialled."""
+
+
 class Served:
     """The services of one connector, shared by its tunnels. Inputs: `replace`, `open`; state for `status`.
 
-    `ending` must be set before a service with `tls = "home"` is served.
+    `ending` must be set before a service with `tls = "home"` is served. `watchers`, by service, hear of its streams.
     """
 
     __slots__ = (
         "_origins", "_places", "_sparing", "active", "ending", "health", "health_revision", "offers", "outside",
-        "revision", "total",
+        "revision", "total", "watchers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -84,6 +97,7 @@ class Served:
         self.health_revision = 0  # 0: nothing is checked, and nothing is told
         self.active = 0  # streams open now
         self.total = 0  # streams ever opened
+        self.watchers: dict[str, Watcher] = {}
 
     def replace(self, config: ConnectorConfig) -> bool:
         """Serve what `config` declares from now on; True if that changes anything. Open streams are not touched."""
@@ -165,6 +179,8 @@ class Served:
     def failed(self, origin: Origin, error: OriginError, now: float) -> None:
         """A target could not be dialled."""
         name = origin.service.name
+        if (watcher := self.watchers.get(name)) is not None:
+            watcher.failed(error.text)
         self._sparing.warning(f"target {name}", now, "service %s: %s", name, error.text)
 
     def count(self, request: Open, descriptors: int) -> str | None:
@@ -199,7 +215,9 @@ class Served:
 class _Serving:
     """One stream: its dial, then its splice. Referenced by the task and by the splice's `on_end`."""
 
-    __slots__ = ("_dial", "_inside", "_key", "_origin", "_request", "_served", "_splice", "_stream")
+    __slots__ = (
+        "_begun", "_dial", "_inside", "_key", "_origin", "_request", "_served", "_splice", "_stream", "_watcher",
+    )  # fmt: skip
 
     def __init__(
         self, served: Served, origin: Origin, stream: StreamEnd, request: Open, *, inside: bool = False
@@ -211,6 +229,10 @@ class _Serving:
         self._stream = stream
         self._request = request
         self._inside = inside
+        self._watcher = served.watchers.get(request.service)
+        if self._watcher is not None:
+            self._begun = asyncio.get_running_loop().time()
+            self._watcher.began(request)
         kind = ReadySplice if inside else Splice
         self._splice = kind(stream, first=origin.header(request), lost=Reason.TARGET_RESET, on_end=self._ended)
         stream.sink = self._splice
@@ -233,7 +255,9 @@ class _Serving:
     def _protocol(self) -> Splice:
         return self._splice
 
-    def _ended(self, sent: int, received: int) -> None:  # noqa: ARG002 - the splice's signature
+    def _ended(self, sent: int, received: int) -> None:
+        if self._watcher is not None:
+            self._watcher.ended(self._request, sent, received, asyncio.get_running_loop().time() - self._begun)
         if self._dial is not None:  # reset while we dial: nobody waits for the target any more
             self._dial.cancel()
         self._out()

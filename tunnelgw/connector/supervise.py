@@ -70,7 +70,7 @@ class Supervisor:
 
     __slots__ = (
         "_backoff", "_dials", "_edge", "_instance", "_kick", "_owner", "_retired", "_silence", "_sparing", "_task",
-        "_twins", "trouble", "tunnel", "worker", "workers",
+        "_twins", "hopeless", "trouble", "tunnel", "worker", "workers",
     )  # fmt: skip
 
     def __init__(self, edge: EdgeSide, *, owner: TunnelOwner, instance: Instance, worker: int | None = None) -> None:
@@ -78,6 +78,7 @@ class Supervisor:
         self.workers = 1
         self.tunnel = Tunnel(edge.endpoint, owner=owner, instance=instance)
         self.trouble = ""  # why there is no link, for a person; empty while there is one
+        self.hopeless = False  # refused for what dialling again does not mend
         self._edge = edge
         self._owner = owner
         self._instance = instance
@@ -165,6 +166,7 @@ class Supervisor:
     def _connected(self, welcome: Welcome) -> None:
         self._backoff.connected(self._now())
         self.trouble = ""
+        self.hopeless = False
         self._sparing.forget("dial")
         self.workers = welcome.workers
         log.info(
@@ -240,6 +242,7 @@ class Supervisor:
             return 0.0
         self._expire(self._now())
         hint = f"; {refusal.hint}" if refusal.hint else ""
+        self.hopeless = reason in _FLOOR
         self._down(f"refused ({reason.label}): {refusal.text}{hint}")
         return self._backoff.failed(self._now(), floor=max(_FLOOR.get(reason, 0.0), refusal.retry_seconds))
 

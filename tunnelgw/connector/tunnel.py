@@ -60,6 +60,7 @@ class Instance:
     id: str  # random: tells the edge a restarted twin from a second dial
     budget: Budget
     served: Served
+    yields: bool = False  # to another process with this identity, instead of taking over from it
     dials: int = 0
 
     def next_dial(self) -> int:
@@ -277,6 +278,7 @@ class Tunnel:
             session=self.session_id if session is not None else "",
             received=session.received if session is not None else 0,
             trust=self._owner.trust,
+            yields=self._instance.yields,
         )
 
     def _welcomed(self, link: Link, message: Welcome) -> None:

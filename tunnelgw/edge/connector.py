@@ -132,7 +132,7 @@ class Connector:
             raise Refused("a later dial of this connector was accepted already", reason=Reason.SUPERSEDED)
         if hello.yields and hello.instance != self.instance and self.link is not None:
             text = f"another process with the identity of {self.name} is connected, from {self.peer}"
-            raise Refused(text, reason=Reason.SUPERSEDED)
+            raise Refused(f"{text}: use that one, or join with another invitation", reason=Reason.SUPERSEDED)
         if self.instance and hello.instance != self.instance and self.link is not None:
             log.warning("connector %s: another instance took over from %s", self.name, self.peer)
             self._say_goodbye(Reason.SUPERSEDED)
