@@ -55,6 +55,7 @@ IMPORTERS = {
     "prometheus_client": (("obs/collector.py",), "hot paths count in plain integers; 3 MB only once somebody scrapes"),
     "aiohttp": (("admin/metrics.py", "connector/files.py"), "12 MB and 0.3 s of import, only when an endpoint is used"),
     "tomlkit": (("config/edit.py",), "reading needs tomllib only; writing with comments kept is for commands"),
+    "segno": (("cli/share.py",), "it is imported only where a QR code is drawn"),
     "httptools": (("http/h1.py",), "one codec, one place; h11 must be able to replace it"),
     "h11": (("http/reference.py",), "the reference codec, for tests and where httptools has no wheel"),
     "ngh2": (("http/h2.py",), "an alpha library behind one wrapper"),

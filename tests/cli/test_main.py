@@ -72,7 +72,7 @@ def test_every_function_exists() -> None:
                     visit(child)
 
     visit(build_parser())
-    assert len(found) == 20
+    assert len(found) == 21
     for run in found:
         module, _, name = run.partition(":")
         assert callable(getattr(importlib.import_module(module), name)), run

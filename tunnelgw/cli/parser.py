@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction["Parser"]
 
+_HTTP_EXAMPLES = """\
+examples:
+  tunnelgw http 8096                            a random address, until Ctrl-C
+  tunnelgw http 3000 --name preview --for 2h    https://preview.<domain>/ for two hours
+  tunnelgw http file:/srv/photos --basic ann    asks for a password here, and visitors for it
+  tunnelgw http 192.168.1.5:80 --allow-from 203.0.113.0/24
+"""
+_TCP_EXAMPLES = """\
+examples:
+  tunnelgw tcp 22                               a port of the grant, until Ctrl-C
+  tunnelgw tcp 192.168.1.5:5900 --port 5900 --for 30m
+  tunnelgw tcp 22 --host ssh.example.com        TLS ends at the edge on 443; no port is needed
+"""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -49,6 +62,7 @@ def build_parser() -> Parser:
     )
     _add_edge(edge.add_subparsers(title="commands", metavar="COMMAND", required=True))
     _add_home(commands)
+    _add_share(commands)
     check = _command(
         commands, "check", "tunnelgw.cli.check:run", "every problem of an edge or connector file, with its line"
     )
@@ -184,6 +198,34 @@ def _add_visit(commands: Subparsers) -> None:
     )
     forget.add_argument("name", metavar="NAME", help="of the other machine")
     _config(forget)
+
+
+def _add_share(commands: Subparsers) -> None:
+    for kind, text, examples in (
+        ("http", "at home: share a website or folder now, until Ctrl-C", _HTTP_EXAMPLES),
+        ("tcp", "at home: share a raw TCP service now, until Ctrl-C", _TCP_EXAMPLES),
+    ):
+        parser = _command(commands, kind, "tunnelgw.cli.share:run", text)
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = examples
+        parser.set_defaults(kind=kind)
+        parser.add_argument("target", metavar="TARGET", help="a local port, HOST:PORT, or a target as in the file")
+        parser.add_argument("--name", metavar="NAME", help="https://NAME.<domain>/ (default: one that nobody guesses)")
+        parser.add_argument("--host", metavar="H", action="append", help="public name instead of NAME.<domain>")
+        if kind == "tcp":
+            parser.add_argument("--port", metavar="N", help="public port (default: one of the grant)")
+        parser.add_argument(
+            "--for", dest="seconds", type=duration, metavar="2h", help="end after this time (at most 30d)"
+        )
+        if kind == "http":
+            asked = parser.add_mutually_exclusive_group()
+            asked.add_argument(
+                "--basic", metavar="USER:PASS", help="ask visitors; USER alone: the password is asked for here"
+            )
+            asked.add_argument("--basic-file", metavar="F", help="ask visitors; lines as htpasswd -B writes them")
+        parser.add_argument("--allow-from", metavar="CIDR", action="append", help="only visitors from this network")
+        _json(parser)
+        _config(parser)
 
 
 def _command(commands: Subparsers, name: str, run: str, text: str) -> Parser:
