@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import re
 import shlex
 import tomllib
@@ -31,7 +32,8 @@ from tunnelgw.wire.flow import SessionLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+RECIPES = sorted((DOCS / "recipes").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *RECIPES]
 REQUIRED = {
     "install", "quickstart", "dns", "configuration", "protocol", "architecture", "beside-another-web-server",
     "move-to-a-new-vps", "revoke", "dependencies", "troubleshooting", "metrics", "security", "reliability",
@@ -113,8 +115,28 @@ def table(page: Path, *, columns: int) -> list[list[str]]:
 def test_every_page_is_there() -> None:
     assert {f"{name}.md" for name in REQUIRED} <= {page.name for page in DOCS.glob("*.md")}
     readme = text_of(ROOT / "README.md")
-    for page in DOCS.glob("*.md"):
-        assert f"docs/{page.name}" in readme, f"README.md does not link to {page.name}"
+    for page in DOCS.rglob("*.md"):
+        assert f"({page.relative_to(ROOT)})" in readme, f"README.md does not link to {page.name}"
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.name)
+def test_a_recipe_has_everything(page: Path) -> None:
+    """What goes into the file, the grant of each port in it, and one command that shows from outside that it works."""
+    text = text_of(page)
+    assert len(text.splitlines()) <= 80
+    assert any(info == "toml connector.toml" for info, _ in blocks(page))
+    assert "\n## Test from outside\n\n```\n" in text
+    granted = {
+        word
+        for arguments in mentions(page)
+        for option, word in itertools.pairwise(arguments)
+        if option == "--allow-port"
+    }
+    for info, content in blocks(page):
+        services = tomllib.loads(content).get("services", {}) if info == "toml connector.toml" else {}
+        for name, service in services.items():
+            if "port" in service:
+                assert str(service["port"]) in granted, f"no edge grant for the port of {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
