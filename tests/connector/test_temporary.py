@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -356,3 +357,6 @@ def test_names_and_ports_are_random_and_valid() -> None:
     assert {some_port([(1, 2), (9, 9)], {2}) for _ in range(100)} == {1, 9}
     assert some_port([(1, 2)], {1, 2}) == 0
     assert some_port([], set()) == 0
+    begun = time.process_time()
+    assert some_port([(1, 65535)] * 256 + [(1, 2)], set(range(1, 65535))) == 65535
+    assert time.process_time() - begun < 1.0

@@ -185,6 +185,12 @@ class ConnectorConfig:
         """Whether TLS of any service ends here."""
         return any(service.tls == "home" for service in self.services)
 
+    @property
+    def files(self) -> list[Path]:
+        """Every file whose change is a change of the configuration."""
+        passwords = {service.basic_auth_file for service in self.services if service.basic_auth_file is not None}
+        return [self.path, *sorted(passwords)]
+
     def service(self, name: str) -> ServiceConfig | None:
         """The service of that name."""
         for service in self.services:

@@ -35,7 +35,6 @@ from tunnelgw.wire.flow import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tunnelgw.config.model import ConnectorConfig, ServiceConfig
     from tunnelgw.connector.checks import Checks
@@ -116,7 +115,7 @@ class Connector:
             edge.start()
         loop = asyncio.get_running_loop()
         # After the edges: a change of the file is applied to them.
-        self._watch = FileWatch(_files(self.config), self._file_changed, loop=loop)
+        self._watch = FileWatch(self.config.files, self._file_changed, loop=loop)
         self._last_turn = clock()
         self._turn_handle = loop.call_later(TURN, self._turn)
         self._announcing = spawn(self._announce(), name="announce readiness")
@@ -199,8 +198,8 @@ class Connector:
             if self._watch is not None:
                 self._watch.seen()
             config = load_connector(self.config.path)
-            if self._watch is not None and _files(config) != _files(self.config):
-                self._watch.follow(_files(config))
+            if self._watch is not None and config.files != self.config.files:
+                self._watch.follow(config.files)
             return await self.reload(config)
 
     async def _match_edges(self, places: list[Place]) -> list[str]:
@@ -382,12 +381,6 @@ class Connector:
         if service.tls == "home" and self.household is not None:
             answer |= self.household.status(service)
         return {"name": service.name, "target": str(service.target), "private": service.private, **answer}
-
-
-def _files(config: ConnectorConfig) -> list[Path]:
-    """Every file whose change is a change of the configuration."""
-    passwords = {service.basic_auth_file for service in config.services if service.basic_auth_file is not None}
-    return [config.path, *sorted(passwords)]
 
 
 def _soon(work: Callable[[], None]) -> object:

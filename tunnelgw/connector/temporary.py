@@ -273,7 +273,12 @@ def made_up_name() -> str:
 
 def some_port(ranges: list[tuple[int, int]], taken: set[int]) -> int:
     """One of these ports that is not taken, each as likely; 0 if there is none."""
-    free = {port for low, high in ranges for port in range(low, high + 1)} - taken
+    free: set[int] = set()
+    seen = 0  # an edge may say everything many times over
+    for low, high in sorted(ranges):
+        free.update(range(max(low, seen + 1), high + 1))
+        seen = max(seen, high)
+    free -= taken
     return secrets.choice(sorted(free)) if free else 0
 
 
