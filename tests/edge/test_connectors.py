@@ -30,6 +30,7 @@ class FakeLink:
     """Carries a session nowhere."""
 
     peer = "192.0.2.1"
+    transport = None
 
     def __init__(self) -> None:
         self.owner: Any = None

@@ -22,6 +22,7 @@ from tests.system.harness import Connector, World, run, wait_until
 from tests.system.sshd import SSHD, configure
 from tests.system.targets import RawTarget, read_all
 from tests.system.test_tls_home import memory_holds
+from tests.system.upgrading import Upgrading
 from tests.system.visiting import Laptop, ports
 
 if TYPE_CHECKING:
@@ -361,9 +362,9 @@ def test_the_edge_cannot_read_what_is_private(tmp_path: Path) -> None:
             assert memory_holds(edge.pid, wanted) == set()
 
 
-@pytest.mark.parametrize("side", ["visitor", "connector"])
-def test_a_link_that_is_cut_in_the_middle(tmp_path: Path, side: str) -> None:
-    with World(tmp_path) as world, RawTarget(echo) as target:
+@pytest.mark.parametrize(("side", "workers"), [("visitor", 1), ("connector", 1), ("visitor", 2)])
+def test_a_link_that_is_cut_in_the_middle(tmp_path: Path, side: str, workers: int) -> None:
+    with World(tmp_path, workers=workers) as world, RawTarget(echo) as target:
         world.start_edge()
         relay, control = free_port(), tmp_path / "relay.sock"
         command = [sys.executable, str(HERE / "relay.py"), str(relay), str(world.port), "--control", str(control)]
@@ -410,3 +411,47 @@ def test_with_two_workers(tmp_path: Path) -> None:
             world.edge_command("revoke", "laptop")
             assert cut(held)
         home.end()
+
+
+def test_the_target_may_be_told_where_the_visitor_is(tmp_path: Path) -> None:
+    with World(tmp_path) as world, RawTarget(echo) as target:
+        world.start_edge()
+        services = f"""
+            [services.echo]
+            target = "tcp://127.0.0.1:{target.port}"
+            private = true
+            proxy_protocol = "v1"
+        """
+        world.connector("home", services)
+        answer = Laptop(world, "laptop", "echo").stdio("echo", b"x").stdout
+        assert answer.startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
+        assert answer.endswith(f" {world.port}\r\nxbye".encode())
+
+
+def test_an_edge_that_is_replaced_keeps_private_streams(tmp_path: Path) -> None:
+    with Upgrading(tmp_path) as world, RawTarget(echo) as target:
+        world.start_edge()
+        world.connector("home", f'[services.echo]\ntarget = "tcp://127.0.0.1:{target.port}"\nprivate = true')
+        laptop = Laptop(world, "laptop", "echo")
+        port = laptop.port("echo")
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as held:
+            held.sendall(b"before")
+            assert held.recv(100) == b"before"
+            world.upgrade("command")
+            held.sendall(b"after")
+            assert held.recv(100) == b"after"
+            assert talk(port, b"new") == b"newbye"
+
+
+def test_an_edge_that_restarts_gets_its_visitors_back(tmp_path: Path) -> None:
+    with World(tmp_path) as world, RawTarget(echo) as target:
+        edge = world.start_edge()
+        world.connector("home", f'[services.echo]\ntarget = "tcp://127.0.0.1:{target.port}"\nprivate = true')
+        laptop = Laptop(world, "laptop", "echo")
+        port = laptop.port("echo")
+        assert talk(port, b"1") == b"1bye"
+        edge.kill()
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as waiting:
+            say(waiting, b"while nobody is there")
+            world.start_edge()
+            assert read_all(waiting) == b"while nobody is therebye"

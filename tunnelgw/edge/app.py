@@ -269,9 +269,12 @@ class Edge:
         self.gateway.drain()
         for connector in self.connectors:
             connector.announce(Reason.EDGE_STOPPING)
+        visits = self.connectors.visits
+        for visit in visits:
+            visit.announce(Reason.EDGE_STOPPING)
         end = self.loop.time() + grace
         await asyncio.sleep(LAST_WORDS_SECONDS)
-        while (self.gateway.connections or self.live) and self.loop.time() < end:  # noqa: ASYNC110
+        while (self.gateway.connections or self.live or visits.streams) and self.loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # polled only here: nobody else wants to know
         self.door.close()
         self.tunnels.close()

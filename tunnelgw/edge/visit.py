@@ -42,7 +42,7 @@ class Visit:
 
     __slots__ = (
         "_messages", "all", "armed_until", "deadline", "dial", "draining", "grant", "instance", "joints", "key", "link",
-        "name", "peer", "serial", "session", "session_id", "since", "trust", "visits",
+        "local", "name", "peer", "serial", "session", "session_id", "since", "trust", "visits",
     )  # fmt: skip
 
     def __init__(self, visits: Visits, name: str, instance: str, grant: Grant) -> None:
@@ -55,10 +55,11 @@ class Visit:
         self.session_id = ""
         self.link: Link | None = None
         self.peer = ""  # address of the link's other end, the last one
+        self.local = ("", 0)  # our end of it
         self.serial = ""  # of the certificate that the link showed
         self.key = ""  # the fingerprint of its key
         self.trust = ""  # digest of the authorities that it trusts
-        self.dial = 0
+        self.dial = -1
         self.draining = False
         self.since = time.time()
         self.joints: dict[int, Joint] = {}  # by the visitor's stream
@@ -127,6 +128,8 @@ class Visit:
         link.owner = self
         self.link = link
         self.peer = link.peer
+        local = link.transport.get_extra_info("sockname") if link.transport is not None else None
+        self.local = (str(local[0]), int(local[1])) if local else ("", 0)
 
     def _wake(self) -> None:
         if self.link is not None:

@@ -186,6 +186,8 @@ class Visits:
             kind=request.kind,
             visitor=host,
             visitor_port=int(port) if port.isdecimal() else 0,
+            edge=visit.local[0],
+            edge_port=visit.local[1],
             by=visit.name,
             key=visit.key,
             networks=list(networks),
