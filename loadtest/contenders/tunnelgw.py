@@ -21,7 +21,7 @@ RELAY = Path(__file__).parents[2] / "tests" / "system" / "relay.py"
 
 
 class Tunnelgw(Contender):
-    """One edge worker and one connector with their defaults, but for the limit of connections per address."""
+    """One edge worker and one connector with their defaults, but for connections per address, and idle ones."""
 
     name = "tunnelgw"
     kinds = {
@@ -94,6 +94,7 @@ issuer = "files"
 certificates = [{{ cert = "{folder}/cert.pem", key = "{folder}/key.pem" }}]
 [limits]
 connections_per_address = 20000
+idle_seconds = 300
 """)
     create_state(folder / "edge")
 
