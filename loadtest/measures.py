@@ -70,19 +70,38 @@ def idle() -> list[Figure]:
     ]
 
 
-class _Visitor(asyncio.Protocol):
+class Visitor(asyncio.Protocol):
     """Opens a connection, sends one request, reads the response, and stays."""
 
-    def __init__(self, *, http2: bool, done: Callable[[bool], None]) -> None:
+    alpn = "http/1.1"
+
+    def __init__(self, done: Callable[[bool], None]) -> None:
         self.done = done
-        self.http2 = ngh2.Connection(ngh2.Role.CLIENT) if http2 else None
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        if self.http2 is None:
-            self.transport.write(b"GET /small HTTP/1.1\r\nHost: %b\r\n\r\n" % HOST.encode())
-            return
+        self.ask()
+
+    def ask(self) -> None:
+        """Send what is to be answered."""
+        self.transport.write(b"GET /small HTTP/1.1\r\nHost: %b\r\n\r\n" % HOST.encode())
+
+    def data_received(self, data: bytes) -> None:
+        if data.endswith(bytes(13)):
+            self.done(True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.done(False)
+
+
+class VisitorH2(Visitor):
+    """The same on HTTP/2."""
+
+    alpn = "h2"
+
+    def ask(self) -> None:
+        self.http2 = ngh2.Connection(ngh2.Role.CLIENT)
         self.http2.initiate_connection()
         authority = HOST.encode()
         fields = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", authority), (b":path", b"/small")]
@@ -90,10 +109,6 @@ class _Visitor(asyncio.Protocol):
         self.transport.write(self.http2.data_to_send())
 
     def data_received(self, data: bytes) -> None:
-        if self.http2 is None:
-            if data.endswith(bytes(13)):
-                self.done(True)
-            return
         self.http2.receive_data(data)
         for event in self.http2.events():
             if isinstance(event, ngh2.DataReceived):
@@ -102,23 +117,20 @@ class _Visitor(asyncio.Protocol):
         if out:
             self.transport.write(out)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.done(False)
 
-
-async def _visit(port: int, count: int, *, http2: bool, look: Callable[[], None]) -> int:
-    """Open `count` connections, 64 at a time, one request each; look while all are idle; how many worked."""
+async def visit(port: int, count: int, visitor: type[Visitor], *, look: Callable[[], None]) -> int:
+    """Open `count` connections, 64 at a time, one request each; look while all are idle; how many worked and stayed."""
     loop = asyncio.get_running_loop()
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2" if http2 else "http/1.1"])
+    context.set_alpn_protocols([visitor.alpn])
     gate, served, transports = asyncio.Semaphore(64), [0], []
 
     async def one() -> None:
         async with gate:
             answered: asyncio.Future[bool] = loop.create_future()
             transport, _ = await loop.create_connection(
-                lambda: _Visitor(http2=http2, done=lambda ok: answered.done() or answered.set_result(ok)),
+                lambda: visitor(lambda ok: answered.done() or answered.set_result(ok)),
                 "127.0.0.1", port, ssl=context, server_hostname=HOST,
             )  # fmt: skip
             answer = await answered
@@ -128,9 +140,17 @@ async def _visit(port: int, count: int, *, http2: bool, look: Callable[[], None]
     await asyncio.gather(*(one() for _ in range(count)))
     await asyncio.sleep(8)  # streams are kept for 4 s
     look()
+    await asyncio.sleep(1)  # whoever hung up meanwhile is seen now
+    left = sum(transport.is_closing() for transport in transports)
     for transport in transports:
         transport.abort()
-    return served[0]
+    return served[0] - left
+
+
+def open_files() -> None:
+    """As many as the machine lets us."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _note(group: Group, after: list[int]) -> None:
@@ -139,17 +159,17 @@ def _note(group: Group, after: list[int]) -> None:
 
 def visitors(count: int = 10_000) -> list[Figure]:
     """Memory of idle visitor connections after one request each."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    open_files()
     figures = []
-    for http2, limit in ((False, 40), (True, 64)):
+    kind: type[Visitor]
+    for kind, limit in ((Visitor, 40), (VisitorH2, 64)):
         with gateway() as (group, port):
             time.sleep(5)
             before, after = group.memory("edge"), [0]
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                served = runner.run(_visit(port, count, http2=http2, look=partial(_note, group, after)))
+                served = runner.run(visit(port, count, kind, look=partial(_note, group, after)))
         each = (after[0] - before) / count / 1024
-        name = "h2" if http2 else "h1"
+        name = "h2" if kind is VisitorH2 else "h1"
         figures.append((f"{count} idle {name} visitors, KiB each", each, f"at most {limit}", each <= limit))
         figures.append((f"{name} visitors served", served, f"all {count}", served == count))
     return figures
