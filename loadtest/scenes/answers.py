@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
+from loadtest.scenario import RunError
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+) *\r\n", re.IGNORECASE)
 
 
-class WrongAnswerError(Exception):
+class WrongAnswerError(RunError):
     """An answer that is not what was asked for."""
 
 

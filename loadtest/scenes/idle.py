@@ -104,7 +104,7 @@ class Idle(Scenario):
 
     def __init__(self, kind: str) -> None:
         self.name = f"{COUNT:,} idle {kind}s, memory each"
-        self.kind = kind
+        self.kind, self.http2 = kind, kind.startswith("h2")
         self.count = min(COUNT, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE) // FILES)
         self.setup = Setup(home=Echoes()) if kind == "WebSocket" else Setup()
 
