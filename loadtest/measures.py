@@ -118,6 +118,9 @@ class VisitorH2(Visitor):
             self.transport.write(out)
 
 
+SOURCES = 250  # addresses of the visitors: one alone may not have everything that is left
+
+
 async def visit(port: int, count: int, visitor: type[Visitor], *, look: Callable[[], None]) -> int:
     """Open `count` connections, 64 at a time, one request each; look while all are idle; how many worked and stayed."""
     loop = asyncio.get_running_loop()
@@ -126,18 +129,19 @@ async def visit(port: int, count: int, visitor: type[Visitor], *, look: Callable
     context.set_alpn_protocols([visitor.alpn])
     gate, served, transports = asyncio.Semaphore(64), [0], []
 
-    async def one() -> None:
+    async def one(number: int) -> None:
         async with gate:
             answered: asyncio.Future[bool] = loop.create_future()
             transport, _ = await loop.create_connection(
                 lambda: visitor(lambda ok: answered.done() or answered.set_result(ok)),
                 "127.0.0.1", port, ssl=context, server_hostname=HOST,
+                local_addr=(f"127.100.0.{1 + number % SOURCES}", 0),
             )  # fmt: skip
             answer = await answered
             served[0] += answer
             transports.append(transport)
 
-    await asyncio.gather(*(one() for _ in range(count)))
+    await asyncio.gather(*(one(number) for number in range(count)))
     await asyncio.sleep(8)  # streams are kept for 4 s
     look()
     await asyncio.sleep(1)  # whoever hung up meanwhile is seen now
