@@ -15,7 +15,7 @@ from tunnelgw.wire.control import encode as encode_json
 from tunnelgw.wire.flow import INITIAL_WINDOW, KIB, MIB, PRESSED_WINDOW, Budget, SessionLimits, fitting_window
 from tunnelgw.wire.frames import HEADER, MAX_PAYLOAD, MORE, OPEN_WINDOWS, U32, U64, encode
 from tunnelgw.wire.hello import GreetingReader
-from tunnelgw.wire.stream import MARK_COST
+from tunnelgw.wire.stream import CREDIT_MOST, MARK_COST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +129,20 @@ def test_a_window_is_filled_to_the_byte_and_credited_when_half_was_consumed() ->
     assert end.pull_all() == encode(frames.WINDOW, 1, U32.pack(INITIAL_WINDOW // 2))
     with pytest.raises(RuntimeError):
         stream.consumed(INITIAL_WINDOW)
+
+
+def test_a_large_window_is_credited_long_before_half_of_it_was_consumed() -> None:
+    """A sender far away would stand still for half of each round trip."""
+    end = home(held=True)
+    end.session.feed(open_frame(1), 0.0)
+    stream = end.session.streams[1]
+    stream.window = stream.granted = 16 * MIB
+    end.session.feed(data_frames(1, CREDIT_MOST), 0.0)
+    end.pull_all()
+    stream.consumed(CREDIT_MOST - 1)
+    assert end.pull_all() == b""
+    stream.consumed(1)
+    assert end.pull_all() == encode(frames.WINDOW, 1, U32.pack(CREDIT_MOST))
 
 
 def test_full_frames_in_a_row_are_given_to_the_sink_as_one() -> None:

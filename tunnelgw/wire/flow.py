@@ -190,8 +190,8 @@ class Windows:
 def fitting_window(consumed: int, *, elapsed: float, min_rtt: float) -> int:
     """The window for a reader that consumed so many bytes in `elapsed` seconds: three times its share of a round trip.
 
-    A sender held back by its window gets between half of it and all of it through in a round trip, since credit comes
-    by halves: with two instead of three the window could stop growing at half speed.
+    A sender held back by its window gets between half of it and all of it through in a round trip, since credit for a
+    small one comes by halves: with two instead of three the window could stop growing at half speed.
     """
     rtt = max(min_rtt, RTT_FLOOR)
     return int(3.0 * consumed * rtt / max(elapsed, rtt))
