@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from tests.fuzz.wire_session import brief
 from tunnelgw.errors import RemoteError
-from tunnelgw.net.peek import hello_needs
-from tunnelgw.routing.clienthello import ClientHello, parse_client_hello
+from tunnelgw.routing.clienthello import ClientHello, hello_needs, parse_client_hello
 from tunnelgw.routing.hostname import normalise
 
 

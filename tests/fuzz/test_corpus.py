@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TARGETS = (
-    "wire_session", "wire_pair", "hello_greeting", "clienthello_parse", "proxyproto_header",
+    "wire_session", "wire_pair", "hello_greeting", "clienthello_parse", "proxyproto_header", "protocols_match",
     "http/http_request", "http/http_response", "http/http_fields", "http/http_frames",
 )  # fmt: skip
 CORPUS = Path(__file__).parent.parent / "corpus"

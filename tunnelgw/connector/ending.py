@@ -27,13 +27,12 @@ from tunnelgw.net.accept import KEPT_DESCRIPTORS, most_descriptors
 from tunnelgw.net.handshake import shake_hands
 from tunnelgw.net.ledger import Ledger, counted
 from tunnelgw.net.pair import stream_pair
-from tunnelgw.net.peek import hello_needs
 from tunnelgw.net.splice import Splice
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.routing.clienthello import Alert, ClientHello, alert_record, parse_client_hello
+from tunnelgw.routing.clienthello import Alert, ClientHello, alert_record, hello_needs, parse_client_hello
 from tunnelgw.routing.hostname import normalise_pattern
 from tunnelgw.routing.table import Route, RouteTable
 from tunnelgw.wire.control import Open

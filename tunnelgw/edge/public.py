@@ -25,11 +25,11 @@ from tunnelgw.net.accept import Acceptor, Reserve, defer_accept, dress, most_con
 from tunnelgw.net.farewell import Farewell
 from tunnelgw.net.handshake import shake_hands
 from tunnelgw.net.ledger import CountedSocket, Ledger, counted
-from tunnelgw.net.peek import Peek, hello_needs
+from tunnelgw.net.peek import Peek
 from tunnelgw.net.proxyproto import ProxyHeader, parse_proxy_header
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.routing.clienthello import Alert, ClientHello, alert_record, parse_client_hello
+from tunnelgw.routing.clienthello import Alert, ClientHello, alert_record, hello_needs, parse_client_hello
 from tunnelgw.routing.hostname import normalise
 
 if TYPE_CHECKING:

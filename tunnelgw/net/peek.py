@@ -32,16 +32,6 @@ LOOK_SECONDS = (0.25, 1.0)  # first and longest time between two of those: at mo
 _buffer = bytearray(PEEK_LIMIT)  # shared: a look is synchronous and copies what it found
 
 
-def hello_needs(data: bytes) -> int:
-    """At least this many bytes are needed to go on with TLS records that were cut after `data`."""
-    end = 0
-    while end + 5 <= len(data):
-        end += 5 + int.from_bytes(data[end + 3 : end + 5], "big")
-        if end > len(data):
-            return end
-    return end + 5
-
-
 class Peek(Generic[T]):
     """One connection being looked at, until `parse` returns a value or raises `RemoteError`.
 

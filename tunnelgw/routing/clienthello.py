@@ -85,6 +85,16 @@ def parse_client_hello(data: bytes | bytearray | memoryview) -> ClientHello | No
     return None if message is None else _parse(message)
 
 
+def hello_needs(data: bytes) -> int:
+    """At least this many bytes are needed to go on with TLS records that were cut after `data`."""
+    end = 0
+    while end + 5 <= len(data):
+        end += 5 + int.from_bytes(data[end + 3 : end + 5], "big")
+        if end > len(data):
+            return end
+    return end + 5
+
+
 def _handshake(data: bytes) -> bytes | None:
     """The body of the first handshake message, put together from its records."""
     message = bytearray()
