@@ -71,7 +71,7 @@ class Loaded:
             self._until = now + tls.TICKET_SECONDS
 
     def context(self, *, http: bool) -> ssl.SSLContext:
-        """For HTTP (ALPN h2 and http/1.1), or for TCP inside TLS (no ALPN)."""
+        """For HTTP (ALPN h2 and http/1.1), or for TCP inside TLS (`tls.RAW_ALPN`)."""
         return self._contexts[http]
 
     def _read(self) -> dict[bool, ssl.SSLContext]:
@@ -79,7 +79,7 @@ class Loaded:
         pair = self.pair
         made = {
             True: tls.visitor_context(pair.certificate, pair.key),
-            False: tls.visitor_context(pair.certificate, pair.key, alpn=()),
+            False: tls.visitor_context(pair.certificate, pair.key, alpn=tls.RAW_ALPN),
         }
         if _stamp(pair) != self.stamp:
             raise OSError("it was replaced while it was read")

@@ -25,6 +25,12 @@ TUNNEL_ALPN = "tgw/1"
 PRIVATE_ALPN = "tgw-private/1"  # inside of a private stream: neither can be taken for the other
 ACME_ALPN = "acme-tls/1"
 HTTP_ALPN = ("h2", "http/1.1")
+# For services whose bytes nobody here reads: of the names that IANA lists, those of protocols that are spoken inside of
+# TLS from its first byte on, over TCP. Some visitors insist on an answer (PostgreSQL 17); who offers others gets none.
+RAW_ALPN = (
+    "postgresql", "mqtt", "imap", "pop3", "managesieve", "xmpp-client", "xmpp-server", "irc", "nntp", "ftp", "dot",
+    "sip/2", "coap", "stun.turn", "tds/8.0", "radius/1.1",
+)  # fmt: skip
 HANDSHAKE_SECONDS = 10.0  # absolute; asyncio's own default is 60
 SHUTDOWN_SECONDS = 5.0  # for the peer's close_notify; a peer that does not answer keeps nothing longer
 # RFC 9325, section 4.2: ephemeral key exchange and AEAD only. (TLS 1.3's suites are all of that kind.)
@@ -58,7 +64,7 @@ class _Direct(ssl.SSLObject):
 
 
 def visitor_context(certificate: Path | str, key: Path | str, *, alpn: tuple[str, ...] = HTTP_ALPN) -> ssl.SSLContext:
-    """For visitors of one certificate. `alpn` empty: the extension is not answered (TLS-ended TCP services).
+    """For visitors of one certificate. `alpn`: what is picked from what they offer, in this order.
 
     Raises `OSError` or `ssl.SSLError` when the files cannot be read or do not belong together.
     """
@@ -68,8 +74,7 @@ def visitor_context(certificate: Path | str, key: Path | str, *, alpn: tuple[str
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | PRIORITIZE_CHACHA
     context.set_ciphers(TLS12_CIPHERS)
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
+    context.set_alpn_protocols(list(alpn))
     context.load_cert_chain(certificate, key, password=_no_password)
     return context
 
