@@ -305,6 +305,8 @@ port = 5
     assert lines[0].startswith(f"{tmp_path}/connector.toml:1: edge: ")
 
 
+_SHARED = 'host="a.b"\nport=1'
+_MC = '[services.{0}]\ntarget="tcp://a:1"\nhost="{1}"\nport={2}\nprotocol="minecraft"\n'
 _HOME = '[services.a]\ntarget=1\ntls="home"\n'
 
 
@@ -342,7 +344,35 @@ _HOME = '[services.a]\ntarget=1\ntls="home"\n'
         (_HOME + '[acme]\nchallenge="dns-01"', 5, "acme.challenge", "needs dns"),
         (_HOME + "[acme]\nwildcard=true", 5, "acme.wildcard", "is for edge.toml"),
         (_HOME + '[tls]\nissuer="self-signed"', 5, "tls.issuer", '"acme" or "files"'),
-        ('[services.a]\ntarget="tcp://a:1"\nport=1\nprotocol="mysql"', 4, "services.a.protocol", "not available"),
+        ('[services.a]\ntarget="tcp://a:1"\nport=1\nprotocol="mysql"', 4, "services.a.protocol", "port of its own"),
+        ('[services.a]\ntarget="tcp://a:1"\nport=1\nprotocol="minecraft"', 4, "services.a.protocol", "needs host"),
+        ('[services.a]\ntarget="tcp://a:1"\nhost="a.b"\nprotocol="postgres"', 4, "services.a.protocol", "needs port"),
+        (
+            f'[services.a]\ntarget="tls://a:1"\n{_SHARED}\nprotocol="minecraft"',
+            2,
+            "services.a.target",
+            "tcp://host:port",
+        ),
+        (
+            f'[services.a]\ntarget="http://a"\n{_SHARED}\nprotocol="postgres"',
+            2,
+            "services.a.target",
+            "or tls://host:port",
+        ),
+        ('[services.a]\ntarget="tcp://a:1"\nhost="a.b"\nport=1', 3, "services.a.host", "needs protocol"),
+        (_MC.format("a", "a.b", 1) + _MC.format("b", "a.b", 1), 9, "services.b.port", 'overlaps port 1 of "a"'),
+        (
+            _MC.format("a", "a.b", 1) + '[services.b]\ntarget="tcp://a:1"\nport=1',
+            8,
+            "services.b.port",
+            "overlaps",
+        ),
+        (
+            '[services.a]\ntarget="tcp://a:1"\nhost="a.b"\nport="5-6"\nprotocol="postgres"',
+            4,
+            "services.a.port",
+            "5-6 is a range",
+        ),
         ("[services.a]\ntarget=1\ntransparent=true", 3, "services.a.transparent", "not available in this version"),
         ('[services.a]\ntarget=1\nbasic_auth_file="/nowhere/x"', 3, "services.a.basic_auth_file", "cannot read"),
         ("[services.a]\ntarget=1\nallow_from=[]", 3, "services.a.allow_from", "nobody"),
@@ -456,6 +486,14 @@ def test_certificates_of_services_whose_tls_ends_at_home(tmp_path: Path) -> None
     assert diff_connector(plain, files).keys == ("tls",)
     unused = check(write(tmp_path, '[services.a]\ntarget=1\n[acme]\nemail = "me@example.com"'))
     assert [(found.severity, found.field) for found in unused] == [("warning", "acme")]
+
+
+def test_hosts_that_share_a_port(tmp_path: Path) -> None:
+    text = _MC.format("a", "a.b", 25565) + _MC.format("b", "*.c.d", 25565) + '[services.c]\ntarget=1\nhost="a.b"\n'
+    config = load_connector(
+        write(tmp_path, text + '[services.d]\ntarget="tls://a:5432"\nhost="d.e"\nport=5432\nprotocol="postgres"')
+    )
+    assert [service.protocol for service in config.services] == ["minecraft", "minecraft", "", "postgres"]
 
 
 def test_missing_certificates_are_a_warning(tmp_path: Path) -> None:

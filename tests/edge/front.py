@@ -168,12 +168,24 @@ class Table:
     def __init__(self) -> None:
         self.names: dict[str, NameEntry] = {}
         self.ports: dict[int, Route] = {}
+        self.protocols: dict[int, str] = {}
+        self.named: dict[tuple[int, str], Route] = {}
 
     def find_name(self, host: str) -> NameEntry | None:
         return self.names.get(host)
 
     def find_port(self, port: int) -> Route | None:
         return self.ports.get(port)
+
+    def protocol(self, port: int) -> str:
+        return self.protocols.get(port, "")
+
+    def find_named(self, port: int, host: str) -> Route | None:
+        return self.named.get((port, host))
+
+    def find_alone(self, port: int) -> Route | None:
+        here = [route for (at, _), route in self.named.items() if at == port]
+        return here[0] if len(here) == 1 else None
 
 
 def route(kind: str, host: str = "", **more: Any) -> Route:
@@ -237,6 +249,8 @@ class Front:
             reserve=self.door.reserve,
             counters=self.counters,
             rules=self.rules,
+            wheel=self.wheel,
+            certificates=self.certificates,
         )
         self.listener = listen_on(ADDRESS, 0, defer=True)
         self.plain = listen_on(ADDRESS, 0, defer=False)

@@ -17,7 +17,7 @@ from tunnelgw.edge.names import ended_hosts
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.routes import OTHER_LABEL
 from tunnelgw.errors import LocalError
-from tunnelgw.identity.claims import Held
+from tunnelgw.identity.claims import USED, Held
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
@@ -47,9 +47,12 @@ class Registry:
         self.failure: LocalError | None = None
         self.remembered = 0
         self.held: dict[str, str] = {}
+        self.uses: dict[str, str] = {}
+        self.hosts: tuple[str, ...] = ("*",)
+        self.ports: tuple[tuple[int, int], ...] = ((2222, 2222),)
 
     def get(self, name: str) -> Any:
-        return SimpleNamespace(revoked=False, grant=Grant(hosts=("*",), ports=((2222, 2222),)))
+        return SimpleNamespace(revoked=False, grant=Grant(hosts=self.hosts, ports=self.ports))
 
     def remember_offers(self, name: str, offers: bytes) -> None:
         if self.failure is not None:
@@ -57,7 +60,8 @@ class Registry:
         self.remembered += 1
 
     def hold(self, name: str, wanted: Any) -> dict[str, Held]:
-        return {claim: Held(holder) for claim, holder in self.held.items() if claim in wanted}
+        uses = {claim: Held(holder, USED) for claim, holder in self.uses.items() if claim in wanted}
+        return uses | {claim: Held(holder) for claim, holder in self.held.items() if claim in wanted}
 
     def affinity_secret(self) -> bytes:
         return b"secret"
@@ -126,9 +130,9 @@ def test_a_full_disk_takes_no_route() -> None:
     run(main)
 
 
-def decided(*offers: Offer) -> tuple[Desk, dict[str, Any]]:
+def decided(*offers: Offer, desk: Desk | None = None) -> tuple[Desk, dict[str, Any]]:
     """The desk after it decided about these offers, and the answers by service."""
-    desk = Desk()
+    desk = desk or Desk()
 
     async def main() -> None:
         desk.ports.allowed.set()
@@ -289,3 +293,76 @@ def test_a_private_service_has_no_public_address_whatever_it_says() -> None:
     assert (answers["ssh"].addresses, answers["ssh"].refused) == ([], "")
     assert answers["dns"].refused == answers["photos"].refused == "claim_unsupported"
     assert desk.private == {"home": frozenset({"ssh"})}
+
+
+def shared(name: str, *hosts: str, port: int = 2222, **more: Any) -> Offer:
+    more = {"kind": "tcp", "protocol": "minecraft"} | more
+    return Offer(name=name, hosts=list(hosts), ports=[(port, port)], **more)
+
+
+def with_database_port() -> Desk:
+    desk = Desk()
+    desk.registry.ports = ((2222, 2222), (5432, 5432))
+    return desk
+
+
+def test_hosts_that_share_a_port() -> None:
+    desk, results = decided(
+        shared("one", "one.a.b", "two.a.b"),
+        shared("db", "db.a.b", port=5432, protocol="postgres"),
+        shared("own", "own.a.b", port=5432, protocol="postgres", kind="tls"),
+        Offer(name="web", kind="http", hosts=["one.a.b"]),
+        desk=with_database_port(),
+    )
+    assert results["one"].addresses == ["minecraft://one.a.b:2222", "minecraft://two.a.b:2222"]
+    assert results["db"].addresses == ["postgres://db.a.b:5432"]
+    assert desk.ports.open_now == {2222, 5432}
+    assert {route.label for route in desk.table.routes()} == {
+        "tcp:2222/one.a.b", "tcp:2222/two.a.b", "tcp:5432/db.a.b", "tcp:5432/own.a.b", "one.a.b/",
+    }  # fmt: skip
+    assert ended_hosts(desk.table) == {"db.a.b", "one.a.b"}, "nobody speaks TLS to Minecraft"
+
+
+def test_what_a_shared_port_needs_and_cannot_be() -> None:
+    _, results = decided(
+        shared("one", "one.a.b"),
+        shared("again", "one.a.b"),
+        shared("other", "db.a.b", protocol="postgres"),
+        Offer(name="raw", kind="tcp", ports=[(2222, 2222)]),
+        shared("far", "far.a.b", port=2223),
+        shared("gopher", "g.a.b", protocol="gopher"),
+        shared("tls", "t.a.b", kind="tls"),
+        shared("nameless"),
+        Offer(name="portless", kind="tcp", hosts=["p.a.b"], protocol="minecraft"),
+    )
+    assert results["one"].refused == ""
+    assert results["again"].message == "one.a.b on port 2222 is used by another service of yours"
+    assert results["other"].message == results["raw"].message == "port 2222 is used by another service of yours"
+    assert results["far"].refused == "claim_not_granted"
+    assert results["far"].hint == ("tunnelgw edge grant home --allow-port 2222 --allow-port 2223")
+    for name in ("gopher", "tls", "nameless", "portless"):
+        assert results[name].refused == "claim_unsupported", name
+        assert not results[name].addresses
+
+
+def test_a_shared_port_needs_the_grant_of_its_host_too() -> None:
+    desk = Desk()
+    desk.registry.hosts = ("one.a.b",)
+    desk, results = decided(shared("s", "one.a.b", "two.a.b"), desk=desk)
+    assert results["s"].addresses == ["minecraft://one.a.b:2222"]
+    assert results["s"].refused == "claim_not_granted"
+    assert results["s"].hint == "tunnelgw edge grant home --allow-host one.a.b --allow-host two.a.b"
+
+
+def test_a_port_that_somebody_else_uses_otherwise() -> None:
+    desk = with_database_port()
+    desk.registry.uses = {"port:2222": "cabin", "name:5432:postgres:db.a.b": "cabin"}
+    _, results = decided(
+        Offer(name="raw", kind="tcp", ports=[(2222, 2222)]),
+        shared("db", "db.a.b", port=5432, protocol="postgres"),
+        desk=desk,
+    )
+    assert results["raw"].message == "port 2222 is held by connector cabin for another use than raw: use another port"
+    assert "for another use than for postgres" in results["db"].message
+    assert not results["raw"].addresses
+    assert desk.ports.open_now == set()

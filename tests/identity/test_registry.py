@@ -16,7 +16,7 @@ from tunnelgw.access.grants import Grant
 from tunnelgw.errors import LocalError, Refused, RemoteError
 from tunnelgw.identity import certs, home, invitations
 from tunnelgw.identity.ca import Authorities
-from tunnelgw.identity.claims import TERMS, UNNAMED, Held, Wish
+from tunnelgw.identity.claims import TERMS, UNNAMED, USED, Held, Wish
 from tunnelgw.identity.registry import Registry
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.sqlite import SqliteStore
@@ -211,6 +211,27 @@ def test_claims(registry: Registry, store: SqliteStore) -> None:
 
 WEB = "media web 1"
 NAMED, UNSAID = Wish(WEB, named=True), Wish(WEB)
+
+
+def test_claims_of_ports_that_hosts_share(registry: Registry) -> None:
+    joined(registry, "home", "cabin")
+    one, two = "name:25565:minecraft:one.a.b", "name:25565:minecraft:two.a.b"
+    assert registry.hold("home", alone({one, "host:one.a.b/", "port:22"})) == {}
+    assert registry.hold("cabin", alone({two, "host:two.a.b/"})) == {}
+    refused = registry.hold(
+        "cabin", alone({one, two, "port:25565", "name:22:minecraft:x.y", "name:25565:postgres:x.y"})
+    )
+    assert refused == {
+        one: Held("home"),
+        "port:25565": Held("home", USED),
+        "name:22:minecraft:x.y": Held("home", USED),
+        "name:25565:postgres:x.y": Held("home", USED),
+    }
+    assert registry.hold("home", alone({"port:25565"})) == {"port:25565": Held("cabin", USED)}
+    assert registry.hold("cabin", {}) == {}
+    assert registry.hold("home", alone({"port:25565"})) == {}
+    shared = {one: NAMED}
+    assert registry.hold("home", shared) == registry.hold("cabin", shared) == {}
 
 
 def joined(registry: Registry, *names: str) -> None:

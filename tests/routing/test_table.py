@@ -260,3 +260,51 @@ def test_router_never_sees_more_than_the_target(parts: list[str]) -> None:
     seen = eager(path.partition(b"?")[0])
     under = [p for p in ("/wiki/a", "/wiki") if seen == p.encode() or seen.startswith(p.encode() + b"/")]
     assert found.path == (under[0] if under else "/")
+
+
+def named(host: str, port: int = 25565, *, protocol: str = "minecraft", **more: object) -> Route:
+    return route(host, kind="tcp", port=port, protocol=protocol, **more)
+
+
+def test_hosts_that_share_a_port() -> None:
+    one, wild, far = named("mc.a.b"), named("*.a.b", connector="other"), named("mc.a.b", 25566, service="far")
+    web = route("mc.a.b", connector="third")
+    table = table_of(one, far, wild, web, reserved=("edge.a.b",))
+    assert table.find_named(25565, "mc.a.b") is one
+    assert table.find_named(25566, "mc.a.b") is far
+    assert table.find_named(25565, "x.a.b") is wild
+    for host in ("", "a.b", "edge.a.b", "x.mc.a.b"):
+        assert table.find_named(25565, host) is None
+    assert table.find_named(25567, "mc.a.b") is None
+    assert (table.protocol(25565), table.protocol(25567)) == ("minecraft", "")
+    assert (table.find_alone(25566), table.find_alone(25565)) == (far, None)
+    assert table.find_port(25565) is None
+    assert table.find_http("mc.a.b", b"/") is web, "on 443 the host is somebody else's"
+    assert set(table.holders(25565)) == {"home", "other"}
+    assert {id(item) for item in table.visible()} == {id(item) for item in (one, far, wild, web)}
+    table.replace("home", ())
+    assert table.find_named(25565, "mc.a.b") is wild
+    assert table.protocol(25566) == ""
+    table.replace("other", ())
+    assert table.protocol(25565) == ""
+    assert not table.ports()
+
+
+def test_a_port_has_one_use() -> None:
+    table = table_of(named("mc.a.b"), route("", kind="tcp", port=22, connector="other"))
+    for wanted, why in (
+        ([route("", kind="tcp", port=25565, connector="x")], "port 25565 is used otherwise"),
+        ([named("db.a.b", protocol="postgres", connector="x")], "port 25565 is used otherwise"),
+        ([named("mc.a.b", 22, connector="x")], "port 22 is used otherwise"),
+        ([named("mc.a.b", connector="x")], "is held by home"),
+        ([named("q.a.b", 9, connector="x"), route("", kind="tcp", port=9, connector="x")], "port 9 is used otherwise"),
+        ([named("q.a.b", 9, connector="x"), named("q.a.b", 9, connector="x", service="y")], "port 9 q.a.b is held by"),
+    ):
+        with pytest.raises(Refused, match=why) as caught:
+            table.replace("x", wanted)
+        assert caught.value.reason is Reason.CLAIM_HELD
+        assert not table.routes_of("x")
+    table.replace("home", [route("", kind="tcp", port=25565)])  # its own to change
+    assert table.protocol(25565) == ""
+    with pytest.raises(Refused, match="held by the edge"):
+        table_of(named("edge.a.b"), reserved=("edge.a.b",))

@@ -82,6 +82,15 @@ class Live(Protocol):
         """Read the configuration again; what changed. ConfigError if the file is not usable."""
 
 
+def _address_of(claim: str) -> str:
+    """What a claim is of, as far as the store knows it."""
+    kind, _, what = claim.partition(":")
+    if kind == "name":
+        port, protocol, host = what.split(":")
+        return f"{protocol}://{host}:{port}"
+    return f"https://{what}" if kind == "host" else f"tcp port {what}"
+
+
 class Offline:
     """No edge runs: nothing is up, and the next start reads the store anyway."""
 
@@ -94,7 +103,7 @@ class Offline:
         """What connectors hold, while nobody serves it."""
         return [
             {
-                "address": f"https://{what}" if kind == "host" else f"tcp port {what}",
+                "address": _address_of(claim),
                 "service": "",
                 "connector": holder,
                 "state": "away",
@@ -108,7 +117,6 @@ class Offline:
             }
             for claim, holders in sorted(self._registry.claims().items())
             for holder in holders
-            for kind, _, what in (claim.partition(":"),)
         ]
 
     def connector(self, name: str) -> dict[str, Any]:  # noqa: ARG002 - nobody of any name is seen

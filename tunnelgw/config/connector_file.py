@@ -93,7 +93,7 @@ def _collisions(services: tuple[ServiceConfig, ...], report: Report) -> None:
     ports: list[tuple[PortRange, ServiceConfig]] = []
     for service in services:
         key: Key = ("services", service.name)
-        for host in service.host:
+        for host in service.host if not service.protocol else ():
             other = routes.setdefault((host, service.path), service)
             if other is not service:
                 what = host if service.path == "/" else host + service.path
@@ -113,11 +113,20 @@ def _collisions(services: tuple[ServiceConfig, ...], report: Report) -> None:
                 whole.setdefault(host, service)
         for mine in service.port:
             for theirs, owner in ports:
-                if owner is not service and mine.first <= theirs.last and theirs.first <= mine.last:
+                if owner is not service and _meet(mine, theirs) and not _share(service, owner):
                     text = f'{mine} overlaps port {theirs} of "{owner.name}" ({_at(owner, report)})'
                     report.add((*key, "port"), text)
                     break
             ports.append((mine, service))
+
+
+def _meet(one: PortRange, other: PortRange) -> bool:
+    return one.first <= other.last and other.first <= one.last
+
+
+def _share(one: ServiceConfig, other: ServiceConfig) -> bool:
+    """Two services whose visitors say different names in the same protocol."""
+    return one.protocol != "" and one.protocol == other.protocol and not set(one.host) & set(other.host)
 
 
 def _mixed(one: ServiceConfig, other: ServiceConfig) -> bool:

@@ -15,6 +15,7 @@ from tunnelgw.config.model import HealthConfig, PortRange, ServiceConfig, Target
 from tunnelgw.config.names import Bad, host_name, network, path_prefix, port_range, printable, service_name
 from tunnelgw.config.problems import UNAVAILABLE, dotted
 from tunnelgw.config.targets import parse_target
+from tunnelgw.routing.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +31,10 @@ _PUBLIC_ONLY = (
     "host", "port", "path", "strip_path", "plain_http", "response_seconds", "allow_from", "basic_auth_file", "tls",
     "group", "protocol", "transparent",
 )  # fmt: skip
+_NO_MYSQL = (
+    '"mysql" is not possible: a MySQL server speaks first, and its first message is part of the login, so the edge '
+    "cannot wait for a name; give the service a port of its own"
+)
 _HTTP_ONLY = ("path", "strip_path", "plain_http", "response_seconds", "basic_auth_file")
 
 
@@ -145,8 +150,8 @@ def _not_yet(section: Section, service: ServiceConfig) -> None:
     """What would silently do nothing, or less than the operator believes."""
     if service.target.kind == "udp":
         section.bad("target", f"udp targets are {UNAVAILABLE}")
-    if service.protocol:
-        section.bad("protocol", f"is {UNAVAILABLE}; give the service a port of its own")
+    if service.protocol == "mysql":
+        section.bad("protocol", _NO_MYSQL)
     if service.transparent:
         section.bad("transparent", f'is {UNAVAILABLE}; proxy_protocol = "v2" tells the target the address')
 
@@ -193,6 +198,22 @@ def _fits_kind(section: Section, service: ServiceConfig) -> None:
         section.bad("proxy_protocol", f"is not possible for a {target.scheme} target; remove it")
 
 
+def _shares_port(section: Section, service: ServiceConfig) -> None:
+    """A protocol whose hosts share a port: what it needs, and what it cannot have."""
+    known = PROTOCOLS.get(service.protocol)
+    if known is None:
+        return
+    if service.target.kind not in known.kinds:
+        forms = " or ".join(f"{kind}://host:port" for kind in known.kinds)
+        section.bad("target", f'protocol = "{service.protocol}" needs a target of the form {forms}')
+    for name in ("host", "port"):
+        if not section.has(name):
+            section.bad("protocol", f"names the hosts that share a port, so it needs {name} as well")
+    for ports in service.port:
+        if ports.first != ports.last:
+            section.bad("port", f"{ports} is a range; hosts share single ports")
+
+
 def _addresses(section: Section, service: ServiceConfig) -> None:
     """Which public addresses fit this kind of target."""
     target, host, port = service.target, section.has("host"), section.has("port")
@@ -200,7 +221,9 @@ def _addresses(section: Section, service: ServiceConfig) -> None:
         section.bad("host", "is empty; name a host, or leave it out")
     if section.data.get("port") == []:
         section.bad("port", "is empty; name a port, or leave it out")
-    if port and target.is_http:
+    if service.protocol:
+        _shares_port(section, service)
+    elif port and target.is_http:
         bare = f"tcp://{target.host}:{target.port}" if target.host else "tcp://..."
         section.bad("port", f'a {target.scheme} target is served on 443 by its host; for a raw port write "{bare}"')
     elif port and target.kind == "tls":
@@ -208,7 +231,7 @@ def _addresses(section: Section, service: ServiceConfig) -> None:
             "port", f'a tls target is served on 443 by its host; for a raw port write "tcp://{target.host}:..."'
         )
     elif port and host:
-        section.bad("host", f"with port is {UNAVAILABLE}; host alone ends TLS at the edge, port alone is a raw port")
+        section.bad("host", "with port needs protocol; host alone ends TLS at the edge, port alone is a raw port")
     elif target.kind in ("tcp", "udp") and not (host or port or service.private):
         section.bad("", f"a {target.scheme} target needs port = N (a raw port) or host = ... (TLS ends at the edge)")
     for ports in service.port:

@@ -23,6 +23,7 @@ from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.errors import OriginError
 from tunnelgw.net import sockets
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.postgres import SSL_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,8 +58,16 @@ class Origin:
     def header(self, request: Open) -> bytes:
         """The PROXY header that the target wants first; empty if it wants none."""
         version = self.service.proxy_protocol
-        if not version:
+        if not version or self._asks_first:
             return b""
+        return self._proxy_header(version, request)
+
+    @property
+    def _asks_first(self) -> bool:
+        """Whether the target must be asked for TLS before the visitor's own can begin (`tls://` for PostgreSQL)."""
+        return self.service.protocol == "postgres" and self.service.target.kind == "tls"
+
+    def _proxy_header(self, version: str, request: Open) -> bytes:
         source, destination = (request.visitor, request.visitor_port), (request.edge, request.edge_port)
         return proxy_header(version, source, destination, host=request.host)
 
@@ -94,6 +103,8 @@ class Origin:
         sock = await eyeballs.connect(allowed, make_socket=_target_socket)
         loop = asyncio.get_running_loop()
         try:
+            if self._asks_first:
+                await self._ask_for_tls(sock, request)
             if target.scheme != "https":
                 await loop.create_connection(factory, sock=sock)
                 return
@@ -110,6 +121,15 @@ class Origin:
         except BaseException:
             sock.close()
             raise
+
+    async def _ask_for_tls(self, sock: socket.socket, request: Open) -> None:
+        """What the edge did with the visitor, done with the target: from here on it waits for the ClientHello."""
+        version = self.service.proxy_protocol
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(sock, (self._proxy_header(version, request) if version else b"") + SSL_REQUEST)
+        if await loop.sock_recv(sock, 1) != b"S":
+            text = "the database offers no TLS (ssl = on in postgresql.conf), or it is none"
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, text)
 
     def _tls(self) -> ssl.SSLContext:
         context = self._context

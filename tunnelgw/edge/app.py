@@ -180,6 +180,8 @@ class Edge:
             reserve=self.door.reserve,
             counters=self.counters,
             rules=rules,
+            wheel=self.wheel,
+            certificates=self.certificates,
         )
 
     def _make_claims(self) -> ClaimDesk:
@@ -276,6 +278,7 @@ class Edge:
         await asyncio.sleep(LAST_WORDS_SECONDS)
         while (self.gateway.connections or self.live or visits.streams) and self.loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # polled only here: nobody else wants to know
+        self.ports.drop()
         self.door.close()
         self.tunnels.close()
         self.connectors.cut_all(Reason.EDGE_STOPPING)  # after visitors: their streams ended in order if they could

@@ -27,9 +27,11 @@ from tunnelgw.edge.sharing import (
     port_command,
     terms_of,
     wish_for_host,
+    wish_for_name,
     wish_for_port,
 )
 from tunnelgw.errors import LocalError, Refused
+from tunnelgw.identity.claims import USED
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
 from tunnelgw.routing.hostname import normalise_pattern
@@ -67,6 +69,11 @@ def host_key(host: str, path: str) -> str:
 def port_key(port: int) -> str:
     """The claim of a port."""
     return f"port:{port}"
+
+
+def name_key(port: int, protocol: str, host: str) -> str:
+    """The claim of a host on a port that is for one protocol."""
+    return f"name:{port}:{protocol}:{host}"
 
 
 class ClaimDesk:
@@ -200,6 +207,7 @@ class ClaimDesk:
                 verdict.ports = [port for low, high in offer.ports for port in range(low, high + 1)]
             used = [host for other in verdicts[:HINTED] for host in other.hosts[:HINTED]]
             self._check_grant(name, grant, verdict, used[:HINTED])
+            verdict.share_ports()
         refuse_twice(verdicts)
         return verdicts
 
@@ -243,9 +251,11 @@ class ClaimDesk:
         wanted: dict[str, Wish] = {}
         for verdict in verdicts:
             offer = verdict.offer
-            terms = terms_of(offer) if verdict.hosts or verdict.ports else ""
+            terms = terms_of(offer) if verdict.hosts or verdict.ports or verdict.names else ""
             wanted |= {host_key(host, offer.path): wish_for_host(grant, host, terms) for host in verdict.hosts}
             wanted |= {port_key(port): wish_for_port(offer, grant, port, terms) for port in verdict.ports}
+            for port, host in verdict.names:
+                wanted[name_key(port, offer.protocol, host)] = wish_for_name(offer, grant, port, host, terms)
         refused = self._registry.hold(name, wanted)
         used = [host for verdict in verdicts[:HINTED] for host in verdict.hosts[:HINTED]][:HINTED]
         for verdict in verdicts:
@@ -262,6 +272,13 @@ class ClaimDesk:
                     verdict.ports.remove(port)
                     command = port_command(name, grant, offer, port)
                     self._refuse_held(name, held, wanted[key], verdict, f"port {port}", at=("", port), command=command)
+            for port, host in tuple(verdict.names):
+                key = name_key(port, offer.protocol, host)
+                if (held := refused.get(key)) is not None:
+                    verdict.names.remove((port, host))
+                    what = f"port {port}" if held.why == USED else f"{host} on port {port}"
+                    command = grant_command(name, grant, hosts=[host], ports=[(port, port)])
+                    self._refuse_held(name, held, wanted[key], verdict, what, at=(host, port), command=command)
 
     def _refuse_held(
         self, name: str, held: Held, wish: Wish, verdict: Verdict, what: str, *, at: tuple[str, int], command: str
@@ -291,18 +308,21 @@ class ClaimDesk:
 
     async def _open_ports(self, verdicts: list[Verdict], *, opening: bool) -> None:
         for verdict in verdicts:
-            for port in tuple(verdict.ports) if opening else ():
+            for port in verdict.opened if opening else ():
                 try:
                     await self._ports.open(port)
                 except Refused as refusal:
-                    verdict.ports.remove(port)
+                    verdict.ports = [other for other in verdict.ports if other != port]
+                    verdict.names = [place for place in verdict.names if place[0] != port]
                     verdict.refuse(refusal)
 
     def _route(self, name: str, verdicts: list[Verdict]) -> None:
         before = self._table.routes_of(name)
         make = self._routes.make
         routes = [
-            route for verdict in verdicts for route in make(name, verdict.offer, verdict.hosts, verdict.ports, before)
+            route
+            for verdict in verdicts
+            for route in make(name, verdict.offer, verdict.hosts, verdict.ports, verdict.names, before)
         ]
         try:
             self._table.replace(name, routes)
@@ -326,6 +346,7 @@ class ClaimDesk:
         offer, refused = verdict.offer, verdict.refused
         addresses = [self.url(offer.kind, host, offer.path) for host in verdict.hosts]
         addresses += [f"tcp://{self._address}:{port_text((port, port))}" for port in verdict.ports]
+        addresses += [f"{offer.protocol}://{host}:{port}" for port, host in verdict.names]
         return ClaimResult(
             name=offer.name,
             addresses=addresses,

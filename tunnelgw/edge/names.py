@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnelgw.routing.hostname import is_address
+from tunnelgw.routing.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from tunnelgw.config.model import EdgeConfig
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
 
 def ended_hosts(table: RouteTable) -> set[str]:
     """Names whose TLS ends here; those that are passed through have their certificate at home."""
-    return {route.host for route in table.routes() if route.host and route.kind not in ("tls", "home")}
+    return {
+        route.host
+        for route in table.routes()
+        if route.host and route.kind not in ("tls", "home")
+        if not route.protocol or PROTOCOLS[route.protocol].ends_tls
+    }
 
 
 def edge_names(config: EdgeConfig) -> frozenset[str]:

@@ -15,6 +15,7 @@ from tunnelgw.edge.routes import route_kind
 from tunnelgw.errors import Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.paths import normalise_path
+from tunnelgw.routing.protocols import PROTOCOLS
 from tunnelgw.routing.table import sharing
 
 if TYPE_CHECKING:
@@ -26,13 +27,25 @@ AFFINITIES = ("", "cookie", "address")
 
 @dataclass(slots=True)
 class Verdict:
-    """What became of one offer so far."""
+    """What became of one offer so far. names: hosts on ports that others may share, instead of hosts and ports."""
 
     offer: Offer
     hosts: list[str] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
+    names: list[tuple[int, str]] = field(default_factory=list)
     refused: Refused | None = None
     hint: str = ""
+
+    @property
+    def opened(self) -> list[int]:
+        """Every port that is to be open for it."""
+        return [*self.ports, *dict.fromkeys(port for port, _ in self.names)]
+
+    def share_ports(self) -> None:
+        """Of an offer with a protocol: each of its hosts on each of its ports is a place of its own."""
+        if self.offer.protocol:
+            self.names = [(port, host) for port in self.ports for host in self.hosts]
+            self.hosts, self.ports = [], []
 
     def refuse(self, refusal: Refused, hint: str = "") -> None:
         """Keep the first refusal: the others are often its consequence."""
@@ -43,7 +56,7 @@ class Verdict:
 def check_kind(offer: Offer) -> None:
     """`Refused(CLAIM_UNSUPPORTED)` for what this edge cannot serve, whatever its place."""
     at_home = offer.tls == "home" and offer.kind in ("http", "h2c") and not (offer.ports or offer.plain_http)
-    if offer.kind not in KINDS or offer.protocol or (offer.tls and (offer.private or not at_home)):
+    if offer.kind not in KINDS or not _may_share(offer) or (offer.tls and (offer.private or not at_home)):
         what = f"private {offer.kind}" if offer.private else offer.protocol or offer.kind
         how = f" with tls = {offer.tls!r}" if offer.tls and what == offer.kind else ""
         raise Refused(f"this edge does not serve {what} services{how}", reason=Reason.CLAIM_UNSUPPORTED)
@@ -61,10 +74,19 @@ def check_kind(offer: Offer) -> None:
         raise Refused(str(error), reason=Reason.CLAIM_UNSUPPORTED) from None
 
 
+def _may_share(offer: Offer) -> bool:
+    """False for a protocol that this edge does not know, or not in this way."""
+    if not offer.protocol:
+        return True
+    known = PROTOCOLS.get(offer.protocol)
+    fits = known is not None and offer.kind in known.kinds and not (offer.tls or offer.private)
+    return fits and bool(offer.hosts and offer.ports)
+
+
 def refuse_twice(verdicts: list[Verdict]) -> None:
     """Of two services that want the same place the first has it: a host with one path, a pass-through host, a port."""
     used: dict[str, dict[str, str]] = {}  # host → path → who may share the host by other paths
-    ports: set[int] = set()
+    _refuse_ports(verdicts)
     for verdict in verdicts:
         shares = sharing(route_kind(verdict.offer))
         for host in tuple(verdict.hosts):
@@ -81,8 +103,19 @@ def refuse_twice(verdicts: list[Verdict]) -> None:
                 verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD))
             else:
                 there[path] = shares
-        for port in tuple(verdict.ports):
-            if port in ports:
-                verdict.ports.remove(port)
-                verdict.refuse(Refused(f"port {port} is used by another service of yours", reason=Reason.CLAIM_HELD))
-            ports.add(port)
+
+
+def _refuse_ports(verdicts: list[Verdict]) -> None:
+    """The same for ports, which are raw or for one protocol, and for hosts on them."""
+    uses: dict[int, str] = {}
+    taken: set[tuple[int, str]] = set()
+    for verdict in verdicts:
+        use = verdict.offer.protocol
+        for place in [*((port, "") for port in verdict.ports), *verdict.names]:
+            port, host = place
+            if place not in taken and uses.setdefault(port, use) == use:
+                taken.add(place)
+                continue
+            verdict.names.remove(place) if host else verdict.ports.remove(port)
+            what = f"{host} on port {port}" if place in taken and host else f"port {port}"
+            verdict.refuse(Refused(f"{what} is used by another service of yours", reason=Reason.CLAIM_HELD))

@@ -228,7 +228,7 @@ class RawPassage(_Passage):
 class TlsPassage(_Passage, asyncio.Protocol):
     """Protocol of a TLS connection whose inside goes to a TCP service; a splice takes over once the stream is there."""
 
-    __slots__ = ("_refused", "_transport")
+    __slots__ = ("_refused", "_tell", "_transport")
 
     def __init__(
         self,
@@ -238,8 +238,11 @@ class TlsPassage(_Passage, asyncio.Protocol):
         visitor: Visitor,
         *,
         refused: Callable[[Reason], None],
+        tell: Callable[[Reason], bytes] | None = None,
     ) -> None:
+        """`tell`: why there is no stream, in the words of what is spoken inside."""
         super().__init__(opener, live, route, visitor)
+        self._tell = tell
         self._refused = refused
         self._transport: asyncio.Transport | None = None
 
@@ -267,4 +270,6 @@ class TlsPassage(_Passage, asyncio.Protocol):
     def stream_refused(self, reason: Reason, since: float) -> None:  # noqa: ARG002 - the waiter's interface
         self._refused(reason)
         if self._transport is not None:
+            if self._tell is not None:
+                self._transport.write(self._tell(reason))
             self._transport.close()

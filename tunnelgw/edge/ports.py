@@ -1,7 +1,8 @@
-"""Raw TCP ports, opened and closed while the edge runs, as routes come and go.
+"""TCP ports, opened and closed while the edge runs, as routes come and go.
 
 `want` is told the whole set of ports that routes hold; ports that are new are opened, ports that nobody holds any more
 are closed. A connection finds its route when it arrives, by port, so a port may change its service without closing.
+Ports that hosts share are listened on here as well; what their visitors say first is looked at in `named.py`.
 
 Invariants: closing a port never touches connections that are already through it (`Live.cut` does, for a service that is
 withdrawn); a raw port never waits for the visitor to speak first (no TCP_DEFER_ACCEPT), since ssh's target does.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.addresses import address_key
 from tunnelgw.edge.addressing import plain_address, visitor_of
+from tunnelgw.edge.named import NamedPorts
 from tunnelgw.edge.passthrough import Live, RawPassage
 from tunnelgw.errors import Refused
 from tunnelgw.net.accept import Acceptor, Reserve, listen_on
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from tunnelgw.edge.public import DoorRules
     from tunnelgw.gateway.opener import StreamOpener
+    from tunnelgw.net.certificates import Certificates
+    from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
     from tunnelgw.routing.table import RouteTable
 
@@ -117,6 +121,8 @@ class Ports:
         reserve: Reserve,
         counters: ProcessCounters,
         rules: DoorRules,
+        wheel: Wheel,
+        certificates: Certificates,
     ) -> None:
         self._loop = loop
         self._opener = opener
@@ -127,6 +133,17 @@ class Ports:
         self._reserve = reserve
         self._counters = counters
         self._rules = rules
+        self._named = NamedPorts(
+            loop,
+            wheel=wheel,
+            table=table,
+            certificates=certificates,
+            streams=streams,
+            live=live,
+            ledger=ledger,
+            counters=counters,
+            rules=rules,
+        )
         self._acceptors: dict[int, Acceptor] = {}
         self._paused = False
 
@@ -144,7 +161,7 @@ class Ports:
 
     def reload(self, rules: DoorRules) -> None:
         """New rules, for connections from now on."""
-        self._rules = rules
+        self._rules = self._named.rules = rules
 
     async def open(self, port: int) -> None:
         """Listen on a port. Idempotent. Raises `Refused` (PORT_UNAVAILABLE); the caller tells the connector."""
@@ -183,8 +200,12 @@ class Ports:
             self.close(port)
 
     def close_all(self) -> None:
-        """The edge stops."""
+        """No new visitors; those who are being looked at go on."""
         self.keep(())
+
+    def drop(self) -> None:
+        """Drop who is not decided yet."""
+        self._named.close()
 
     def __contains__(self, port: int) -> bool:
         return port in self._acceptors
@@ -194,6 +215,10 @@ class Ports:
         return {port: acceptor.listener for port, acceptor in self._acceptors.items()}
 
     def _accepted(self, port: int, raw: socket.socket, address: tuple[str, int]) -> None:
+        protocol = self._table.protocol(port)
+        if protocol:
+            self._named.accepted(raw, address, port, protocol)
+            return
         host = plain_address(address[0])
         route = self._table.find_port(port)
         key = None if self._rules.trusted(host) else address_key(host)

@@ -155,7 +155,7 @@ class FrontDoor:
     def close(self) -> None:
         """Stop, and drop what is not decided yet. Decided connections belong to others."""
         self.stop_accepting()
-        for sock in tuple(self.ledger.looking):
+        for sock in [sock for sock in self.ledger.looking if sock.listener == "https"]:
             self._forget(sock)
             sock.close()
         self.reserve.close()
@@ -195,8 +195,8 @@ class FrontDoor:
         if not handshake:
             return ours
         gone = self.ledger.look(ours, lambda: self._crowded_out(ours))
-        if gone is not None:
-            self._crowded_out(gone)
+        if gone is not None and gone.leave is not None:
+            gone.leave()
         return None if gone is ours else ours
 
     def _accepted(self, raw: socket.socket, address: tuple[str, int]) -> None:
@@ -281,14 +281,15 @@ class FrontDoor:
             return
         del self._peeks[sock]
         name, entry = self._find(hello.server_name)
+        acme = tls.ACME_ALPN.encode() in hello.alpn and bool(name)
         if self.ledger.full and not self.ledger.make_room(sock):
             self._drop(sock, Reason.DESCRIPTORS)
-        elif entry is None:
+        elif entry is None and not acme:
             self._alert(sock, Alert.UNRECOGNIZED_NAME, Reason.NAME_UNKNOWN)
-        elif entry.kind in ("tls", "home"):
+        elif entry is not None and entry.kind in ("tls", "home"):
             self._pass_through(sock, hello, name, entry)
-        elif tls.ACME_ALPN.encode() in hello.alpn:
-            self._answer_acme(sock, name, until=peek.until)
+        elif entry is None or acme:
+            self._answer_acme(sock, name, until=peek.until)  # perhaps of a host on a shared port alone
         elif entry.kind == "http" and not tls.negotiated(hello.alpn):
             self._alert(sock, Alert.NO_APPLICATION_PROTOCOL, Reason.ALPN_UNKNOWN)
         elif not self._may_enter(sock, entry):

@@ -72,7 +72,8 @@ def report(edge: Edge) -> dict[str, Any]:
 
 
 def _route(edge: Edge, route: Route, members: Members | None) -> dict[str, Any]:
-    port = f"tcp://{edge.config.address.host}:{route.port}" if route.port else ""
+    named = f"{route.protocol}://{route.host}:{route.port}" if route.protocol else ""
+    port = named or (f"tcp://{edge.config.address.host}:{route.port}" if route.port else "")
     connector = edge.connectors.by_name.get(route.connector)
     unhealthy = connector is not None and route.service in connector.unhealthy
     failing = members is not None and members.failing(route.connector, edge.loop.time())

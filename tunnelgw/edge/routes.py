@@ -33,20 +33,29 @@ class RouteMaker:
         self._labels: dict[str, set[str]] = {}  # by connector
 
     def make(
-        self, name: str, offer: Offer, hosts: Iterable[str], ports: Iterable[int], before: Iterable[Route]
+        self,
+        name: str,
+        offer: Offer,
+        hosts: Iterable[str],
+        ports: Iterable[int],
+        names: Iterable[tuple[int, str]],
+        before: Iterable[Route],
     ) -> Iterator[Route]:
-        """The routes of one offer at these hosts and ports; `before`: the connector's routes until now."""
+        """The routes of one offer at these places, as in `Verdict`; `before`: the connector's routes until now."""
         since = {(route.host, route.path, route.port): route.since for route in before}
         kind = route_kind(offer)
         places = [(host, offer.path, 0) for host in hosts] + [("", "/", port) for port in ports]
+        places += [(host, "/", port) for port, host in names]
         for host, path, port in places:
             # What is passed through is one address to the edge, whatever paths it has at home.
-            label = self._label(name, f"tcp:{port}" if port else f"{host}{'/' if kind == 'home' else path}")
+            at_port = f"tcp:{port}/{host}".rstrip("/")
+            label = self._label(name, at_port if port else f"{host}{'/' if kind == 'home' else path}")
             yield Route(
                 kind=kind,
                 host=host,
                 path=path,
                 port=port,
+                protocol=offer.protocol,
                 connector=name,
                 service=offer.name,
                 counters=self._counters.route(label),

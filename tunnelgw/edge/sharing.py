@@ -15,7 +15,7 @@ import msgspec
 
 from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.grants import grant_command
-from tunnelgw.identity.claims import TERMS, UNNAMED, Wish
+from tunnelgw.identity.claims import TERMS, UNNAMED, USED, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,8 @@ _encode = msgspec.json.Encoder().encode
 
 def agreement(offer: Offer) -> dict[str, object]:
     """What all members of a group must say alike, by the key of connector.toml. The offer was checked."""
-    return {
+    protocol = {"protocol": offer.protocol} if offer.protocol else {}
+    return protocol | {
         "target": offer.kind,  # only what the bytes are; where it is, nobody asks
         "tls": offer.tls,
         "strip_path": offer.strip_path,
@@ -61,12 +62,21 @@ def wish_for_port(offer: Offer, grant: Grant, port: int, terms: str) -> Wish:
     return Wish(terms, named=(port, port) in grant.ports or any(item in grant.ports for item in ranges))
 
 
+def wish_for_name(offer: Offer, grant: Grant, port: int, host: str, terms: str) -> Wish:
+    """The claim of a host on a port: both are named."""
+    named = wish_for_host(grant, host, terms).named and wish_for_port(offer, grant, port, terms).named
+    return Wish(terms, named=named)
+
+
 def explain(what: str, held: Held, wish: Wish, offer: Offer, theirs: Offer | None, *, command: str) -> tuple[str, str]:
     """The text of a refusal, and the command that would allow the claim ("" where none does). `theirs`: if known.
 
     What the holder offers is told to those alone whose grant names the address: they are meant to share it.
     """
     text = f"{what} is held by connector {held.holder}"
+    if held.why == USED:
+        ours = f"for {offer.protocol}" if offer.protocol else "raw"
+        return f"{text} for another use than {ours}: use another port", ""
     if held.why == UNNAMED or (held.why == TERMS and not wish.named):
         return f"{text} in the same group; to share it, the grant must name it", command
     if held.why == TERMS:

@@ -1,7 +1,8 @@
 """Which connector holds a host name or a public port, for all workers and over restarts.
 
-A claim is a text: `host:<name><path>` or `port:<number>`. A host belongs to one connector as a whole, whatever paths it
-serves. A claim stays with its connector for as long as its configuration asks for it, also while it is away, and is
+A claim is a text: `host:<name><path>`, `port:<number>`, or `name:<number>:<protocol>:<name>` for a host on a port that
+several may share. A host belongs to one connector as a whole, whatever paths it serves; a port is held raw, or for one
+protocol. A claim stays with its connector for as long as its configuration asks for it, also while it is away, and is
 free again when the connector withdraws it or is revoked. Whether a grant allows it is decided before.
 
 A claim with terms (a text that says what all members of a group agree on) can be held by several connectors: by those
@@ -10,7 +11,8 @@ other paths of it beside the others.
 
 All claims of a connector are one document; every change also writes one guard key at the revision it was read at, so
 that two connectors that claim the same host at the same moment cannot both succeed.
-Invariant: at any revision of the store, the holders of a claim have equal terms, and holders of a host share a claim.
+Invariant: at any revision of the store, the holders of a claim have equal terms, holders of a host share a claim, and
+all that is held of a port is held for one use.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ _MAX_BYTES = 1 << 20  # the store's bound for a value: about 20,000 claims
 
 
 HELD = "held"  # by a connector that shares it with nobody
+USED = "used"  # a port, for another protocol or raw
 TERMS = "terms"  # by one of the same group, on other terms
 UNNAMED = "unnamed"  # it could be shared, if the grant named it
 
@@ -48,7 +51,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Who has a claim that was not given, and why it is not shared: HELD, TERMS or UNNAMED."""
+    """Who has a claim that was not given, and why it is not shared: HELD, USED, TERMS or UNNAMED."""
 
     holder: str
     why: str = HELD
@@ -113,15 +116,32 @@ def _refusals(
     wanted: Mapping[str, Wish], before: Mapping[str, str], others: Mapping[str, Mapping[str, Mapping[str, str]]]
 ) -> dict[str, Held]:
     """Which of these claims cannot be had beside what others hold."""
-    refused: dict[str, Held] = {}
+    refused = _otherwise_used(wanted, others)
     by_unit: dict[str, list[str]] = {}
     for claim in wanted:
-        by_unit.setdefault(_unit(claim), []).append(claim)
+        if claim not in refused:
+            by_unit.setdefault(_unit(claim), []).append(claim)
     for unit, claims in by_unit.items():
         # What is refused is shared with nobody, so it may take others with it that it was the bridge for.
         while found := _unit_refusals(wanted, before, others.get(unit, {}), claims):
             refused |= found
             claims = [claim for claim in claims if claim not in found]
+    return refused
+
+
+def _otherwise_used(wanted: Iterable[str], others: Mapping[str, Mapping[str, Mapping[str, str]]]) -> dict[str, Held]:
+    """The claims of ports that others use in another way."""
+    uses: dict[str, dict[str, str]] = {}  # port → use → one holder
+    for unit, holders in others.items():
+        port, use = _use(unit)
+        if port:
+            uses.setdefault(port, {}).setdefault(use, next(iter(holders)))
+    refused: dict[str, Held] = {}
+    for claim in wanted:
+        port, use = _use(claim)
+        holder = next((holder for other, holder in uses.get(port, {}).items() if other != use), None)
+        if holder is not None:
+            refused[claim] = Held(holder, USED)
     return refused
 
 
@@ -165,3 +185,9 @@ def _group(terms: str) -> str:
 def _unit(claim: str) -> str:
     """What belongs to one connector as a whole: the host without its path, or the port."""
     return claim.partition("/")[0]
+
+
+def _use(claim: str) -> tuple[str, str]:
+    """The port of a claim and the protocol it is held for ("": raw); no port for a host."""
+    kind, port, protocol, *_ = [*claim.split(":"), ""]
+    return ("", "") if kind == "host" else (port, protocol if kind == "name" else "")

@@ -1,9 +1,10 @@
 """Which public address leads to which service of which connector.
 
 A host is looked up in one dict, exact before wildcard (exactly one label), and the host that was found decides alone.
-The paths of a host are few, sorted longest first and matched by whole segments. A host and a port are held by one
-connector, or by several whose routes agree in everything that a visitor could notice (a `group`): then look-ups find
-one route with `members`. A connector's routes are swapped as a whole, at the cost of the places they are at.
+The paths of a host are few, sorted longest first and matched by whole segments. A port is raw, or it is shared by the
+hosts of one protocol, which are looked up likewise. A host and a port are held by one connector, or by several whose
+routes agree in everything that a visitor could notice (a `group`): then look-ups find one route with `members`. A
+connector's routes are swapped as a whole, at the cost of the places they are at.
 What must never break: the router and the target see the same path, and a held address never changes hands silently.
 """
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from tunnelgw.routing.members import Roster
 
 
-Place = int | tuple[str, bytes]  # a port, or a host and a path as it is matched
+Unit = str | int | tuple[int, str]  # what is held as a whole: a host, a port, or a host on a port that others share
+Place = int | tuple[str, bytes] | tuple[int, str]  # the same, and a host's path as it is matched
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Route:
     """A public address and where it leads."""
 
     kind: str  # "http", "h2c", "tls" (passed through), "home" (passed through to a connector that ends TLS), "tcp"
-    host: str  # "a.example.com" or "*.example.com", normalised; "" for a port
+    host: str  # "a.example.com" or "*.example.com", normalised; "" for a raw port
     connector: str
     service: str
     counters: RouteCounters
@@ -45,6 +47,7 @@ class Route:
     users: tuple[str, ...] = field(default=(), repr=False)  # "name:bcrypt hash" each; empty: nobody is asked
     label: str = ""  # the metric label: configured host and path, or "tcp:PORT"
     port: int = 0
+    protocol: str = ""  # by which visitors of this port say the host; "": the port is raw
     since: float = 0.0  # unix time
     group: str = ""  # connectors that name the same one may serve the route together
     priority: int = 0
@@ -56,7 +59,7 @@ class Route:
     @property
     def place(self) -> Place:
         """What of the address space it takes."""
-        return self.port or (self.host, _prefix(self))
+        return (self.port, self.host) if self.protocol else self.port or (self.host, _prefix(self))
 
     @property
     def terms(self) -> tuple[object, ...]:
@@ -64,7 +67,7 @@ class Route:
         if not self.group:
             return ()
         return (
-            self.group, self.service, self.kind, self.strip_path, self.plain_http, self.response_seconds,
+            self.group, self.service, self.kind, self.protocol, self.strip_path, self.plain_http, self.response_seconds,
             self.allow_from, self.users, self.affinity,
         )  # fmt: skip
 
@@ -111,12 +114,13 @@ class RouteTable:
     `roster`: what is known of connectors; without one no route can have a group.
     """
 
-    __slots__ = ("_by_connector", "_held", "_hosts", "_members", "_ports", "_reserved", "_roster")
+    __slots__ = ("_by_connector", "_held", "_hosts", "_members", "_named", "_ports", "_reserved", "_roster")
 
     def __init__(self, *, reserved: Iterable[str] = (), roster: Roster | None = None) -> None:
         self._hosts: dict[str, _Host] = {}
         self._ports: dict[int, Route] = {}
-        self._held: dict[str | int, dict[str, list[Route]]] = {}  # host or port → connector → its routes there
+        self._named: dict[int, dict[str, Route]] = {}  # port → host → route
+        self._held: dict[Unit, dict[str, list[Route]]] = {}  # unit → connector → its routes there
         self._by_connector: dict[str, tuple[Route, ...]] = {}
         self._members: dict[Place, Members] = {}
         self._reserved = frozenset(reserved)
@@ -136,8 +140,8 @@ class RouteTable:
         for unit in {**touched, **by_unit}:
             self._build(unit)
 
-    def _build(self, unit: str | int) -> None:
-        """Make the look-ups of one host or port anew."""
+    def _build(self, unit: Unit) -> None:
+        """Make the look-ups of one unit anew."""
         held = self._held[unit]
         places: dict[Place, list[Route]] = {}
         for own in held.values():
@@ -150,11 +154,24 @@ class RouteTable:
         routes = tuple(self._visible(place, own) for place, own in places.items())
         if not routes:
             del self._held[unit]
-            self._hosts.pop(unit, None) if isinstance(unit, str) else self._ports.pop(unit, None)
-        elif isinstance(unit, str):
-            self._hosts[unit] = _Host(unit, routes)
+        if isinstance(unit, str):
+            self._hosts.pop(unit, None)
+            if routes:
+                self._hosts[unit] = _Host(unit, routes)
+        elif isinstance(unit, int):
+            self._ports.pop(unit, None)
+            if routes:
+                self._ports[unit] = routes[0]
         else:
-            self._ports[unit] = routes[0]
+            self._build_named(*unit, routes)
+
+    def _build_named(self, port: int, host: str, routes: tuple[Route, ...]) -> None:
+        hosts = self._named.setdefault(port, {})
+        hosts.pop(host, None)
+        if routes:
+            hosts[host] = routes[0]
+        if not hosts:
+            del self._named[port]
 
     def _visible(self, place: Place, own: list[Route]) -> Route:
         """What a look-up finds: a connector's own route, or that of a group with its members."""
@@ -174,24 +191,45 @@ class RouteTable:
         if members is not None:
             members.replace(())
 
-    def _checked(self, connector: str, wanted: tuple[Route, ...]) -> dict[str | int, list[Route]]:
-        by_unit: dict[str | int, list[Route]] = {}
+    def _checked(self, connector: str, wanted: tuple[Route, ...]) -> dict[Unit, list[Route]]:
+        by_unit: dict[Unit, list[Route]] = {}
         for route in wanted:
-            if not route.port and route.host in self._reserved:
+            if route.host in self._reserved:
                 raise Refused(f"{route.host} is held by the edge", reason=Reason.CLAIM_HELD)
             own = by_unit.setdefault(_unit(route), [])
             for other in own:
                 shared = not route.port and sharing(other.kind) == sharing(route.kind) != ""
                 if not shared or other.place == route.place:
-                    address = f"port {route.port}" if route.port else route.host + (route.path if shared else "")
+                    address = (
+                        f"port {route.port} {route.host}".rstrip()
+                        if route.port
+                        else route.host + (route.path if shared else "")
+                    )
                     raise Refused(f"{address} is held by service {other.service}", reason=Reason.CLAIM_HELD)
             own.append(route)
         for unit, own in by_unit.items():
             for holder, theirs in self._held.get(unit, {}).items():
                 if holder != connector and not may_share(own, theirs):
-                    what = f"port {unit}" if isinstance(unit, int) else unit
+                    what = unit if isinstance(unit, str) else f"port {unit}"
                     raise Refused(f"{what} is held by {holder}", reason=Reason.CLAIM_HELD)
+        self._check_uses(connector, wanted)
         return by_unit
+
+    def _check_uses(self, connector: str, wanted: tuple[Route, ...]) -> None:
+        """A port is raw, or it is for one protocol, whoever holds it."""
+        uses: dict[int, str] = {}
+        for route in wanted:
+            port = route.port
+            if not port:
+                continue
+            raw = any(holder != connector for holder in self._held.get(port, ()))
+            named = {
+                other.protocol
+                for host, other in self._named.get(port, {}).items()
+                if any(holder != connector for holder in self._held[(port, host)])
+            }
+            if {uses.setdefault(port, route.protocol), *named, *([""] if raw else [])} != {route.protocol}:
+                raise Refused(f"port {port} is used otherwise", reason=Reason.CLAIM_HELD)
 
     def _host(self, host: str) -> _Host | None:
         found = self._hosts.get(host)
@@ -225,8 +263,23 @@ class RouteTable:
         """The route of a raw TCP port."""
         return self._ports.get(port)
 
+    def protocol(self, port: int) -> str:
+        """By which protocol visitors of this port say their host; "" where none shares it."""
+        return next((route.protocol for route in self._named.get(port, {}).values()), "")
+
+    def find_named(self, port: int, host: str) -> Route | None:
+        """The route of a host on a port that hosts share, exact before wildcard."""
+        hosts = self._named.get(port, {})
+        found = hosts.get(host)
+        return hosts.get(wildcard_of(host)) if found is None and host not in self._reserved else found
+
+    def find_alone(self, port: int) -> Route | None:
+        """The route of a port that hosts could share, if there is only one."""
+        hosts = self._named.get(port, {})
+        return next(iter(hosts.values())) if len(hosts) == 1 else None
+
     def hosts(self) -> list[str]:
-        """Every host and wildcard that is held."""
+        """Every host and wildcard that is held, on 443."""
         return list(self._hosts)
 
     def ports(self) -> list[int]:
@@ -235,7 +288,8 @@ class RouteTable:
 
     def visible(self) -> list[Route]:
         """Every route as look-ups find it: one for each place."""
-        return [*(route for host in self._hosts.values() for route in host.routes), *self._ports.values()]
+        by_host = (route for host in self._hosts.values() for route in host.routes)
+        return [*by_host, *self._ports.values(), *(route for hosts in self._named.values() for route in hosts.values())]
 
     def routes(self) -> list[Route]:
         """Every connector's own routes."""
@@ -246,13 +300,17 @@ class RouteTable:
         return self._by_connector.get(connector, ())
 
     def holders(self, unit: str | int) -> tuple[str, ...]:
-        """The connectors that hold this very host, with every path of it, or this raw TCP port."""
-        return tuple(self._held.get(unit, ()))
+        """The connectors that hold this very host, with every path of it, or this port, with every host on it."""
+        names = dict.fromkeys(self._held.get(unit, ()))
+        if isinstance(unit, int):
+            for host in self._named.get(unit, ()):
+                names |= dict.fromkeys(self._held[(unit, host)])
+        return tuple(names)
 
 
-def _unit(route: Route) -> str | int:
-    """What is held as a whole: a host, or a port."""
-    return route.port or route.host
+def _unit(route: Route) -> Unit:
+    """What is held as a whole."""
+    return (route.port, route.host) if route.protocol else route.port or route.host
 
 
 def may_share(own: Iterable[Route], theirs: Iterable[Route]) -> bool:
