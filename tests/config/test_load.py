@@ -307,6 +307,7 @@ port = 5
 
 _SHARED = 'host="a.b"\nport=1'
 _MC = '[services.{0}]\ntarget="tcp://a:1"\nhost="{1}"\nport={2}\nprotocol="minecraft"\n'
+_SEEN = '[services.a]\ntarget="{0}"\nport=1\ntransparent=true'
 _HOME = '[services.a]\ntarget=1\ntls="home"\n'
 
 
@@ -373,7 +374,10 @@ _HOME = '[services.a]\ntarget=1\ntls="home"\n'
             "services.a.port",
             "5-6 is a range",
         ),
-        ("[services.a]\ntarget=1\ntransparent=true", 3, "services.a.transparent", "not available in this version"),
+        (_SEEN.format("tcp://10.0.0.1:22"), 4, "services.a.transparent", "proxy_protocol"),
+        (_SEEN.format("tcp://home.lan:22"), 4, "services.a.transparent", "this machine's loopback"),
+        (_SEEN.format("unix:/run/x"), 4, "services.a.transparent", "this machine's loopback"),
+        ('[services.a]\ntarget="file:/srv"\ntransparent=true', 3, "services.a.transparent", "this machine's loopback"),
         ('[services.a]\ntarget=1\nbasic_auth_file="/nowhere/x"', 3, "services.a.basic_auth_file", "cannot read"),
         ("[services.a]\ntarget=1\nallow_from=[]", 3, "services.a.allow_from", "nobody"),
         ('[services.a]\ntarget=1\npath="x"', 3, "services.a.path", 'begin with "/"'),
@@ -494,6 +498,12 @@ def test_hosts_that_share_a_port(tmp_path: Path) -> None:
         write(tmp_path, text + '[services.d]\ntarget="tls://a:5432"\nhost="d.e"\nport=5432\nprotocol="postgres"')
     )
     assert [service.protocol for service in config.services] == ["minecraft", "minecraft", "", "postgres"]
+
+
+@pytest.mark.parametrize("target", ["tcp://localhost:22", "tcp://127.0.0.1:22", "tcp://[::1]:22", "tcp://127.1.2.3:22"])
+def test_targets_that_can_be_transparent(tmp_path: Path, target: str) -> None:
+    assert load_connector(write(tmp_path, _SEEN.format(target))).services[0].transparent
+    assert load_connector(write(tmp_path, "[services.a]\ntarget=8080\ntransparent=true")).services[0].transparent
 
 
 def test_missing_certificates_are_a_warning(tmp_path: Path) -> None:

@@ -235,3 +235,66 @@ def test_a_target_that_resets_resets_the_stream() -> None:
         server.close()
 
     run(main)
+
+
+@pytest.mark.parametrize("version", ["", "v1"])
+@pytest.mark.parametrize("loop", sorted(LOOPS))
+def test_a_database_is_asked_for_tls_before_the_visitors_bytes(loop: str, version: str) -> None:
+    async def main() -> None:
+        heard: list[bytes] = []
+
+        async def database(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if version:
+                heard.append(await reader.readline())
+            heard.append(await reader.readexactly(8))
+            writer.write(b"S")
+            heard.append(await reader.readexactly(5))
+            writer.write(b"world")
+            writer.close()
+
+        server = await asyncio.start_server(database, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        declared = ServiceConfig(
+            "db", Target("tls", "127.0.0.1", port), host=("db.x",), port=(PortRange(5432, 5432),),
+            protocol="postgres", proxy_protocol=version,
+        )  # fmt: skip
+        places = {"visitor": "203.0.113.9", "visitor_port": 1, "edge": "192.0.2.1", "edge_port": 5432}
+        stream = await through(declared, b"hello", kind="tls", answer=b"world", **places)
+        server.close()
+        assert stream.received == b"world"
+        assert heard[-2:] == [bytes.fromhex("0000000804d2162f"), b"hello"]
+        assert not version or heard[0] == b"PROXY TCP4 203.0.113.9 192.0.2.1 1 5432\r\n"
+
+    run(main, loop=loop)
+
+
+@pytest.mark.parametrize("answer", [b"N", b"E", b"", b"SSH-2.0"])
+def test_a_database_that_offers_no_tls(answer: bytes) -> None:
+    """What only begins with S is a database to us; TLS finds out. Everything else gets nothing of the visitor's."""
+
+    async def main() -> None:
+        heard: list[bytes] = []
+
+        async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.append(await reader.readexactly(8))
+            writer.write(answer)
+            if not answer:
+                writer.close()
+            heard.append(await reader.read(100))
+            writer.close()
+
+        server = await asyncio.start_server(other, "127.0.0.1", 0)
+        target = Target("tls", "127.0.0.1", server.sockets[0].getsockname()[1])
+        declared = ServiceConfig("db", target, host=("db.x",), port=(PortRange(1, 1),), protocol="postgres")
+        if answer.startswith(b"S"):
+            await through(declared, b"hello", kind="tls")
+            assert heard[1] == b"hello"
+        else:
+            with pytest.raises(OriginError, match="offers no TLS") as caught:
+                await through(declared, b"hello", kind="tls")
+            assert caught.value.reason is Reason.TARGET_TLS
+            await until(lambda: len(heard) == 2)
+            assert heard[1] == b""
+        server.close()
+
+    run(main)

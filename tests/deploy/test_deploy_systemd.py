@@ -46,6 +46,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for name in (*SERVICES, "tunnelgw-edge.socket"):
         text = (SYSTEMD / name).read_text().replace("/usr/local/bin/tunnelgw", str(program))
         (tmp_path / name).write_text(text)
+    shutil.copytree(SYSTEMD / "tunnelgw-connector.service.d", tmp_path / "tunnelgw-connector.service.d")
     said = run("systemd-analyze", "verify", *(tmp_path / name for name in (*SERVICES, "tunnelgw-edge.socket")))
     assert "tunnelgw" not in said
 
@@ -90,6 +91,14 @@ def test_capabilities() -> None:
     assert edge["CapabilityBoundingSet"] == edge["AmbientCapabilities"] == "CAP_NET_BIND_SERVICE"
     assert connector["CapabilityBoundingSet"] == ""
     assert "AmbientCapabilities" not in connector
+
+
+def test_transparent_services_need_one_capability() -> None:
+    more = settings("tunnelgw-connector.service.d/transparent.conf")
+    assert more["CapabilityBoundingSet"] == more["AmbientCapabilities"] == "CAP_NET_ADMIN"
+    assert set(more) == {"CapabilityBoundingSet", "AmbientCapabilities", "ProtectKernelTunables"}
+    connector = settings("tunnelgw-connector.service")
+    assert "AF_NETLINK" in connector["RestrictAddressFamilies"].split()
 
 
 def test_an_upgrade_fits_the_unit() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunnelgw.config.model import Endpoint
+from tunnelgw.net import marked
 from tunnelgw.net.tls import TUNNEL_ALPN
 
 if TYPE_CHECKING:
@@ -212,6 +213,19 @@ def target(service: ServiceConfig) -> Check:
     except (OSError, UnicodeError) as error:
         return Check(name, False, f"{where}: {_why(error)}", advice)
     return Check(name, True, f"{where} {text}")
+
+
+def transparent(*, running: bool) -> Check:
+    """Can targets see visitors' addresses? Of a connector that runs: is what it needs in place?"""
+    name = "transparent"
+    if running:
+        if marked.is_kept() and marked.accepts_marks():
+            return Check(name, True, f"answers with mark {marked.MARK:#x} stay on this machine")
+        text = f"the routing of mark {marked.MARK:#x} or net.ipv4.tcp_fwmark_accept is gone"
+        return Check(name, False, text, "something else changed it; restart the connector")
+    if marked.may_set_up():
+        return Check(name, True, "allowed to this user")
+    return Check(name, False, "this user has not CAP_NET_ADMIN, which the connector needs", "see docs/transparent.md")
 
 
 def _dial_target(where: Target, *, verify: bool) -> str:

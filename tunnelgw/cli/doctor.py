@@ -66,9 +66,11 @@ def _home(path: Path) -> Iterator[Check]:
     config = load_connector(path)
     yield doctor.Check("configuration", True, str(path))
     yield from _identities(config)
+    running = True
     try:
         status = call(config.state_dir, {"command": "status"})["status"]
     except NotRunningError:
+        running = False
         yield doctor.Check("tunnel", False, "the connector does not run", "start it with: tunnelgw connect")
     except TunnelgwError as error:
         yield doctor.Check("tunnel", False, error.text)
@@ -77,6 +79,8 @@ def _home(path: Path) -> Iterator[Check]:
         for entry in status["services"]:
             if entry.get("tls") == "home" and entry["state"] == "accepted":
                 yield doctor.home_certificate(entry)
+    if any(service.transparent for service in config.services):
+        yield doctor.transparent(running=running)
     for service in config.services:
         yield doctor.target(service)
 

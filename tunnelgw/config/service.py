@@ -6,6 +6,7 @@ version cannot do yet. Invariant: a service that comes out can be offered to an 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ _PUBLIC_ONLY = (
 _NO_MYSQL = (
     '"mysql" is not possible: a MySQL server speaks first, and its first message is part of the login, so the edge '
     "cannot wait for a name; give the service a port of its own"
+)
+_ONLY_HERE = (
+    "is only for TCP targets on this machine's loopback (localhost, 127.0.0.1, [::1]); elsewhere "
+    'proxy_protocol = "v2" tells the target the address'
 )
 _HTTP_ONLY = ("path", "strip_path", "plain_http", "response_seconds", "basic_auth_file")
 
@@ -152,8 +157,6 @@ def _not_yet(section: Section, service: ServiceConfig) -> None:
         section.bad("target", f"udp targets are {UNAVAILABLE}")
     if service.protocol == "mysql":
         section.bad("protocol", _NO_MYSQL)
-    if service.transparent:
-        section.bad("transparent", f'is {UNAVAILABLE}; proxy_protocol = "v2" tells the target the address')
 
 
 def _fits_private(section: Section, service: ServiceConfig) -> None:
@@ -194,8 +197,20 @@ def _fits_kind(section: Section, service: ServiceConfig) -> None:
         section.bad("verify", f"is only for https targets, not for {target.scheme}; remove it")
     if section.has("listing") and target.scheme != "file":
         section.bad("listing", f"is only for file targets, not for {target.scheme}; remove it")
+    if service.transparent and not _is_here(target):
+        section.bad("transparent", _ONLY_HERE)
     if service.proxy_protocol and target.scheme in ("file", "udp"):
         section.bad("proxy_protocol", f"is not possible for a {target.scheme} target; remove it")
+
+
+def _is_here(target: Target) -> bool:
+    """Whether a target is dialled over this machine's own loopback."""
+    if target.scheme in ("file", "udp") or not target.host:
+        return False
+    try:
+        return ipaddress.ip_address(target.host).is_loopback
+    except ValueError:
+        return target.host == "localhost"
 
 
 def _shares_port(section: Section, service: ServiceConfig) -> None:

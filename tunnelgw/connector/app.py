@@ -25,6 +25,7 @@ from tunnelgw.connector.homes import Place, edges_to_serve
 from tunnelgw.connector.joined import JoinedEdge, claim_answer
 from tunnelgw.connector.serve import Served
 from tunnelgw.connector.temporary import Temporary, clock
+from tunnelgw.connector.transparent import Transparency
 from tunnelgw.connector.tunnel import Instance
 from tunnelgw.errors import LocalError
 from tunnelgw.net import systemd
@@ -69,6 +70,7 @@ class Connector:
         self.edges: list[JoinedEdge] = []
         self.household: Household | None = None  # made when a service first needs it
         self.checks: Checks | None = None  # made when a service first has `health`
+        self._transparency = Transparency(config.state_dir)
         self.is_ready = False
         self._on_ready = on_ready
         self.temporary = Temporary(self, alone=alone)
@@ -110,6 +112,7 @@ class Connector:
         """Begin to serve; returns while the first dial is under way."""
         self.served.replace(self.temporary.beside(self.config))  # before the first dial: its Welcome is answered
         self.edges = [self._edge(place) for place in await edges_to_serve(self.config)]
+        self._transparency.begin(self.temporary.beside(self.config))
         self.apply()  # before any visitor
         for edge in self.edges:
             edge.start()
@@ -150,7 +153,8 @@ class Connector:
             await self.household.close()
         if self.checks is not None:
             await self.checks.close()
-        await self.served.close()  # last: folders serve streams until their tunnels are gone
+        await self.served.close()  # folders serve streams until their tunnels are gone
+        self._transparency.close()  # last: answers of targets need it
         self.edges = []
 
     async def _drained(self) -> None:
@@ -167,6 +171,7 @@ class Connector:
     async def reload(self, config: ConnectorConfig) -> list[str]:
         """Apply another configuration; one line for each thing that changed. LocalError, and then nothing has."""
         places = await edges_to_serve(config, may_join=False)
+        self._transparency.keep(self.temporary.beside(config))
         diff = diff_connector(self.config, config)
         self.config = config
         messages = [

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.connector import eyeballs
 from tunnelgw.connector.proxyheader import proxy_header
+from tunnelgw.connector.transparent import address_to_show
 from tunnelgw.errors import OriginError
-from tunnelgw.net import sockets
+from tunnelgw.net import marked, sockets
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.postgres import SSL_REQUEST
 
@@ -100,7 +101,7 @@ class Origin:
         allowed = [place for place in places if not _is_metadata(place[1][0])]
         if not allowed:
             raise OSError(errno.EACCES, "a cloud metadata address is never a target" if places else "no address")
-        sock = await eyeballs.connect(allowed, make_socket=_target_socket)
+        sock = await self._reach(allowed, request)
         loop = asyncio.get_running_loop()
         try:
             if self._asks_first:
@@ -121,6 +122,27 @@ class Origin:
         except BaseException:
             sock.close()
             raise
+
+    async def _reach(self, places: list[eyeballs.Place], request: Open) -> socket.socket:
+        """A connection to one of these places: from us, or as the visitor."""
+        if not self.service.transparent:
+            return await eyeballs.connect(places, make_socket=_target_socket)
+        try:
+            address = address_to_show(request.visitor)
+        except ValueError as error:
+            raise OSError(errno.EADDRNOTAVAIL, str(error)) from None
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        same = [place for place in places if place[0] == family]
+        if not same:
+            text = f"a visitor with IPv{address.version} cannot be shown to it: write localhost for both families"
+            raise OSError(errno.EAFNOSUPPORT, text)
+        try:
+            return await eyeballs.connect(same, make_socket=_as_visitor(str(address), request.visitor_port))
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+                raise
+            # The last connection from this very port may not be over yet.
+            return await eyeballs.connect(same, make_socket=_as_visitor(str(address), 0))
 
     async def _ask_for_tls(self, sock: socket.socket, request: Open) -> None:
         """What the edge did with the visitor, done with the target: from here on it waits for the ClientHello."""
@@ -166,6 +188,19 @@ def _target_socket(family: int) -> socket.socket:
     # An idle ssh whose target lost power ends after some hours instead of never.
     sockets.option(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return sock
+
+
+def _as_visitor(address: str, port: int) -> Callable[[int], socket.socket]:
+    def make(family: int) -> socket.socket:
+        sock = _target_socket(family)
+        try:
+            marked.bind_as(sock, address, port)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    return make
 
 
 def _is_metadata(text: str) -> bool:
