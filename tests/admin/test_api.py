@@ -96,11 +96,14 @@ def test_status_joins_what_is_known_with_what_is_seen(registry: Registry) -> Non
 def test_without_an_edge_everybody_is_away(registry: Registry) -> None:
     live = Offline(registry)
     join(registry, live)
-    registry.hold("home", {"host:a.example.com/": Wish(), "port:2222": Wish()})
+    shared = "name:25565:minecraft:mc.example.com"
+    registry.hold("home", {claim: Wish() for claim in ("host:a.example.com/", "port:2222", shared)})
     status: EdgeStatus = ask(registry, live, "status")["status"]
     assert not status["running"]
     assert status["connectors"][0]["state"] == "away"
-    assert [entry["address"] for entry in status["addresses"]] == ["https://a.example.com/", "tcp port 2222"]
+    assert [entry["address"] for entry in status["addresses"]] == [
+        "https://a.example.com/", "minecraft://mc.example.com:25565", "tcp port 2222",
+    ]  # fmt: skip
     assert "not running" in edge_text(status)
 
 

@@ -46,6 +46,7 @@ def test_terminated_visitors_reach_the_right_protocol(alpn: tuple[str, ...], ans
         ("", (), 112, Reason.NAME_UNKNOWN),
         ("a.example.com", ("imap",), 120, Reason.ALPN_UNKNOWN),
         ("a.example.com", ("acme-tls/1",), 120, Reason.ALPN_UNKNOWN),
+        ("unknown.example.com", ("acme-tls/1",), 120, Reason.ALPN_UNKNOWN),
         ("bare.example.com", (), 80, Reason.NAME_UNKNOWN),
     ],
 )

@@ -216,6 +216,29 @@ def test_tls_alpn_01_reaches_every_worker(tmp_path: Path) -> None:
         assert len(orders) == 3, "one order for each host, whichever worker it was"
 
 
+def test_tls_alpn_01_for_a_host_that_is_on_a_shared_port_alone(tmp_path: Path) -> None:
+    """The issuer asks on 443, where nobody serves that name."""
+    with World(tmp_path, issuer="acme", extra='port_bind = "127.0.0.1"') as world:
+        pebble = Pebble(world)
+        pebble.start()
+        configure(world, pebble, 'challenge = "tls-alpn-01"\n')
+        world.start_edge()
+        port = free_port()
+        names = f'host = ["db.example.com"]\nport = {port}\nprotocol = "postgres"'
+        world.connector(
+            "home", f'[services.db]\ntarget = "tcp://127.0.0.1:9"\n{names}', allow=("--allow-port", f"{port}")
+        )
+
+        def expiry() -> float:
+            return {entry["address"]: entry["certificate_expiry"] for entry in world.status()["addresses"]}[
+                f"postgres://db.example.com:{port}"
+            ]
+
+        wait_until(lambda: expiry() > 0, seconds=40, what="its certificate")
+        done = world.s_client("db.example.com", "-starttls", "postgres", port=port)
+        assert "issuer=CN = Pebble" in done.stdout or "issuer=CN=Pebble" in done.stdout
+
+
 def test_a_wildcard_by_a_hook(tmp_path: Path) -> None:
     with World(tmp_path, issuer="acme") as world:
         pebble = Pebble(world)

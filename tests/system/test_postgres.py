@@ -40,7 +40,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     folder = tmp_path_factory.mktemp("postgres")
     authority, cluster = Authority(), Cluster()
     try:
-        with World(folder, extra='port_bind = "127.0.0.1"') as world:
+        with World(folder, extra='port_bind = "127.0.0.1"', workers=2) as world:
             world.start_edge()
             port, alone, inside, outside = (free_port() for _ in range(4))
             for name, at, host in (("inside", inside, DB), ("outside", outside, OWN)):
