@@ -233,6 +233,7 @@ def test_places_are_those_of_the_door(tmp_path: Path) -> None:
                 others[-1][1].write(b"\x16")
                 await until(lambda: front.door.ledger.open == min(count, 2))  # noqa: B023 - awaited here
             await ended(first[0])
+            assert not front.ports._named._peeks, "whoever accepted it has forgotten it"
             last = await knock(port)
             await ended(others[0][0])
             assert front.counters.refused(Reason.HANDSHAKE_LIMIT) == 2
