@@ -72,6 +72,13 @@ class Crowd(Generic[T]):
         self.discard(member)
         return member
 
+    def take_of(self, key: Hashable) -> T | None:
+        """The oldest member of this address (it is no member any more); None if it has none."""
+        member = next(iter(self._members.get(key, ())), None)
+        if member is not None:
+            self.discard(member)
+        return member
+
     def _moved(self, key: Hashable, before: int, after: int) -> None:
         keys = self._by_size.get(before)
         if keys is not None:

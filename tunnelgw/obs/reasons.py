@@ -79,6 +79,7 @@ class Reason(enum.Enum):
     PASSWORD_NEEDED = ("password_needed", 65, 401, False, "a name and a password that are known here are needed")
     MADE_ROOM = ("made_room", 66, 503, True, "the connection was idle, and somebody else needed its place")
     EDGE_REPLACED = ("edge_replaced", 67, 503, True, "a newer process of this edge serves this now")
+    FLOW_LIMIT = ("flow_limit", 68, 503, True, "too many UDP flows are open")
     # Tunnels: why a hello, a join or a claim was refused.
     UNAUTHENTICATED = ("unauthenticated", 80, 401, False, "no valid certificate was shown")
     CERTIFICATE_EXPIRED = ("certificate_expired", 81, 401, False, "the connector's certificate has expired")

@@ -12,6 +12,9 @@ from tunnelgw.errors import RemoteError
 from tunnelgw.wire.frames import DATAGRAM, HEADER, HEADER_SIZE, MAX_PAYLOAD, MORE
 
 MAX_DATAGRAM = 65535
+OBJECT_COST = 16 * HEADER_SIZE  # objects cost memory too: empty datagrams are bounded as well
+_DATAGRAM_WORD = DATAGRAM << 24
+_pack = HEADER.pack
 
 
 def split(kind: int, stream: int, message: bytes) -> list[bytes]:
@@ -65,7 +68,7 @@ class DatagramQueue:
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
-        self._queue: deque[list[bytes]] = deque()
+        self._queue: deque[bytes] = deque()  # each as its frames, one after another
         self._size = 0
         self.dropped = 0
 
@@ -74,25 +77,29 @@ class DatagramQueue:
 
     def put(self, flow: int, data: bytes) -> None:
         """Queue one datagram of at most 65,535 bytes."""
-        if len(data) > MAX_DATAGRAM:
-            raise ValueError(f"datagram of {len(data)} bytes")
-        frames = split(DATAGRAM, flow, data)
-        self._size += self._cost(frames)
-        self._queue.append(frames)
+        size = len(data)
+        if size > MAX_DATAGRAM:
+            raise ValueError(f"datagram of {size} bytes")
+        if size <= MAX_PAYLOAD:
+            whole = _pack(_DATAGRAM_WORD | size, flow) + data
+        else:
+            whole = b"".join(split(DATAGRAM, flow, data))
+        self._queue.append(whole)
+        self._size += len(whole) + OBJECT_COST
         while self._size > self._bound:
-            self._size -= self._cost(self._queue.popleft())
+            self._size -= len(self._queue.popleft()) + OBJECT_COST
             self.dropped += 1
 
     def fill(self, parts: list[bytes | memoryview], room: int) -> int:
         """Append whole datagrams for about `room` bytes (at least one); the bytes appended."""
         used = 0
-        while self._queue:
-            size = sum(map(len, self._queue[0]))
+        queue = self._queue
+        while queue:
+            size = len(queue[0])
             if used and used + size > room:
                 break
-            frames = self._queue.popleft()
-            self._size -= self._cost(frames)
-            parts += frames
+            parts.append(queue.popleft())
+            self._size -= size + OBJECT_COST
             used += size
         return used
 
@@ -101,7 +108,3 @@ class DatagramQueue:
         self.dropped += len(self._queue)
         self._queue.clear()
         self._size = 0
-
-    @staticmethod
-    def _cost(frames: list[bytes]) -> int:
-        return sum(map(len, frames)) + 16 * HEADER_SIZE  # objects cost memory too: empty datagrams are bounded as well
