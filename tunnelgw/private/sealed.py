@@ -120,8 +120,8 @@ class Sealed:
         """As `Stream.finish`."""
         if not self._shut:
             self._shut = True
-            if self._open and not self._busy:
-                self._say_end()
+            if self._open:
+                self._pump()
 
     def reset(self, reason: Reason) -> None:
         """As `Stream.reset`."""
