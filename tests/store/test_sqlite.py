@@ -318,6 +318,20 @@ def test_trouble_is_remembered_until_a_write_succeeds(store: SqliteStore) -> Non
     assert "read-only" in store.trouble
 
 
+def test_a_full_disk_is_trouble_also_while_small_writes_find_place(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = os.statvfs(store.path.parent)
+    full = os.statvfs_result((*free[:4], 1, *free[5:]))  # one block
+    monkeypatch.setattr("tunnelgw.store.sqlite.os.statvfs", lambda _: full)
+    with pytest.raises(LocalError, match="the disk is full"):
+        store.probe()
+    assert "disk is full" in store.trouble
+    monkeypatch.undo()
+    store.probe()
+    assert not store.trouble
+
+
 def test_a_lock_of_another_process_is_no_trouble(store: SqliteStore) -> None:
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

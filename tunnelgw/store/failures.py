@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DAMAGED = 'is damaged; restore a copy with "tunnelgw edge restore FILE", or move it away (everybody then joins again)'
+DISK_FULL = "the disk is full; make room, what was written before is kept"
 _TEXTS = {
-    sqlite3.SQLITE_FULL: "the disk is full; make room, what was written before is kept",
+    sqlite3.SQLITE_FULL: DISK_FULL,
     sqlite3.SQLITE_READONLY: "is read-only for this user; run the command as the owner of state_dir",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened; does state_dir exist, and may this user write in it?",
     sqlite3.SQLITE_PERM: "may not be opened by this user; run the command as the owner of state_dir",

@@ -10,6 +10,7 @@ Invariant: revisions only grow, also over a restore; no two writes share one.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import sqlite3
 import threading
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from tunnelgw.config.files import make_private_folder
 from tunnelgw.store.base import Change, Compacted, Conflict, Delete, KeyValue, Put
 from tunnelgw.store.copies import create_private, snapshot
-from tunnelgw.store.failures import StoreError, UnusableError, explained
+from tunnelgw.store.failures import DISK_FULL, StoreError, UnusableError, explained
 from tunnelgw.store.schema import MIGRATIONS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ FILE_NAME = "store.db"
 MAX_DELETED = 10_000
 MAX_VALUE_BYTES = 1 << 20
 MAX_KEY_BYTES = 1024
+ROOM_LEAST = 64 * 1024  # free bytes below which the disk is full to us: a declaration of many services and its pages
 _BUSY_SECONDS = 5.0
 _SERVING_MILLISECONDS = 300  # a write takes a few, some dozens on a slow disk
 # Parameters: the key (or prefix and its end), our boot, the time. A key whose lease has ended is gone, purged or not.
@@ -151,6 +153,10 @@ class SqliteStore:
         """Can the state be written? LocalError if not; `trouble` is what went wrong since this last succeeded."""
         with self._transaction("IMMEDIATE"):
             self._db.execute("UPDATE meta SET value = value WHERE name = 'schema'")
+        with self._watched(writes=True):
+            free = os.statvfs(self.path.parent)
+            if free.f_bavail * free.f_frsize < ROOM_LEAST:  # a small write may still find place in the log
+                raise StoreError(f"{self.path} {DISK_FULL}")
         self.trouble = ""
 
     def backup(self, path: Path) -> None:
