@@ -19,10 +19,11 @@ from tunnelgw.config import diff, model
 from tunnelgw.config.load import PROBLEM, check_text
 from tunnelgw.config.paths import CONNECTOR, EDGE
 from tunnelgw.connector import app as connector_app
-from tunnelgw.connector import backoff, dial, eyeballs
+from tunnelgw.connector import backoff, dial
 from tunnelgw.edge import app as edge_app
 from tunnelgw.edge import groups, parking
 from tunnelgw.gateway.pages import error_page
+from tunnelgw.net import eyeballs
 from tunnelgw.obs.collector import SnapshotCollector
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.snapshot import empty

@@ -14,9 +14,10 @@ import pytest
 from tests.connector.athome import LOOPS, LocalService, LooseStream, closed_port, request, run, service, until
 from tests.connector.authority import TestAuthority
 from tunnelgw.config.model import PortRange, ServiceConfig, Target
-from tunnelgw.connector import eyeballs, origins
+from tunnelgw.connector import origins
 from tunnelgw.connector.origins import Origin
 from tunnelgw.errors import OriginError
+from tunnelgw.net import eyeballs
 from tunnelgw.net.splice import Splice
 from tunnelgw.obs.reasons import Reason
 

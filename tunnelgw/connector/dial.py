@@ -15,9 +15,8 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, TypeVar
 
-from tunnelgw.connector import eyeballs
 from tunnelgw.errors import Refused, RemoteError, TunnelgwError
-from tunnelgw.net import sockets
+from tunnelgw.net import eyeballs, sockets
 from tunnelgw.net.link import Link
 from tunnelgw.net.tls import TUNNEL_ALPN
 from tunnelgw.obs.reasons import BY_LABEL, Reason

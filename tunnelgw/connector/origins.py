@@ -18,11 +18,10 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunnelgw.connector import eyeballs
 from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.connector.transparent import address_to_show
 from tunnelgw.errors import OriginError
-from tunnelgw.net import marked, sockets
+from tunnelgw.net import eyeballs, marked, sockets
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.postgres import SSL_REQUEST
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.connector.athome import LOOPS, LocalService, closed_port, run, until
-from tunnelgw.connector.eyeballs import connect, literal, resolve
+from tunnelgw.net.eyeballs import connect, literal, resolve
 from tunnelgw.net.sockets import stream_socket
 
 if TYPE_CHECKING:
-    from tunnelgw.connector import eyeballs
+    from tunnelgw.net import eyeballs
 
 
 def test_literals_need_no_resolver() -> None:
