@@ -22,7 +22,6 @@ from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.connector.transparent import address_to_show
 from tunnelgw.errors import OriginError
 from tunnelgw.net import eyeballs, marked, sockets
-from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.postgres import SSL_REQUEST
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class Origin:
                 else:
                     await self._dial(factory, request)
         except OSError as error:
-            raise OriginError(f"{target}: {_words(error)}", reason=_reason(error)) from error
+            raise OriginError(f"{target}: {_words(error)}", reason=eyeballs.reason_of(error)) from error
 
     async def close(self) -> None:
         """End what is kept for the service, at the end of the process."""
@@ -210,18 +209,6 @@ def _is_metadata(text: str) -> bool:
             return ipaddress.IPv4Address(address.packed[12:]) in METADATA
         return (address.ipv4_mapped or address) in METADATA
     return address in METADATA
-
-
-def _reason(error: OSError) -> Reason:
-    if isinstance(error, ssl.SSLError):
-        return Reason.TARGET_TLS
-    if isinstance(error, TimeoutError):
-        return Reason.TARGET_TIMEOUT
-    if isinstance(error, socket.gaierror):
-        return Reason.TARGET_UNRESOLVED
-    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
-        return Reason.TARGET_REFUSED
-    return Reason.TARGET_UNREACHABLE
 
 
 def _words(error: OSError) -> str:

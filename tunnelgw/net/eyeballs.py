@@ -11,9 +11,11 @@ import asyncio
 import ipaddress
 import os
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.net.tasks import spawn
+from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +59,19 @@ def _interleaved(places: list[Place]) -> list[Place]:
         mixed.extend(first[index : index + 1])
         mixed.extend(second[index : index + 1])
     return mixed
+
+
+def reason_of(error: OSError) -> Reason:
+    """Why a dial failed: resolving, connecting or TLS."""
+    if isinstance(error, ssl.SSLError):
+        return Reason.TARGET_TLS
+    if isinstance(error, TimeoutError):
+        return Reason.TARGET_TIMEOUT
+    if isinstance(error, socket.gaierror):
+        return Reason.TARGET_UNRESOLVED
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return Reason.TARGET_REFUSED
+    return Reason.TARGET_UNREACHABLE
 
 
 async def connect(places: Sequence[Place], *, make_socket: Callable[[int], socket.socket]) -> socket.socket:
