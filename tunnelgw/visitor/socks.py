@@ -1,0 +1,244 @@
+"""A SOCKS server for this machine's programs: what they connect to is connected from the far side.
+
+Strategy: one protocol object per connection, with one deadline for the whole greeting; the only task is the one that
+waits for the far side. Then two halves of a relay take over the connection. Names are never resolved here.
+CONNECT of versions 4, 4a and 5, and UDP ASSOCIATE of version 5 without fragments; BIND is refused.
+
+Invariant: a head is bounded, and what comes after it is left to the kernel until the far side has connected; when
+either side ends, nothing of the other is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+from typing import TYPE_CHECKING, cast
+
+from tunnelgw.errors import RemoteError, TunnelgwError
+from tunnelgw.net.relay import Half, link
+from tunnelgw.net.sockets import cut
+from tunnelgw.net.tasks import spawn
+from tunnelgw.visitor import sockswire as wire
+from tunnelgw.visitor.association import Association
+from tunnelgw.visitor.local import HEAD_SECONDS, LocalServer
+from tunnelgw.visitor.sockswire import SocksError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tunnelgw.visitor.reach import Reach
+    from tunnelgw.visitor.sockswire import Request
+
+
+def socks_server(reach: Reach, *, users: Mapping[bytes, bytes] | None = None, most: int = 0) -> LocalServer:
+    """A server for `reach`. users: passwords by name; None: nobody is asked."""
+    options = {"most": most} if most else {}
+    return LocalServer(lambda server: SocksClient(server, reach, users), **options)
+
+
+class SocksClient(asyncio.Protocol):
+    """One connection until it is handed over, or for as long as its association lives."""
+
+    __slots__ = (
+        "_association", "_far", "_head", "_near", "_reach", "_request", "_server", "_step", "_task", "_transport",
+        "_users", "armed_until", "deadline",
+    )  # fmt: skip
+
+    def __init__(self, server: LocalServer, reach: Reach, users: Mapping[bytes, bytes] | None) -> None:
+        self._server = server
+        self._reach = reach
+        self._users = users
+        self._transport: asyncio.Transport | None = None
+        self._head = b""
+        self._step: Callable[[bytes], int] | None = self._begin
+        self._request: Request | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._association: Association | None = None
+        self._near: Half | None = None
+        self._far: Half | None = None
+        self.deadline = self.armed_until = math.inf
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if not self._server.enter(self):
+            cut(self._transport)
+            return
+        self._server.wheel.arm(self, asyncio.get_running_loop().time() + HEAD_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        if self._step is None:
+            return  # an association's connection says nothing more, it only ends; a CONNECT's is not read
+        self._head += data
+        try:
+            while self._step is not None and self._head:
+                used = self._step(self._head)
+                if not used:
+                    if len(self._head) > wire.HEAD_MAX:
+                        raise RemoteError("a SOCKS message is too long")
+                    return
+                self._head = self._head[used:]
+        except SocksError as error:
+            self._answer(error.code)
+        except RemoteError:
+            self.stop()
+
+    def eof_received(self) -> bool:
+        return False  # whoever leaves before it is connected wants nothing any more
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's interface
+        self._transport = None
+        self._end()
+
+    def on_deadline(self, now: float) -> None:
+        """The head did not come in time."""
+        del now
+        self.stop()
+
+    def stop(self) -> None:
+        """Cut it, and what it leads to."""
+        for half in (self._near, self._far):
+            if half is not None and half.transport is not None:
+                cut(half.transport)
+        if self._transport is not None:
+            cut(self._transport)
+        self._end()
+
+    # The greeting.
+
+    def _begin(self, head: bytes) -> int:
+        """Which version it is; uses nothing."""
+        self._step = self._request4 if head[:1] == b"\x04" else self._greeting
+        return self._step(head)
+
+    def _greeting(self, head: bytes) -> int:
+        found = wire.read_greeting(head)
+        if found is None:
+            return 0
+        methods, end = found
+        wanted = wire.NO_LOGIN if self._users is None else wire.LOGIN
+        if wanted not in methods:
+            self._write(b"\x05%c" % wire.NO_METHOD)
+            self._close()
+            return end
+        self._write(b"\x05%c" % wanted)
+        self._step = self._request5 if self._users is None else self._login
+        return end
+
+    def _login(self, head: bytes) -> int:
+        found = wire.read_login(head)
+        if found is None:
+            return 0
+        name, password, end = found
+        assert self._users is not None
+        right = self._users.get(name)
+        good = hmac.compare_digest(password, password if right is None else right) and right is not None
+        self._write(b"\x01\x00" if good else b"\x01\x01")
+        if good:
+            self._step = self._request5
+        else:
+            self._close()
+        return end
+
+    def _request5(self, head: bytes) -> int:
+        found = wire.read_request(head)
+        return self._asked(*found) if found is not None else 0
+
+    def _request4(self, head: bytes) -> int:
+        if self._users is not None:
+            raise RemoteError("SOCKS 4 has no password")
+        found = wire.read_request4(head)
+        return self._asked(*found) if found is not None else 0
+
+    def _asked(self, request: Request, end: int) -> int:
+        self._request = request
+        self._step = None
+        self._server.wheel.arm(self, math.inf)
+        transport = self._transport
+        assert transport is not None
+        if request.command == wire.ASSOCIATE and request.version == 5:
+            self._task = spawn(self._associate(request), name="socks associate")
+        elif request.command != wire.CONNECT:
+            raise SocksError(f"command {request.command}", wire.NO_COMMAND)
+        elif not request.port:
+            raise SocksError("port 0", wire.NOT_ALLOWED)
+        else:
+            transport.pause_reading()
+            self._task = spawn(self._connect(request), name="socks connect")
+        return end
+
+    # What was asked for.
+
+    async def _connect(self, request: Request) -> None:
+        self._far = Half(made=self._connected)
+        far = self._far
+        try:
+            await self._reach.connect(lambda: far, request.host, request.port)
+        except TunnelgwError as error:
+            self._answer(wire.code_for(error.reason))
+        except OSError:
+            self._answer(wire.NETWORK)
+        finally:
+            self._task = None
+
+    def _connected(self, far: Half) -> None:
+        """The far side is connected; nothing of it was received yet."""
+        transport, self._transport = self._transport, None
+        assert far.transport is not None
+        if transport is None or transport.is_closing():
+            cut(far.transport)
+            return
+        near = self._near = Half(ended=self._end)
+        near.adopt(transport)
+        link(near, far)
+        transport.write(wire.reply(self._request, wire.GRANTED))
+        if self._head:
+            far.transport.write(self._head)
+            self._head = b""
+        transport.resume_reading()
+
+    async def _associate(self, request: Request) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        here, client = transport.get_extra_info("sockname")[0], transport.get_extra_info("peername")[0]
+        self._association = association = Association(client, request.port, self.stop)
+        try:
+            port = await association.open(self._reach, here)
+        except TunnelgwError as error:
+            self._answer(wire.code_for(error.reason))
+        except OSError:
+            self._answer(wire.FAILED)
+        else:
+            self._write(wire.reply(request, wire.GRANTED, here, port))
+        finally:
+            self._task = None
+
+    # The end.
+
+    def _answer(self, code: int) -> None:
+        self._write(wire.reply(self._request, code))
+        self._close()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _close(self) -> None:
+        self._step = None
+        if self._transport is not None:
+            self._transport.close()
+
+    def _end(self) -> None:
+        self._step = None
+        self._head = b""
+        self.deadline = math.inf
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        association, self._association = self._association, None
+        if association is not None:
+            association.close()
+        self._server.leave(self)
