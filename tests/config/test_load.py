@@ -47,8 +47,8 @@ listen = "localhost:9151"
 CONNECTOR = """
 edge = ["edge.example.com", "b.example.com:8443"]
 state_dir = "/var/lib/x"
-networks = []
-exit = false
+networks = ["192.168.1.0/24", "10.0.0.5:22"]
+exit = true
 [services.jellyfin]
 target = 8096
 group = "media"
@@ -128,6 +128,7 @@ def test_edge_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_connector(tmp_path: Path) -> None:
     config = load_connector(write(tmp_path, CONNECTOR))
+    assert (config.networks, config.exit) == (("192.168.1.0/24", "10.0.0.5/32:22"), True)
     assert [str(edge) for edge in config.edge] == ["edge.example.com:443", "b.example.com:8443"]
     services = {service.name: service for service in config.services}
     assert str(services["jellyfin"].target) == "http://127.0.0.1:8096"
@@ -318,9 +319,12 @@ _HOME = '[services.a]\ntarget=1\ntls="home"\n'
         ('a = 1\nb = "x', 2, "", "not valid TOML"),
         ("a = 1\na = 2\n", 2, "", "not valid TOML"),
         ("edge = edge.example.com\n", 1, "", "needs quotes"),
-        ("exit = true", 1, "exit", "not available in this version"),
-        ('networks = ["192.168.1.0/24"]', 1, "networks", "not available in this version"),
+        ("exit = 1", 1, "exit", "true or false"),
         ('networks = ["192.168.1.1/24"]', 1, "networks[0]", '"192.168.1.0/24"'),
+        ('networks = ["10.0.0.0/8", "nas.lan"]', 1, "networks[1]", "is not a network"),
+        ('networks = [":22"]', 1, "networks[0]", '"192.168.1.0/24:22"'),
+        ('networks = ["10.0.0.5:ssh"]', 1, "networks[0]", "is no port"),
+        ('networks = ["10.0.0.5", "10.0.0.5/32"]', 1, "networks[1]", "twice"),
         ('[services.a]\ntarget="udp://a:53"\nport=53', 2, "services.a.target", "not available in this version"),
         ('[services.a]\ntarget=1\nprivate=true\nhost="a.org"', 4, "services.a.host", "a private service has none"),
         ('[services.a]\ntarget="tcp://h:1"\nprivate=true\nport=1', 4, "services.a.port", "a private service has none"),
@@ -504,6 +508,20 @@ def test_hosts_that_share_a_port(tmp_path: Path) -> None:
 def test_targets_that_can_be_transparent(tmp_path: Path, target: str) -> None:
     assert load_connector(write(tmp_path, _SEEN.format(target))).services[0].transparent
     assert load_connector(write(tmp_path, "[services.a]\ntarget=8080\ntransparent=true")).services[0].transparent
+
+
+def test_what_is_rarely_meant_to_be_reached_is_a_warning(tmp_path: Path) -> None:
+    for networks, shown in (
+        ('["192.168.1.0/24", "127.0.0.1:8123"]', ("networks[1]", "127.0.0.0/8")),
+        ('["::1"]', ("networks[0]", "::1/128")),
+        ('["169.254.169.254"]', ("networks[0]", "169.254.0.0/16")),
+        ('["0.0.0.0/0"]', ("networks[0]", "exit = true")),
+        ('["::/0"]', ("networks[0]", "exit = true")),
+    ):
+        (found,) = check(write(tmp_path, f"networks = {networks}\n", "connector.toml"))
+        assert (found.severity, found.field, found.line) == ("warning", shown[0], 1)
+        assert shown[1] in found.text
+    assert not check(write(tmp_path, 'networks = ["0.0.0.0/0", "fd00::/8"]\nexit = true\n', "connector.toml"))
 
 
 def test_missing_certificates_are_a_warning(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def parse_rule(text: str) -> Rule:
         where, colon, rest = text.strip().partition(":")
         ports = rest if colon else None
     if not where and ports is None:
-        raise ValueError("names neither a network nor a port")
+        raise ValueError('"" names neither a network nor a port')
     network = _network(where) if where else None
     if ports is None:
         return Rule(network)
@@ -110,8 +110,8 @@ def _network(text: str) -> Network:
         try:
             wide = ipaddress.ip_network(text, strict=False)
         except ValueError:
-            raise ValueError(f'"{text[:50]}" is not a network; write for example 192.168.1.0/24') from None
-        raise ValueError(f'"{text[:50]}" has bits behind its mask; write {wide}') from None
+            raise ValueError(f'"{text[:50]}" is not a network; write for example "192.168.1.0/24"') from None
+        raise ValueError(f'"{text[:50]}" has bits behind its mask; write "{wide}"') from None
     if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped and network.prefixlen >= 96:
         return ipaddress.IPv4Network((int(network.network_address.ipv4_mapped), network.prefixlen - 96))
     return network

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from tunnelgw import __version__
 from tunnelgw.access.grants import ANY_HOST, Grant, port_text
 from tunnelgw.admin import certificates
-from tunnelgw.config.names import Bad, host_name, network, port_range, service_name
+from tunnelgw.config.names import Bad, host_name, port_range, reach_rule, service_name
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.records import CONNECTOR, VISITOR
 from tunnelgw.identity.rotation import SHORTEST_SECONDS
@@ -290,7 +290,7 @@ def parse_allow(request: dict[str, Any]) -> Grant:
         hosts=_parse(given, "hosts", "--allow-host", _host),
         ports=tuple((item.first, item.last) for item in _parse(given, "ports", "--allow-port", port_range)),
         services=_parse(given, "services", "--allow-service", _service),
-        networks=_parse(given, "networks", "--allow-network", network),
+        networks=_parse(given, "networks", "--allow-network", reach_rule),
         exits=_parse(given, "exits", "--allow-exit", service_name),
     )
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tunnelgw.access.reach import opened_by, parse_rule
 from tunnelgw.config import values
 from tunnelgw.config.acme import check_home, read_acme
 from tunnelgw.config.model import ConnectorConfig
-from tunnelgw.config.names import endpoint, network
+from tunnelgw.config.names import endpoint, reach_network
 from tunnelgw.config.paths import CONNECTOR, default_state_dir
-from tunnelgw.config.problems import UNAVAILABLE, WARNING, Section, dotted, kind_of
+from tunnelgw.config.problems import WARNING, Section, dotted, kind_of
 from tunnelgw.config.secret import Secret
 from tunnelgw.config.service import read_service
 from tunnelgw.config.tls import read_tls
@@ -40,7 +41,7 @@ def read_connector(path: Path, data: dict[str, object], report: Report) -> Conne
         path=path,
         state_dir=top.get("state_dir", beside, None) or default_state_dir(CONNECTOR),
         edge=top.many("edge", _edge, single=True),
-        networks=top.many("networks", values.parsed(network)),
+        networks=top.many("networks", values.parsed(reach_network)),
         exit=top.get("exit", values.boolean, False),
         services=_services(top, path.parent),
         invitation=top.get("invitation", _secret, None),
@@ -49,15 +50,26 @@ def read_connector(path: Path, data: dict[str, object], report: Report) -> Conne
         acme=read_acme(top.table("acme"), path.parent),
     )
     top.finish(elsewhere=EDGE_KEYS, where="edge.toml")
-    if config.networks:
-        top.bad("networks", f"is {UNAVAILABLE}; visitors reach services only")
-    if config.exit:
-        top.bad("exit", f"is {UNAVAILABLE}; remove it")
+    _networks(top, config)
     if config.invitation is not None and config.invitation_file is not None:
         top.bad("invitation", "and invitation_file are both given; keep one")
     _collisions(config.services, report)
     _certificates(top, config)
     return config if report.usable else None
+
+
+def _networks(top: Section, config: ConnectorConfig) -> None:
+    """What is offered on purpose, and what is more often a mistake."""
+    for index, text in enumerate(config.networks):
+        rule = parse_rule(text)
+        opened = opened_by(rule)
+        if opened is not None:
+            what = f"{text} opens a part of {opened}, which is closed otherwise (this machine itself, metadata, groups)"
+            text = f"{what}: visitors with a grant for it reach that"
+            top.report.add(("networks", index), text, severity=WARNING)
+        elif rule.network is not None and not rule.network.prefixlen and not config.exit:
+            text = f"{text} is every address of this machine's world; for the internet alone say exit = true"
+            top.report.add(("networks", index), text, severity=WARNING)
 
 
 def _edge(value: object) -> Endpoint:

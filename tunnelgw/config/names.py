@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
+from tunnelgw.access.reach import parse_rule
 from tunnelgw.config.model import Endpoint, PortRange
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
@@ -151,6 +152,22 @@ def network(value: str) -> str:
     except ValueError:
         raise Bad(f'"{printable(value)}" is not a network; write for example "192.168.1.0/24"') from None
     raise Bad(f'"{printable(value)}" has bits behind its mask; write "{wide}"')
+
+
+def reach_rule(value: str) -> str:
+    """A network, ports of one (`192.168.1.5:22`), or ports alone, in normal form."""
+    try:
+        return str(parse_rule(value))
+    except ValueError as error:
+        raise Bad(printable(str(error))) from None
+
+
+def reach_network(value: str) -> str:
+    """As `reach_rule`, and a network is named."""
+    rule = reach_rule(value)
+    if rule.startswith(":") and "::" not in rule:
+        raise Bad(f'"{printable(value)}" names no network; write for example "192.168.1.0/24{rule}"')
+    return rule
 
 
 def port_range(value: int | str) -> PortRange:
