@@ -7,10 +7,9 @@ Invariant: nothing is written into the script but numbers and names of letters, 
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING
 
-from tunnelgw.access.reach import parse_host
+from tunnelgw.access.reach import parse_host, parse_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,10 +76,12 @@ function FindProxyForURL(url, host) {{
 def pac_file(
     proxy: str, networks: Iterable[str], *, names: Iterable[str] = HOME_NAMES, everything: bool = False
 ) -> bytes:
-    """The script. proxy: `127.0.0.1:3128`. `ValueError` for a name or a network that is none."""
+    """The script. proxy: `127.0.0.1:3128`; networks: rules. `ValueError` for a name or a network that is none."""
     lists: dict[int, list[str]] = {4: [], 6: []}
     for text in networks:
-        network = ipaddress.ip_network(text)
+        network = parse_rule(text).network
+        if network is None:  # ports of whatever the connector offers, which is not known here
+            continue
         packed, size = network.network_address.packed, 1 if network.version == 4 else 2
         parts = [str(int.from_bytes(packed[at : at + size], "big")) for at in range(0, len(packed), size)]
         lists[network.version].append(f"[[{', '.join(parts)}], {network.prefixlen}]")
