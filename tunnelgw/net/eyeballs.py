@@ -19,6 +19,7 @@ from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
 STAGGER = 0.25  # RFC 8305 section 5: "Connection Attempt Delay", recommended value
 ADDRESS_LIMIT = 8  # of one name: more would outlast any dial deadline
@@ -39,14 +40,24 @@ def literal(host: str, port: int) -> Place | None:
     return socket.AF_INET6, (host, port, 0, 0)
 
 
-async def resolve(host: str, port: int) -> list[Place]:
-    """Every address of `host`, families alternating, IPv6 first as the system's order says. Raises socket.gaierror."""
+async def resolve(host: str, port: int, *, executor: Executor | None = None) -> list[Place]:
+    """Every address of `host`, families alternating, IPv6 first as the system's order says. Raises socket.gaierror.
+
+    executor: whose threads wait for the resolver; None: the loop's own.
+    """
     place = literal(host, port)
     if place is not None:
         return [place]
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    if executor is None:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    else:
+        found = await loop.run_in_executor(executor, _look_up, host, port)
     return _interleaved([(family, address) for family, _, _, _, address in found])[:ADDRESS_LIMIT]
+
+
+def _look_up(host: str, port: int) -> list[Any]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
 
 
 def _interleaved(places: list[Place]) -> list[Place]:

@@ -12,36 +12,47 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.reach import parse_host
 from tunnelgw.errors import OriginError, Refused
 from tunnelgw.net import eyeballs, sockets
+from tunnelgw.net.route import is_own
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
 
     from tunnelgw.access.reach import Address, Policy
     from tunnelgw.net.eyeballs import Place
 
+LOOK_UPS = 4  # at once for all visitors; a resolver that does not answer holds a thread for up to 30 seconds
 DIAL_SECONDS = 10.0  # resolving and connecting; a browser's own patience is longer
-DISCARD = 9  # any port does: a look-up of the route sends nothing
 
 
 class Egress:
     """The way out for one visitor. `policy` may be replaced: what is dialled from then on obeys the new one.
 
-    `refused` is told of each refusal: who counts and logs it is the owner's business.
+    `refused` is told of each refusal: who counts and logs it is the owner's business. `executor`: whose threads wait
+    for the resolver (see `look_ups`).
     """
 
-    __slots__ = ("_refused", "policy")
+    __slots__ = ("_executor", "_refused", "policy")
 
-    def __init__(self, policy: Policy, *, refused: Callable[[Refused], None] | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        refused: Callable[[Refused], None] | None = None,
+        executor: Executor | None = None,
+    ) -> None:
         self.policy = policy
         self._refused = refused
+        self._executor = executor
 
-    async def connect(self, factory: Callable[[], asyncio.Protocol], host: str, port: int) -> asyncio.Transport:
+    async def connect(self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Transport:
         """A TCP connection, given to the protocol that `factory` makes. Raises `Refused`, `OriginError`."""
         try:
             async with asyncio.timeout(DIAL_SECONDS):
@@ -63,7 +74,7 @@ class Egress:
             return [self.place(found, port)]
         passed: list[Place] = []
         why: Refused | None = None
-        for family, address in await eyeballs.resolve(found, port):
+        for family, address in await eyeballs.resolve(found, port, executor=self._executor):
             try:
                 self._check(_address(address[0]), port)
             except Refused as error:
@@ -101,24 +112,15 @@ class Egress:
         return error
 
 
+def look_ups() -> Executor:
+    """Threads for the names that visitors ask for: slow ones never keep this process's own look-ups waiting."""
+    return ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="visitors")
+
+
 def failed(host: str, port: int, error: OSError) -> OriginError:
     """A dial's error with what a proxy has to answer."""
     words = "no answer in time" if isinstance(error, TimeoutError) else error.strerror or str(error)
     return OriginError(f"{host} port {port}: {words}", reason=eyeballs.reason_of(error))
-
-
-def is_own(address: Address) -> bool:
-    """Whether this machine would reach itself at `address`: then its packets would come from that address.
-
-    The kernel is asked for the route, at the moment of the dial; nothing is sent.
-    """
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(address), DISCARD))
-            return _address(probe.getsockname()[0]) == address
-    except OSError:
-        return False  # no route: it cannot be reached at all
 
 
 def _address(text: str) -> Address:
