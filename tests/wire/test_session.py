@@ -7,6 +7,7 @@ import pytest
 from tests.wire.wirepair import Pair
 from tunnelgw.errors import Refused
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.stream import PRIVATE_FLOW
 
 
 def test_bytes_flow_both_ways_and_end_each_way() -> None:
@@ -67,3 +68,27 @@ def test_a_goaway_that_was_lost_with_its_link_is_heard_on_the_next() -> None:
     pair.run()
     assert pair.home.session.out.heard
     assert pair.edge.handler.leaving == [Reason.CONNECTOR_STOPPING]
+
+
+def test_datagrams_that_belong_to_a_stream_go_where_it_goes() -> None:
+    pair = Pair()
+    stream, _ = pair.edge.open()
+    pair.run()
+    far = pair.home.session.streams[stream.id]
+    stream.send_datagram(b"nobody yet")
+    pair.run()
+    assert pair.home.handler.datagrams == [(PRIVATE_FLOW | stream.id, b"nobody yet")]
+    got: list[bytes] = []
+    back: list[bytes] = []
+    far.on_datagram, stream.on_datagram = got.append, back.append
+    stream.send_datagram(b"there")
+    far.send_datagram(b"x" * 60_000)  # in fragments
+    pair.edge.session.send_datagram(stream.id, b"a flow of that number")
+    pair.run()
+    assert (got, back) == ([b"there"], [b"x" * 60_000])
+    assert pair.home.handler.datagrams[1:] == [(stream.id, b"a flow of that number")]
+    stream.reset(Reason.CANCELLED)
+    stream.send_datagram(b"too late")
+    far.send_datagram(b"too late, too")
+    pair.run()
+    assert (got, back) == ([b"there"], [b"x" * 60_000])

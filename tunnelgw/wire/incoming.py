@@ -37,7 +37,7 @@ from tunnelgw.wire.frames import (
     WINDOW,
     check_header,
 )
-from tunnelgw.wire.stream import BLOCKED, NULL_SINK, Stream
+from tunnelgw.wire.stream import BLOCKED, NULL_SINK, PRIVATE_FLOW, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +161,12 @@ def on_pong(session: Session, _number: int, payload: bytes, _more: bool) -> None
 def on_datagram(session: Session, number: int, payload: bytes, more: bool) -> None:
     """A datagram, perhaps in fragments."""
     whole = session.datagram_parts.add(number, payload, more=more)
-    if whole is not None:
+    if whole is None:
+        return
+    stream = session.streams.get(number ^ PRIVATE_FLOW)
+    if stream is not None and stream.on_datagram is not None:
+        stream.on_datagram(whole)
+    else:
         session.handler.datagram_received(number, whole)
 
 

@@ -21,11 +21,13 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.flow import KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from tunnelgw.wire.control import Open
     from tunnelgw.wire.events import StreamSink
     from tunnelgw.wire.session import Session
+
+PRIVATE_FLOW = 0x8000_0000  # of datagrams that belong to a private stream; the other bits are the stream's id
 
 # Where the scheduler has the stream.
 IDLE = 0  # nothing to send
@@ -88,7 +90,7 @@ class Stream:
     """
 
     __slots__ = (
-        "id", "sink", "request", "visitor", "queued", "unread", "sent_anything",
+        "id", "sink", "request", "visitor", "queued", "unread", "sent_anything", "on_datagram",
         "session", "gone", "shut",
         "queue", "offset", "credit", "paused", "drained", "place", "turn", "fin_sent",
         "granted", "window", "owed", "owing", "grown", "epoch_at", "epoch_consumed", "progress_at", "fin_received",
@@ -105,6 +107,7 @@ class Stream:
         self.queued = 0  # bytes written, not yet pulled
         self.unread = 0  # bytes given to the sink, not yet consumed
         self.sent_anything = False  # False while even OPEN has not been pulled
+        self.on_datagram: Callable[[bytes], None] | None = None  # who takes the datagrams that belong to it
         self.session = session
         self.gone = False  # reset by either side, or the session ended
         self.shut = False  # finish() or reset: write() is over
@@ -131,6 +134,11 @@ class Stream:
         self._frames = 0  # since the last mark, of those that found or left the sink holding something
         self._marks: deque[int] | None = None  # what must be consumed, counted as `_passed` is, to free each
         self._passed = 0  # bytes consumed since there are marks
+
+    def send_datagram(self, data: bytes) -> None:
+        """Queue a datagram that belongs to this stream; it may be lost."""
+        if not self.gone:
+            self.session.send_datagram(PRIVATE_FLOW | self.id, data)
 
     @property
     def held(self) -> int:
