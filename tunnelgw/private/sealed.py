@@ -71,6 +71,11 @@ class Sealed:
     # StreamEnd, for the owner.
 
     @property
+    def outer(self) -> StreamEnd:
+        """The stream that carries it: datagrams belong to that."""
+        return self._outer
+
+    @property
     def queued(self) -> int:
         """As `Stream.queued`; encrypted bytes are a little more."""
         return self._outer.queued + sum(map(len, self._pending))
