@@ -36,6 +36,8 @@ LATER = 0.02
 class Config:
     def __init__(self, *services: ServiceConfig) -> None:
         self.services = services
+        self.networks: tuple[str, ...] = ()
+        self.exit = False
 
 
 class Place:

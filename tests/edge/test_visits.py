@@ -12,7 +12,6 @@ from tests.gateway.fakes import FakeLoop
 from tests.wire.wirepair import Handler, Sink
 from tunnelgw.access.grants import Grant
 from tunnelgw.edge.connectors import Connectors
-from tunnelgw.edge.joint import PRIVATE_FLOW
 from tunnelgw.edge.visits import INSTANCES_MAX
 from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.identity.records import VISITOR, Connector, Issued
@@ -22,6 +21,7 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import Hello, Notice, Open, Reachable, Services
 from tunnelgw.wire.flow import Budget
 from tunnelgw.wire.session import Session
+from tunnelgw.wire.stream import PRIVATE_FLOW
 
 if TYPE_CHECKING:
     from tunnelgw.edge.visit import Visit
@@ -226,6 +226,25 @@ def test_a_grant_that_ends_cuts_what_is_open_and_nothing_else() -> None:
     assert laptop.handler.controls[-1] == Reachable()
 
 
+def test_other_networks_cut_what_was_judged_by_the_old_ones() -> None:
+    world = World()
+    laptop = world.visit("laptop", LAPTOP)
+    via, leaving, ssh = (
+        laptop.open(Open(service="home", kind="via")),
+        laptop.open(Open(service="home", kind="exit")),
+        laptop.open(SSH),
+    )
+    world.run(laptop)
+    world.grants["laptop"] = Grant(services=("ssh",), networks=("192.168.1.5/32:22",), exits=("home",))
+    world.visits.changed(world.record("laptop"))
+    world.run(laptop)
+    assert (via.reason, leaving.reason, ssh.reason) == (Reason.VISIT_NOT_GRANTED, None, None)
+    via = laptop.open(Open(service="home", kind="via"))
+    world.run(laptop)
+    assert via.reason is None
+    assert world.home.handler.requests[-1].networks == ["192.168.1.5/32:22"]
+
+
 def test_a_revocation_cuts_every_tunnel_and_resets_what_they_had() -> None:
     world = World()
     first, second = world.visit("laptop", LAPTOP), world.visit("laptop", LAPTOP, "two")
@@ -403,7 +422,9 @@ def test_what_the_edge_offers_itself() -> None:
     world.visits.within = SimpleNamespace(  # type: ignore[assignment]
         names=lambda: ("edge-metrics",),
         open=lambda stream, request: (opened.append(request), stream.reset(Reason.IDLE)),
+        review=lambda name, grant: reviewed.append((name, grant)),
     )
+    reviewed: list[tuple[str, Grant]] = []
     prometheus = world.visit("prometheus", Grant(services=("edge-metrics",)))
     world.visits.offered("home", frozenset({"edge-metrics"}))
     prometheus.open(Open(service="edge-metrics", kind="private"))
@@ -412,3 +433,6 @@ def test_what_the_edge_offers_itself() -> None:
     world.run(prometheus)
     assert [(told.by, told.key) for told in opened] == [("prometheus", KEY)] * 2
     assert len(world.asked) == 1, "a connector's service of that name, when it is named"
+    world.grants["prometheus"] = Grant()
+    world.visits.changed(world.record("prometheus"))
+    assert reviewed[-1] == ("prometheus", Grant())

@@ -55,6 +55,9 @@ class TlsEnd(Protocol):
 class Outside(Protocol):
     """Where visitors get beyond this connector's services: its networks, or out through it."""
 
+    def replace(self, config: ConnectorConfig) -> None:
+        """What the file offers from now on."""
+
     def take(self, stream: Sealed, request: Open, want: Want, ended: Callable[[], None]) -> None:
         """A visitor whose key was checked; `request` says what its grant covers. `ended` is called once."""
 
@@ -101,6 +104,12 @@ class Served:
 
     def replace(self, config: ConnectorConfig) -> bool:
         """Serve what `config` declares from now on; True if that changes anything. Open streams are not touched."""
+        if self.outside is None and (config.networks or config.exit):
+            from tunnelgw.connector.outside import Beyond  # for who needs it
+
+            self.outside = Beyond()
+        if self.outside is not None:
+            self.outside.replace(config)
         before = self._origins
         after: dict[str, Origin] = {}
         for service in config.services:

@@ -125,7 +125,9 @@ class Edge:
     def _listen_to_connectors(self) -> None:
         connectors = self.connectors
         connectors.visits.within = EdgeServices(
-            context=lambda: self.office.private_context, metrics=lambda: self.config.metrics.listen
+            context=lambda: self.office.private_context,
+            metrics=lambda: self.config.metrics.listen,
+            refused=connectors.counters.refuse,
         )
         connectors.on_services = Intake(self._decide).offer
         connectors.on_renew = Renewals(self.office, connectors).ask

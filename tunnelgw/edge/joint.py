@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tunnelgw.wire.events import StreamEnd
     from tunnelgw.wire.stream import Stream
 
-PRIVATE_FLOW = 0x8000_0000  # of datagrams that belong to a private stream; the other bits are the stream's id
-
 
 class Caller(Visitor):
     """A joined machine as who wants a stream; `request` is what the connector is told."""

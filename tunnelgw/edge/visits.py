@@ -14,13 +14,14 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.grants import may_visit
-from tunnelgw.edge.joint import PRIVATE_FLOW, Caller, Joint
+from tunnelgw.edge.joint import Caller, Joint
 from tunnelgw.edge.visit import Visit
 from tunnelgw.errors import Refused
 from tunnelgw.obs.counters import RouteCounters
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.table import Route
 from tunnelgw.wire.control import EDGE_ITSELF, EDGE_METRICS, PRIVATE_KINDS, Open, Reachable, Reached
+from tunnelgw.wire.stream import PRIVATE_FLOW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,9 @@ class Within(Protocol):
 
     def names(self) -> tuple[str, ...]:
         """Private services that there are."""
+
+    def review(self, name: str, grant: Grant) -> None:
+        """What this visitor has open here and is not granted any more ends now."""
 
 
 class Visits:
@@ -133,9 +137,17 @@ class Visits:
         for joint in tuple(visit.joints.values()):
             try:
                 self._place(visit.grant, joint.asked, joint.route.connector)
+                self._same_networks(visit.grant, joint)
             except Refused as refusal:
                 joint.cut(refusal.reason if refusal.reason is Reason.VISIT_NOT_GRANTED else Reason.WITHDRAWN)
+        if self.within is not None:
+            self.within.review(visit.name, visit.grant)
         visit.tell(self.reachable(visit.grant))
+
+    def _same_networks(self, grant: Grant, joint: Joint) -> None:
+        """The connector judged by what it was told: under another grant it has to judge anew."""
+        if joint.asked.kind == "via" and tuple(joint.caller.request.networks) != grant.networks:
+            raise Refused("the networks of its grant changed", reason=Reason.VISIT_NOT_GRANTED)
 
     def reachable(self, grant: Grant) -> Reachable:
         """What a grant covers of what there is."""
