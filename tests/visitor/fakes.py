@@ -21,6 +21,7 @@ class FakeFlow:
         self.received = received
         self.sent: list[tuple[bytes, str, int]] = []
         self.closed = False
+        self.ended: Callable[[], None] | None = None
 
     def send(self, data: bytes, host: str, port: int) -> None:
         self.sent.append((data, host, port))
@@ -61,9 +62,12 @@ class FakeReach:
         self.transports.append(transport)
         return transport
 
-    async def datagrams(self, received: Callable[[bytes, str, int], None]) -> FakeFlow:
+    async def datagrams(
+        self, received: Callable[[bytes, str, int], None], ended: Callable[[], None] | None = None
+    ) -> FakeFlow:
         if self.error is not None:
             raise self.error
         flow = FakeFlow(received)
+        flow.ended = ended
         self.flows.append(flow)
         return flow

@@ -364,6 +364,24 @@ def test_udp_associate(loop: str) -> None:
     with_server(test, loop=loop)
 
 
+def test_an_association_ends_with_its_far_side() -> None:
+    async def test(
+        reach: FakeReach, server: LocalServer, _t: LocalService, dial: Callable[[], Awaitable[Peer]]
+    ) -> None:
+        reader, writer = await dial()
+        writer.write(NO_LOGIN + b"\x05\x03\x00\x01" + bytes(6))
+        await reader.readexactly(12)
+        ended = reach.flows[0].ended
+        assert ended is not None
+        ended()
+        with pytest.raises(ConnectionResetError):
+            await reader.readexactly(1)
+        await until(lambda: reach.flows[0].closed and not server.clients)
+        writer.close()
+
+    with_server(test)
+
+
 def test_an_association_may_name_its_port() -> None:
     async def test(reach: FakeReach, _s: LocalServer, _t: LocalService, dial: Callable[[], Awaitable[Peer]]) -> None:
         running = asyncio.get_running_loop()

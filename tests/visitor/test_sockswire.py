@@ -118,7 +118,8 @@ def test_replies_in_the_clients_version() -> None:
 @pytest.mark.parametrize(
     ("reason", "code"),
     [
-        (Reason.ADDRESS_REFUSED, 2), (Reason.CLAIM_NOT_GRANTED, 2), (Reason.CONNECTOR_AWAY, 3),
+        (Reason.ADDRESS_REFUSED, 2), (Reason.VISIT_NOT_GRANTED, 2), (Reason.KEY_CHANGED, 2),
+        (Reason.CONNECTOR_AWAY, 3),
         (Reason.TARGET_UNREACHABLE, 4), (Reason.TARGET_UNRESOLVED, 4), (Reason.TARGET_REFUSED, 5),
         (Reason.TARGET_TIMEOUT, 6), (Reason.INTERNAL, 1),
     ],

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunnelgw import __version__
+from tunnelgw.cli.proxies import add_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,7 +185,9 @@ def _add_home(commands: Subparsers) -> None:
 
 
 def _add_visit(commands: Subparsers) -> None:
-    visit = _command(commands, "visit", "tunnelgw.cli.visit:visit", "from another machine: reach private services")
+    visit = _command(
+        commands, "visit", "tunnelgw.cli.visit:visit", "from another machine: reach private services, home, out"
+    )
     visit.add_argument("names", metavar="NAME", nargs="*", help="SERVICE or CONNECTOR/SERVICE")
     visit.add_argument(
         "--listen", action="append", metavar="ADDR:PORT", help="local address (default: a free port on 127.0.0.1)"
@@ -192,6 +195,7 @@ def _add_visit(commands: Subparsers) -> None:
     visit.add_argument(
         "--stdio", action="store_true", help="standard input and output instead of a port, as for ssh's ProxyCommand"
     )
+    add_options(visit)
     _config(visit)
     forget = _command(
         commands, "forget", "tunnelgw.cli.visit:forget", "forget the remembered key of a connector or a visitor"

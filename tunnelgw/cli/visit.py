@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from tunnelgw.cli.common import say
+from tunnelgw.cli.proxies import proxy_wish
 from tunnelgw.config.load import load_connector
 from tunnelgw.config.paths import CONNECTOR, config_path
 from tunnelgw.errors import LocalError
@@ -24,13 +25,16 @@ def visit(arguments: Namespace) -> int:
     from tunnelgw.obs import log
     from tunnelgw.visitor.app import visit as visit_services
 
-    wishes = _wishes(arguments)
+    proxies = proxy_wish(arguments)
+    wishes = _wishes(arguments, proxies=proxies is not None)
     config = load_connector(config_path(CONNECTOR, arguments.config))
     log.setup()
     if arguments.stdio:
         logging.getLogger().setLevel(logging.WARNING)  # whoever runs ssh wants to see what went wrong, and no more
     harden()
-    run(lambda: visit_services(config, wishes, stdio=arguments.stdio, say=_print), require_uvloop=False)
+    run(
+        lambda: visit_services(config, wishes, stdio=arguments.stdio, say=_print, proxies=proxies), require_uvloop=False
+    )
     return 0
 
 
@@ -38,14 +42,18 @@ def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _wishes(arguments: Namespace) -> list[Wish]:
+def _wishes(arguments: Namespace, *, proxies: bool) -> list[Wish]:
     from tunnelgw.visitor.app import Wish
 
     names, listens = arguments.names, arguments.listen or []
     for name in names:
         _check(name)
-    if not names:
-        raise LocalError("name what to visit: SERVICE or CONNECTOR/SERVICE", exit_code=2)
+    if not names and not proxies:
+        raise LocalError(
+            "name what to visit: SERVICE or CONNECTOR/SERVICE, or proxies with --socks or --http", exit_code=2
+        )
+    if arguments.stdio and proxies:
+        raise LocalError("--stdio is for one service, without --socks and --http", exit_code=2)
     if arguments.stdio and (listens or len(names) != 1):
         raise LocalError("--stdio is for one service, without --listen", exit_code=2)
     if listens and len(listens) != len(names):

@@ -1,7 +1,7 @@
 """`tunnelgw visit`: composition root of the visiting machine.
 
-Strategy: one tunnel, and beside it whatever was asked for: local ports onto private services, or standard input and
-output onto one. It runs until a signal, or until the one stream of `--stdio` is over.
+Strategy: one tunnel, and beside it whatever was asked for: local ports onto private services, proxies, or standard
+input and output onto one service. It runs until a signal, or until the one stream of `--stdio` is over.
 
 Invariant: with `--stdio` nothing is printed but the service's bytes.
 """
@@ -21,6 +21,7 @@ from tunnelgw.net import systemd
 from tunnelgw.net.tasks import cancel, spawn
 from tunnelgw.visitor.forward import Forward, bind
 from tunnelgw.visitor.machine import Machine, identity_of
+from tunnelgw.visitor.proxies import Proxies, ProxyWish
 from tunnelgw.visitor.stdio import Stdio
 
 if TYPE_CHECKING:
@@ -49,17 +50,20 @@ class Visiting:
         self.machine = Machine(config, identity_of(config))
         self._say = say
         self._forwards: list[Forward] = []
+        self._proxies: Proxies | None = None
         self._stopping = asyncio.Event()
         self._turn_handle: asyncio.TimerHandle | None = None
         self._last_turn = _clock()
 
-    async def run(self, wishes: list[Wish], *, stdio: bool = False) -> None:
+    async def run(self, wishes: list[Wish], *, stdio: bool = False, proxies: ProxyWish | None = None) -> None:
         """Until SIGTERM or SIGINT, or the end of `stdio`. LocalError where it comes to nothing."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         self._turn()
         self.machine.start()
+        if proxies is not None:
+            self._proxies = Proxies(self.machine, proxies)
         work = spawn(self._work(wishes, stdio=stdio), name="visit")
         stop = spawn(self._stopping.wait(), name="stop")
         try:
@@ -75,6 +79,8 @@ class Visiting:
                 self._turn_handle.cancel()
             for forward in self._forwards:
                 forward.close()
+            if self._proxies is not None:
+                self._proxies.close()
             await self.machine.stop()
 
     async def _work(self, wishes: list[Wish], *, stdio: bool) -> LocalError | None:
@@ -99,7 +105,11 @@ class Visiting:
             address = sock.getsockname()
             line = f"ready {Endpoint(address[0], address[1])} -> {forward.name}"
             self._say(line)
+        if self._proxies is not None:
+            await self._proxies.start(self._say)
         systemd.ready("visiting")
+        if self._proxies is not None:
+            await self._proxies.check()
         await self._stopping.wait()
 
     async def _pipe(self, wish: Wish) -> None:
@@ -129,9 +139,16 @@ class Visiting:
         self.machine.renew_if_due()
 
 
-async def visit(config: ConnectorConfig, wishes: list[Wish], *, stdio: bool, say: Callable[[str], None]) -> None:
+async def visit(
+    config: ConnectorConfig,
+    wishes: list[Wish],
+    *,
+    stdio: bool,
+    say: Callable[[str], None],
+    proxies: ProxyWish | None = None,
+) -> None:
     """As `Visiting.run`."""
-    await Visiting(config, say=say).run(wishes, stdio=stdio)
+    await Visiting(config, say=say).run(wishes, stdio=stdio, proxies=proxies)
 
 
 def _clock() -> float:

@@ -35,7 +35,7 @@ class Association(asyncio.DatagramProtocol):
     async def open(self, reach: Reach, host: str) -> int:
         """Open both sides; the local port. Raises `Refused` and OSError, and then nothing is open."""
         try:
-            flow = await reach.datagrams(self._received)
+            flow = await reach.datagrams(self._received, self._lost)
             if self._broken is None:  # closed meanwhile
                 flow.close()
                 raise ConnectionAbortedError("the client left")
@@ -85,6 +85,10 @@ class Association(asyncio.DatagramProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's interface
         self._transport = None
+        self._lost()
+
+    def _lost(self) -> None:
+        """One side is gone: the other one has no use, and the program should ask anew."""
         broken, self._broken = self._broken, None
         if broken is not None:
             broken()

@@ -129,6 +129,11 @@ class Machine:
             reason=Reason.VISIT_NOT_GRANTED,
         )
 
+    async def told(self, seconds: float = WAIT_SECONDS) -> bool:
+        """Whether the edge has said, within so long, what may be reached."""
+        await self._until(lambda: self.reachable is not None, seconds)
+        return self.reachable is not None
+
     def context(self, connector: str) -> ssl.SSLContext:
         """TLS for a private stream that ends there, with the present certificate. LocalError."""
         identity, edge = self.identity, connector == EDGE_ITSELF

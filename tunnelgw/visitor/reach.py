@@ -33,5 +33,10 @@ class Reach(Protocol):
         the reason in them.
         """
 
-    async def datagrams(self, received: Callable[[bytes, str, int], None]) -> DatagramFlow:
-        """UDP from the far side; `received(data, address, port)` is called for each datagram. Raises `Refused`."""
+    async def datagrams(
+        self, received: Callable[[bytes, str, int], None], ended: Callable[[], None] | None = None
+    ) -> DatagramFlow:
+        """UDP from the far side; `received(data, address, port)` is called for each datagram. Raises `Refused`.
+
+        `ended` is called once if the far side ends it.
+        """
