@@ -46,7 +46,7 @@ _WHERE = {"relay": ("internet", "lo", 32), "direct": ("vps", "wan", 25)}
 
 class Lab:
     """See the module's text. `extra` and `tables` are lines of edge.toml (at its top, and tables), `web` and `services`
-    of connector.toml (of the service "web", and tables).
+    of connector.toml (of the service "web", and tables), `home` lines at its top.
 
     clock: edge and connectors live by it. state_mb: edge and connector keep their state on file systems of this size; 0
     is an ordinary folder. group: a second connector with a service of its own; both serve `pair.example.com`.
@@ -57,7 +57,7 @@ class Lab:
     def __init__(
         self, folder: Path, *, through: str = "relay", uplink: str = network.UPLINK, workers: int = 1,
         extra: str = "", tables: str = "", web: str = "", services: str = "", clock: Clock | None = None,
-        state_mb: int = 0, group: bool = False,
+        state_mb: int = 0, group: bool = False, home: str = "",
     ) -> None:  # fmt: skip
         self.folder = folder
         self.children: list[Process] = []
@@ -68,6 +68,7 @@ class Lab:
         self.tables = tables
         self.web = web
         self.services = services
+        self.home = home
         self.clock = clock
         self.net = Network(uplink=uplink)
         edge, home = folder / "edge", folder / "home"
@@ -160,6 +161,7 @@ listen = "127.0.0.1:9150"
         member = self._member(self.home_state, HOME_WEB) if self.group else f'state_dir = "{self.home_state}"'
         self.home_config.write_text(f"""
 {member}
+{self.home}
 [services.web]
 target = "http://127.0.0.1:{HOME_WEB}"
 {self.web}
