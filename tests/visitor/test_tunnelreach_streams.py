@@ -210,6 +210,22 @@ def test_who_gives_up_leaves_no_stream(tmp_path: Path, monkeypatch: pytest.Monke
     with_place(tmp_path, test)
 
 
+def test_a_port_scan_is_held_up_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnelreach, "OPENS_BURST", 3)
+    monkeypatch.setattr(tunnelreach, "OPENS_PER_SECOND", 0.001)
+
+    async def test(place: Place, way: TunnelReach) -> None:
+        reasons = []
+        for port in range(1, 6):
+            with pytest.raises(Refused) as caught:
+                await way.connect(Collected, "127.0.0.2", port)
+            reasons.append(caught.value.reason)
+        assert reasons == [Reason.ADDRESS_REFUSED] * 3 + [Reason.RATE_LIMIT] * 2
+        assert place.ended == 3
+
+    with_place(tmp_path, test)
+
+
 class Echo(asyncio.DatagramProtocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport

@@ -19,6 +19,7 @@ from tunnelgw.private.messages import WantTcp, WantUdp
 from tunnelgw.private.transport import StreamTransport
 from tunnelgw.visitor.call import Call
 from tunnelgw.wire.control import Open
+from tunnelgw.wire.flow import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 30.0  # the far side's own dial ends before that; what is left is two links that may be away
 
 
+# The edge takes twice as many, and cuts a tunnel that goes on asking: a port scan must not come to that.
+OPENS_PER_SECOND, OPENS_BURST = 50.0, 512
+
+
 class TunnelReach:
     """Out at `place`: a connector, or "edge" for kind "exit"."""
 
@@ -41,6 +46,7 @@ class TunnelReach:
         self._machine = machine
         self._kind = kind
         self.place = place
+        self._opens = TokenBucket(rate=OPENS_PER_SECOND, burst=OPENS_BURST, now=asyncio.get_running_loop().time())
 
     @property
     def networks(self) -> list[str]:
@@ -88,6 +94,8 @@ class TunnelReach:
         """
         session = await self._machine.session()
         loop = asyncio.get_running_loop()
+        if not self._opens.take(loop.time()):
+            raise Refused("more connections a second than a tunnel takes", reason=Reason.RATE_LIMIT)
         answered: asyncio.Future[Ready] = loop.create_future()
 
         def ready(answer: Ready) -> None:
