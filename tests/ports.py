@@ -12,15 +12,15 @@ import random
 import socket
 
 _FIRST, _END = 10_000, 32_000
-# Of pytest-xdist's processes each has its own part; processes without a number begin anywhere.
+# Of pytest-xdist's processes each has its own part; two runs at once, and processes without a number, begin anywhere.
 _PARTS = 8
 
 
 def _from_here() -> itertools.chain[int]:
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    size = (_END - _FIRST) // _PARTS
-    part = int(worker.removeprefix("gw")) % _PARTS if worker else random.randrange(_PARTS)
-    start = _FIRST + part * size + (0 if worker else random.randrange(size))
+    run, worker = os.environ.get("PYTEST_XDIST_TESTRUNUID", ""), os.environ.get("PYTEST_XDIST_WORKER", "")
+    begin = random.Random(run or None).randrange(_END - _FIRST)
+    part = int(worker.removeprefix("gw")) % _PARTS if worker else 0
+    start = _FIRST + (begin + part * (_END - _FIRST) // _PARTS) % (_END - _FIRST)
     return itertools.chain(range(start, _END), range(_FIRST, start))
 
 
