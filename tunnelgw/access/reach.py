@@ -216,6 +216,20 @@ class Policy:
             return
         raise _refused(f"{address} port {port} is not among what is {'granted' if offered else 'offered'}")
 
+    def passes(self, address: Address, *, whole: bool, is_own: Callable[[Address], bool] = lambda _: False) -> bool:
+        """Whether every port of this address may be reached (`whole`), or any: for what has no port."""
+        rules = (*self._offered, *self._granted)
+        ends = {port for rule in rules for port in (rule.first, rule.last, rule.first - 1, rule.last + 1)}
+        ports = sorted(port for port in {*ALL_PORTS, *ends} if 1 <= port <= ALL_PORTS[1])  # each stretch has one
+        return (all if whole else any)(self._passes(address, port, is_own) for port in ports)
+
+    def _passes(self, address: Address, port: int, is_own: Callable[[Address], bool]) -> bool:
+        try:
+            self.check(address, port, is_own=is_own)
+        except Refused:
+            return False
+        return True
+
     def networks(self) -> list[str]:
         """The networks of which something may be reached, for a person or a browser's settings; not a decision."""
         found = {
