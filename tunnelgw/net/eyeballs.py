@@ -18,13 +18,23 @@ from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from concurrent.futures import Executor
 
 STAGGER = 0.25  # RFC 8305 section 5: "Connection Attempt Delay", recommended value
 ADDRESS_LIMIT = 8  # of one name: more would outlast any dial deadline
 
 Place = tuple[int, tuple[Any, ...]]  # family, address as connect() takes it
+
+
+_otherwise: Callable[[str], Awaitable[list[str]]] | None = None
+
+
+def ask_otherwise(lookup: Callable[[str], Awaitable[list[str]]]) -> None:
+    """Who is asked for the addresses of a name that the system does not find: in a process that may have led the
+    system's questions into its own tunnel."""
+    global _otherwise
+    _otherwise = lookup
 
 
 def literal(host: str, port: int) -> Place | None:
@@ -49,10 +59,17 @@ async def resolve(host: str, port: int, *, executor: Executor | None = None) -> 
     if place is not None:
         return [place]
     loop = asyncio.get_running_loop()
-    if executor is None:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    else:
-        found = await loop.run_in_executor(executor, _look_up, host, port)
+    try:
+        if executor is None:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        else:
+            found = await loop.run_in_executor(executor, _look_up, host, port)
+    except socket.gaierror:
+        known = await _otherwise(host) if _otherwise is not None else []
+        places = [place for address in known if (place := literal(address, port)) is not None]
+        if not places:
+            raise
+        return _interleaved(places)[:ADDRESS_LIMIT]
     return _interleaved([(family, address) for family, _, _, _, address in found])[:ADDRESS_LIMIT]
 
 

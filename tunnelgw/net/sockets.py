@@ -115,12 +115,27 @@ def pace(sock: socket.socket) -> None:
     option(sock, socket.IPPROTO_TCP, TCP_CONGESTION, b"bbr")
 
 
+_mark = 0  # of all TCP sockets from now on
+
+
+def mark_all(mark: int) -> None:
+    """Give the sockets that `stream_socket` makes from now on this mark (SO_MARK): the links of a process that sends
+    everything else into its own tunnel."""
+    global _mark
+    _mark = mark
+
+
 def stream_socket(family: int, *, multipath: bool = False) -> socket.socket:
     """A non-blocking TCP socket; MPTCP where asked for and there."""
+    sock = None
     if multipath:
         with contextlib.suppress(OSError):
-            return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, IPPROTO_MPTCP)
-    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, IPPROTO_MPTCP)
+    if sock is None:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    if _mark:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _mark)
+    return sock
 
 
 def cut(transport: asyncio.WriteTransport) -> None:
