@@ -673,3 +673,22 @@ def test_at_the_cap_nothing_is_opened_either() -> None:
     with pytest.raises(Refused) as raised:
         pair.edge.open()
     assert raised.value.reason is Reason.BUFFER_LIMIT
+
+
+def test_a_source_of_datagrams_that_can_wait_is_told_when_to_go_on() -> None:
+    pair = Pair(SessionLimits(datagrams=400 * KIB))
+    queue, told = pair.edge.session.out.datagrams, []
+    assert queue.has_room(lambda: told.append("never"))
+    for _ in range(3):
+        pair.edge.session.send_datagram(1, bytes(40000))
+    assert not queue.has_room(lambda: told.append("drained"))
+    assert told == []
+    pair.run()
+    assert told == ["drained"]
+    assert queue.has_room(lambda: told.append("never"))
+    for _ in range(3):
+        pair.edge.session.send_datagram(1, bytes(40000))
+    assert not queue.has_room(lambda: told.append("the link is gone"))
+    pair.detach()
+    assert told == ["drained", "the link is gone"]
+    assert pair.edge.session.datagrams_dropped == 3, "nothing was dropped before that"

@@ -7,9 +7,13 @@ oldest.
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from tunnelgw.errors import RemoteError
 from tunnelgw.wire.frames import DATAGRAM, HEADER, HEADER_SIZE, MAX_PAYLOAD, MORE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_DATAGRAM = 65535
 OBJECT_COST = 16 * HEADER_SIZE  # objects cost memory too: empty datagrams are bounded as well
@@ -64,10 +68,11 @@ class Assembler:
 class DatagramQueue:
     """Datagrams that wait for the link: bounded, oldest dropped first, since late ones are worth least."""
 
-    __slots__ = ("_bound", "_queue", "_size", "dropped")
+    __slots__ = ("_bound", "_held", "_queue", "_size", "dropped")
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
+        self._held: list[Callable[[], None]] = []  # sources that wait until the queue is short
         self._queue: deque[bytes] = deque()  # each as its frames, one after another
         self._size = 0
         self.dropped = 0
@@ -90,6 +95,14 @@ class DatagramQueue:
             self._size -= len(self._queue.popleft()) + OBJECT_COST
             self.dropped += 1
 
+    def has_room(self, resume: Callable[[], None]) -> bool:
+        """Whether a source that can wait may send more. If not, `resume` is called once: when the queue is short again,
+        or gone with its link."""
+        if self._size <= self._bound // 4:
+            return True
+        self._held.append(resume)
+        return False
+
     def fill(self, parts: list[bytes | memoryview], room: int) -> int:
         """Append whole datagrams for about `room` bytes (at least one); the bytes appended."""
         used = 0
@@ -101,6 +114,8 @@ class DatagramQueue:
             parts.append(queue.popleft())
             self._size -= size + OBJECT_COST
             used += size
+        if self._held and self._size <= self._bound // 8:
+            self._release()
         return used
 
     def clear(self) -> None:
@@ -108,3 +123,9 @@ class DatagramQueue:
         self.dropped += len(self._queue)
         self._queue.clear()
         self._size = 0
+        self._release()
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for resume in held:
+            resume()
