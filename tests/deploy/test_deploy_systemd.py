@@ -60,6 +60,24 @@ def test_little_is_exposed(name: str) -> None:
     assert float(level[1]) <= 2.0  # docs/security.md says so
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_packets_cost_one_capability(tmp_path: Path) -> None:
+    """The drop-in that docs/vpn.md shows, beside the unit."""
+    program, folder = tmp_path / "tunnelgw", tmp_path / "tunnelgw-connector.service.d"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    folder.mkdir()
+    shutil.copy(SYSTEMD / "packets.conf", folder)
+    unit = tmp_path / "tunnelgw-connector.service"
+    unit.write_text((SYSTEMD / unit.name).read_text().replace("/usr/local/bin/tunnelgw", str(program)))
+    assert "tunnelgw" not in run("systemd-analyze", "verify", unit)
+    level = re.search(
+        r"Overall exposure level for .*: ([0-9.]+)", run("systemd-analyze", "security", "--offline=true", unit)
+    )
+    assert level is not None
+    assert float(level[1]) <= 2.5
+
+
 @pytest.mark.skipif(shutil.which("systemd-sysusers") is None, reason="systemd is not installed")
 def test_systemd_accepts_the_user() -> None:
     run("systemd-sysusers", "--dry-run", SYSTEMD / "sysusers.d" / "tunnelgw.conf")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunnelgw import __version__
 from tunnelgw.cli.proxies import add_options
+from tunnelgw.cli.tun import add_tun_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,6 +197,7 @@ def _add_visit(commands: Subparsers) -> None:
         "--stdio", action="store_true", help="standard input and output instead of a port, as for ssh's ProxyCommand"
     )
     add_options(visit)
+    add_tun_options(visit)
     _config(visit)
     forget = _command(
         commands, "forget", "tunnelgw.cli.visit:forget", "forget the remembered key of a connector or a visitor"

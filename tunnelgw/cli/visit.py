@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.cli.common import say
 from tunnelgw.cli.proxies import proxy_wish
+from tunnelgw.cli.tun import cleanup, tun_wish
 from tunnelgw.config.load import load_connector
 from tunnelgw.config.paths import CONNECTOR, config_path
 from tunnelgw.errors import LocalError
@@ -25,15 +26,18 @@ def visit(arguments: Namespace) -> int:
     from tunnelgw.obs import log
     from tunnelgw.visitor.app import visit as visit_services
 
-    proxies = proxy_wish(arguments)
-    wishes = _wishes(arguments, proxies=proxies is not None)
+    if arguments.cleanup:
+        return cleanup()
+    proxies, tun = proxy_wish(arguments), tun_wish(arguments)
+    wishes = _wishes(arguments, proxies=proxies is not None or tun is not None)
     config = load_connector(config_path(CONNECTOR, arguments.config))
     log.setup()
     if arguments.stdio:
         logging.getLogger().setLevel(logging.WARNING)  # whoever runs ssh wants to see what went wrong, and no more
     harden()
     run(
-        lambda: visit_services(config, wishes, stdio=arguments.stdio, say=_print, proxies=proxies), require_uvloop=False
+        lambda: visit_services(config, wishes, stdio=arguments.stdio, say=_print, proxies=proxies, tun=tun),
+        require_uvloop=False,
     )
     return 0
 
@@ -50,10 +54,10 @@ def _wishes(arguments: Namespace, *, proxies: bool) -> list[Wish]:
         _check(name)
     if not names and not proxies:
         raise LocalError(
-            "name what to visit: SERVICE or CONNECTOR/SERVICE, or proxies with --socks or --http", exit_code=2
+            "name what to visit: SERVICE or CONNECTOR/SERVICE, proxies with --socks or --http, or --tun", exit_code=2
         )
     if arguments.stdio and proxies:
-        raise LocalError("--stdio is for one service, without --socks and --http", exit_code=2)
+        raise LocalError("--stdio is for one service, without --socks, --http and --tun", exit_code=2)
     if arguments.stdio and (listens or len(names) != 1):
         raise LocalError("--stdio is for one service, without --listen", exit_code=2)
     if listens and len(listens) != len(names):

@@ -143,6 +143,7 @@ class Connector:
                 tunnel.say_goodbye(Reason.CONNECTOR_STOPPING)
         if self.household is not None:
             self.household.drain()  # after that, so that no new visitor comes in
+        self.served.drain()
         if any(edge.up for edge in self.edges):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):

@@ -18,6 +18,7 @@ from tunnelgw.errors import TunnelgwError
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
 from tunnelgw.private.egress import Egress, look_ups
+from tunnelgw.private.messages import WantPackets
 from tunnelgw.private.opening import refuse_inside
 from tunnelgw.private.outwards import leave
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnelgw.config.model import ConnectorConfig
+    from tunnelgw.connector.packets import Packets
     from tunnelgw.errors import Refused
     from tunnelgw.private.messages import Want
     from tunnelgw.private.outwards import Leaving
@@ -37,13 +39,14 @@ log = logging.getLogger(__name__)
 class Beyond:
     """Implements `serve.Outside`. Inputs: `replace`, `take`."""
 
-    __slots__ = ("_executor", "_exit", "_networks", "_open", "_sparing", "refused")
+    __slots__ = ("_executor", "_exit", "_machines", "_networks", "_open", "_sparing", "refused")
 
     def __init__(self) -> None:
         self._networks: tuple[str, ...] = ()
         self._exit = False
         self._open: set[Leaving] = set()
         self._executor = look_ups()
+        self._machines: Packets | None = None  # visitors that come with all their packets
         self._sparing = Sparing(log)
         self.refused = 0  # addresses that somebody wanted and may not have
 
@@ -54,6 +57,8 @@ class Beyond:
         self._networks, self._exit = config.networks, config.exit
         for leaving in tuple(self._open):
             leaving.cut(Reason.WITHDRAWN)
+        if self._machines is not None:
+            self._machines.change(self._networks, exit=self._exit)
 
     def take(self, stream: Sealed, request: Open, want: Want, ended: Callable[[], None]) -> None:
         """As `Outside.take`."""
@@ -62,6 +67,9 @@ class Beyond:
         except (TunnelgwError, ValueError) as error:
             self._say(request, str(error))
             refuse_inside(stream, Reason.ADDRESS_REFUSED, ended=ended)
+            return
+        if isinstance(want, WantPackets):
+            self._packets().take(stream, request, want, policy, ended)
             return
         egress = Egress(policy, refused=lambda error: self._note(request, error), executor=self._executor)
         left: list[Leaving] = []
@@ -74,6 +82,23 @@ class Beyond:
         if leaving is not None:
             left.append(leaving)
             self._open.add(leaving)
+
+    def drain(self) -> None:
+        """We are stopping: what would never end by itself ends now."""
+        if self._machines is not None:
+            self._machines.cut(Reason.CONNECTOR_STOPPING)
+
+    async def close(self) -> None:
+        """Remove what was made for visitors' packets."""
+        if self._machines is not None:
+            await self._machines.close()
+
+    def _packets(self) -> Packets:
+        if self._machines is None:
+            from tunnelgw.connector.packets import Packets  # for who needs it
+
+            self._machines = Packets(self._networks, exit=self._exit)
+        return self._machines
 
     def _policy(self, request: Open) -> Policy:
         if request.kind == "exit":

@@ -61,6 +61,12 @@ class Outside(Protocol):
     def take(self, stream: Sealed, request: Open, want: Want, ended: Callable[[], None]) -> None:
         """A visitor whose key was checked; `request` says what its grant covers. `ended` is called once."""
 
+    def drain(self) -> None:
+        """End what would never end by itself."""
+
+    async def close(self) -> None:
+        """Remove what was made for visitors."""
+
 
 class Watcher(Protocol):
     """Who wants to know of the streams of one service."""
@@ -205,8 +211,15 @@ class Served:
         self._places.give_back(key, descriptors)
         self.active -= 1
 
+    def drain(self) -> None:
+        """We are stopping: end what would never end by itself."""
+        if self.outside is not None:
+            self.outside.drain()
+
     async def close(self) -> None:
-        """End what the origins keep."""
+        """End what the origins keep, and what was made for visitors."""
+        if self.outside is not None:
+            await self.outside.close()
         for origin in self._origins.values():
             await origin.close()
 

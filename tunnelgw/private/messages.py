@@ -62,6 +62,7 @@ class Ready(Struct, frozen=True, omit_defaults=True, tag="ready"):
     routes: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)] = []
     dns: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=8)] = []
     domains: Annotated[list[Host], Meta(max_length=16)] = []
+    udp_segments: bool = False  # for packets: the kernel there cuts UDP apart too
 
 
 class RefusedInside(Struct, frozen=True, omit_defaults=True, tag="refused"):

@@ -126,14 +126,19 @@ class Inside:
         self._lost(RemoteError("a private stream said nothing in time", reason=Reason.HELLO_TIMEOUT))
 
 
-def refuse_inside(stream: StreamEnd, reason: Reason, *, ended: Callable[[], None] | None = None) -> None:
-    """Say no, and why, where the edge cannot read it; `ended` is called once when the stream is over."""
+def refuse_inside(
+    stream: StreamEnd, reason: Reason, *, ended: Callable[[], None] | None = None, text: str = ""
+) -> None:
+    """Say no, and why, where the edge cannot read it; `ended` is called once when the stream is over.
+
+    text: more than the reason says.
+    """
     if stream.closed:
         if ended is not None:
             ended()
         return
     _Refusing(stream, ended)
-    stream.write(messages.encode(RefusedInside(reason=reason.label, message=reason.text)))
+    stream.write(messages.encode(RefusedInside(reason=reason.label, message=text or reason.text)))
     stream.finish()
 
 

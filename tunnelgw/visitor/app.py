@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnelgw.config.model import ConnectorConfig
+    from tunnelgw.visitor.packets import Packets, TunWish
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +52,23 @@ class Visiting:
         self._say = say
         self._forwards: list[Forward] = []
         self._proxies: Proxies | None = None
+        self._packets: Packets | None = None
         self._stopping = asyncio.Event()
         self._turn_handle: asyncio.TimerHandle | None = None
         self._last_turn = _clock()
 
-    async def run(self, wishes: list[Wish], *, stdio: bool = False, proxies: ProxyWish | None = None) -> None:
+    async def run(
+        self, wishes: list[Wish], *, stdio: bool = False, proxies: ProxyWish | None = None, tun: TunWish | None = None
+    ) -> None:
         """Until SIGTERM or SIGINT, or the end of `stdio`. LocalError where it comes to nothing."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        if tun is not None:
+            from tunnelgw.visitor.packets import Packets  # for who needs it
+
+            self._packets = Packets(self.machine, tun)
+            await self._packets.prepare()  # before anything is dialled
         self._turn()
         self.machine.start()
         if proxies is not None:
@@ -81,6 +90,8 @@ class Visiting:
                 forward.close()
             if self._proxies is not None:
                 self._proxies.close()
+            if self._packets is not None:
+                await self._packets.close()
             await self.machine.stop()
 
     async def _work(self, wishes: list[Wish], *, stdio: bool) -> LocalError | None:
@@ -110,6 +121,8 @@ class Visiting:
         systemd.ready("visiting")
         if self._proxies is not None:
             await self._proxies.check()
+        if self._packets is not None:
+            await self._packets.run(self._say)
         await self._stopping.wait()
 
     async def _pipe(self, wish: Wish) -> None:
@@ -146,9 +159,10 @@ async def visit(
     stdio: bool,
     say: Callable[[str], None],
     proxies: ProxyWish | None = None,
+    tun: TunWish | None = None,
 ) -> None:
     """As `Visiting.run`."""
-    await Visiting(config, say=say).run(wishes, stdio=stdio, proxies=proxies)
+    await Visiting(config, say=say).run(wishes, stdio=stdio, proxies=proxies, tun=tun)
 
 
 def _clock() -> float:

@@ -1,0 +1,204 @@
+"""This machine's side of a TUN tunnel: interface, routes, names, and rules that let nothing out beside it.
+
+`prepare` makes the interface, and the kill switch if everything is to go through the tunnel: from then on nothing
+leaves past it, whether the tunnel is up or not. `configure` follows each time the far side has said which addresses and
+routes it gives. `remove` puts everything back. After a SIGKILL the interface and its routes are gone with the process;
+what stays is the kill switch, on purpose, and a changed resolv.conf that still works. `repair` removes both: at each
+start, and by `tunnelgw visit --cleanup`.
+
+Invariant: whatever was changed is put back by `remove`, in any state; nothing that the far side says reaches a command
+before it was parsed as an address or network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from tunnelgw.access import nftables
+from tunnelgw.access.addresses import Networks
+from tunnelgw.access.nftables import VISIT, VISIT_TUN
+from tunnelgw.access.packets import ICMP, ICMP6, Gate
+from tunnelgw.access.pools import packed
+from tunnelgw.errors import LocalError, RemoteError, TunnelgwError
+from tunnelgw.net import resolvconf
+from tunnelgw.net.commands import SYSCTL, attempt, ip, nft, only_one, run, switch, switch_back
+from tunnelgw.net.tun import Tun, open_tun
+from tunnelgw.private.packets import link_lines
+from tunnelgw.visitor import routes as routing
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from tunnelgw.visitor.names import Names
+
+log = logging.getLogger(__name__)
+
+_SOURCE_CHECK = "ipv4/conf/all/src_valid_mark"  # strict reverse path filters heed the mark, as wg-quick needs it too
+ROUTES_MAX = 64
+
+
+class Device:
+    """One machine's interface. `send` takes its packets, and answers False for "no more for now"; see `resume`."""
+
+    def __init__(self, send: Callable[[bytes], bool], *, exit: bool, names: Names) -> None:  # noqa: A002
+        self.exit = exit
+        self.tun: Tun | None = None
+        self.gate: Gate | None = None
+        self.names = names
+        self._send = send
+        self._lock: socket.socket | None = None
+        self._unmarked = False  # src_valid_mark was off
+        self._given: tuple[list[str], list[str], list[str]] | None = None
+
+    async def prepare(self) -> None:
+        """The interface, and the kill switch; before the tunnel is dialled. `LocalError`."""
+        self._lock = only_one("tunnelgw-visit-tun", "runs tunnelgw visit --tun")
+        try:
+            self.tun = open_tun(VISIT_TUN)
+            await self._repair()
+            self._unmarked = await _was_unmarked() or switch(_SOURCE_CHECK) == "0"
+            await nft(nftables.visit([], exit=self.exit, unmarked=self._unmarked))
+            switch(_SOURCE_CHECK, "1")
+            await ip(4, *link_lines(VISIT_TUN))
+        except BaseException:
+            await self.remove()
+            raise
+
+    async def configure(
+        self, addresses: Sequence[str], routes: Sequence[str], servers: Sequence[str], *, udp_segments: bool = False
+    ) -> None:
+        """What the far side gives: our addresses, its networks, its name servers. `RemoteError`, `LocalError`.
+
+        udp_segments: whether its kernel takes UDP in many segments.
+        """
+        tun = self.tun
+        assert tun is not None
+        try:
+            given = routing.parsed(routes)[:ROUTES_MAX]
+            own, gateways = ([str(one) for one in _addresses(texts)] for texts in (addresses, servers))
+        except ValueError as error:
+            raise RemoteError(f"the far side gives what is no address: {error}") from None
+        if self.exit and not routing.is_exit(given):
+            raise RemoteError("the far side leads to its networks, not to the internet")
+        if not self.exit:
+            given = [text for text in given if text not in routing.DEFAULTS.values()]
+        tun.segment_udp(wanted=udp_segments)
+        if self._given == (own, given, gateways):
+            return
+        reached = Networks([*given, *gateways])
+        self.gate = Gate(
+            packed(own), lambda address, protocol, _: _comes(reached, address, protocol), own_is_source=False
+        )
+        await nft(nftables.visit(own, exit=self.exit, unmarked=self._unmarked))
+        await self._route(own, given, gateways)
+        await self.names.begin(gateways, exit=self.exit)
+        self._given = own, given, gateways
+        tun.start(self._send, loop=asyncio.get_running_loop())
+
+    async def _route(self, own: Sequence[str], given: Sequence[str], gateways: Sequence[str]) -> None:
+        await _unroute()
+        stay = [*await _routers(), *self.names.local]
+        for family in _families():
+            await ip(family, *routing.addresses(family, own), *routing.lines(family, given, own, gateways, stay))
+
+    def receive(self, data: bytes) -> None:
+        """A parcel of the far side: to the kernel, or dropped."""
+        if self.gate is not None and self.tun is not None:
+            parcel = self.gate.admit(data)
+            if parcel is not None:
+                self.tun.write(parcel.header, data)
+
+    def described(self) -> str:
+        """The interface and our addresses, for a person."""
+        return " ".join([VISIT_TUN, *(self._given[0] if self._given is not None else ())])
+
+    def resume(self) -> None:
+        """There is room again where `send` said that there is none."""
+        if self.tun is not None:
+            self.tun.resume()
+
+    async def remove(self) -> None:
+        """Put everything back, the rules last. Idempotent, never raises but when it is cancelled."""
+        await self.names.end()
+        await _unroute()
+        if self.tun is not None:
+            self.tun.close()
+            self.tun = None
+            try:
+                await nft(nftables.removed(VISIT))
+            except TunnelgwError as error:
+                log.error("the rules stay: %s", error.text)
+        if self._unmarked:
+            self._unmarked = False
+            switch_back(_SOURCE_CHECK, "0")
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    async def _repair(self) -> None:
+        """What a killed process left, but for the kill switch, which is replaced."""
+        if resolvconf.restore():
+            log.info("%s is as it was before a process that was killed", resolvconf.RESOLV_CONF)
+        await _unroute()
+
+
+async def _unroute() -> None:
+    for family in _families():
+        for _ in range(8):
+            try:
+                await run("ip", f"-{family}", "rule", "delete", "priority", str(routing.PRIORITY))
+            except LocalError:
+                break
+        await attempt("ip", f"-{family}", "route", "flush", "table", str(routing.TABLE))
+
+
+async def repair() -> list[str]:
+    """Remove whatever a killed process left; what there was. `LocalError` while one runs, or without the right."""
+    lock = only_one("tunnelgw-visit-tun", "runs tunnelgw visit --tun")
+    try:
+        found = []
+        if resolvconf.restore():
+            found.append(f"{resolvconf.RESOLV_CONF} is as it was")
+        if VISIT in await run("nft", "list", "tables"):
+            if await _was_unmarked():
+                switch(_SOURCE_CHECK, "0")
+            await nft(nftables.removed(VISIT))
+            found.append("the kill switch and the other rules are gone")
+        await _unroute()
+        return found
+    except OSError as error:
+        raise LocalError(f"{resolvconf.RESOLV_CONF} cannot be put back: {error.strerror}") from None
+    finally:
+        lock.close()
+
+
+async def _was_unmarked() -> bool:
+    """Whether a process that was killed switched the checks of sources."""
+    return nftables.UNMARKED in await attempt("nft", "list", "table", "inet", VISIT)
+
+
+def _addresses(texts: Sequence[str]) -> list[object]:
+    return [ipaddress.ip_address(text) for text in texts]
+
+
+def _comes(reached: Networks, address: bytes, protocol: int) -> bool:
+    """What may come from there; errors come from any router on the way, and the kernel knows what they are about."""
+    return protocol in (ICMP, ICMP6) or str(ipaddress.ip_address(address)) in reached
+
+
+def _families() -> tuple[int, ...]:
+    return routing.FAMILIES if (SYSCTL / "ipv6").exists() else (4,)
+
+
+async def _routers() -> list[str]:
+    """The routers of this place."""
+    found = []
+    for family in _families():
+        text = await attempt("ip", "-j", f"-{family}", "route", "show", "default")
+        found += [route["gateway"] for route in json.loads(text or "[]") if "gateway" in route]
+    return [text for text in found if not text.startswith("fe80:")]
