@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from tests.loops import runner
 from tunnelgw.config.model import ServiceConfig, Target
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.wire.control import Open
@@ -30,8 +31,8 @@ def run(main: Callable[[], Coroutine[Any, Any, Any]], *, loop: str = "uvloop", s
                 for _ in range(10):  # transports that were closed or aborted say so in a later turn
                     await asyncio.sleep(0)
 
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        return runner.run(bounded())
+    with runner(LOOPS[loop]) as opened:
+        return opened.run(bounded())
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from typing import TYPE_CHECKING, Any, Self
 
+from tests.loops import runner
 from tests.net.certs import Authority
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import LocalPorts, Ports
@@ -39,8 +40,8 @@ def run(main: Callable[[], Awaitable[None]], *, seconds: float = 30) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: noise.append(context))
         await asyncio.wait_for(main(), seconds)
 
-    with asyncio.Runner(loop_factory=loop_factory(require_uvloop=True)) as runner:
-        runner.run(guarded())
+    with runner(loop_factory(require_uvloop=True)) as opened:
+        opened.run(guarded())
     assert not noise, noise
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.loops import runner
 from tunnelgw.errors import LocalError
 from tunnelgw.net.accept import (
     ACCEPTS_PER_WAKEUP,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 
 def run(main) -> None:  # type: ignore[no-untyped-def]
-    with asyncio.Runner(loop_factory=loop_factory(require_uvloop=True)) as runner:
-        runner.run(asyncio.wait_for(main(), 20))
+    with runner(loop_factory(require_uvloop=True)) as opened:
+        opened.run(asyncio.wait_for(main(), 20))
 
 
 async def until(condition: Callable[[], object]) -> None:
