@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnelgw.access.addresses import Networks, address_key, allowed_from, normalise_network
-from tunnelgw.access.grants import ANY_HOST, Grant, check_host, check_ports, grant_command, may_visit
+from tunnelgw.access.grants import ANY_HOST, Grant, check_host, check_ports, grant_command, may_visit, ranges_of
 from tunnelgw.errors import Refused
 from tunnelgw.obs.reasons import Reason
 
@@ -70,6 +71,30 @@ def test_port_ranges() -> None:
     assert ports_allowed(grant, 30000, 30200)
     for first, last in ((2221, 2222), (2222, 2223), (29999, 30000), (30200, 30201), (1, 65535), (30002, 30001)):
         assert not ports_allowed(grant, first, last)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        ((30000, 30100), "port 30000-30009, 30020-30029, 30031-30100 of the range 30000-30100 is not granted"),
+        ((30005, 30015), "port 30005-30009 of the range 30005-30015 is not granted"),
+        ((30010, 30020), "port 30020 of the range 30010-30020 is not granted"),
+        ((1, 2), "port 1-2 is not granted"),
+        ((7, 7), "port 7 is not granted"),
+    ],
+)
+def test_what_is_missing_of_a_range_is_named(wanted: tuple[int, int], text: str) -> None:
+    grant = Grant(ports=((30010, 30019), (30030, 30030), (30012, 30013)))
+    with pytest.raises(Refused) as caught:
+        check_ports(grant, wanted)
+    assert caught.value.text == text
+
+
+@given(st.lists(st.integers(1, 60), max_size=30))
+def test_ranges_are_the_ports_again(ports: list[int]) -> None:
+    found = ranges_of(ports)
+    assert [port for low, high in found for port in range(low, high + 1)] == sorted(set(ports))
+    assert all(later[0] > earlier[1] + 1 for earlier, later in itertools.pairwise(found))
 
 
 def test_the_command_that_would_allow_it() -> None:

@@ -325,10 +325,16 @@ _HOME = '[services.a]\ntarget=1\ntls="home"\n'
         ('networks = [":22"]', 1, "networks[0]", '"192.168.1.0/24:22"'),
         ('networks = ["10.0.0.5:ssh"]', 1, "networks[0]", "is no port"),
         ('networks = ["10.0.0.5", "10.0.0.5/32"]', 1, "networks[1]", "twice"),
-        ('[services.a]\ntarget="udp://a:53"\nport=53', 2, "services.a.target", "not available in this version"),
+        ('[services.a]\ntarget="udp://a:53"\nprivate=true', 3, "services.a.private", "not available in this version"),
         ('[services.a]\ntarget=1\nprivate=true\nhost="a.org"', 4, "services.a.host", "a private service has none"),
         ('[services.a]\ntarget="tcp://h:1"\nprivate=true\nport=1', 4, "services.a.port", "a private service has none"),
         ('[services.a]\ntarget=1\nprivate=true\ntls="home"', 4, "services.a.tls", "a private service has none"),
+        ('[services.a]\ntarget="udp://a:53"', 1, "services.a", "needs port"),
+        ('[services.a]\ntarget="udp://a:53"\nport=53\nhost="x.y"', 4, "services.a.host", "has no names"),
+        ('[services.a]\ntarget="udp://a:53"\nport=53\nproxy_protocol="v1"', 4, "*", '"v2-first" or "spp"'),
+        ('[services.a]\ntarget="tcp://a:53"\nport=53\nproxy_protocol="spp"', 4, "*", "only for udp targets"),
+        ('[services.a]\ntarget="udp://a:53"\nport=53\nhealth={}', 4, "services.a.health", "cannot be told"),
+        ('services.a={target="udp://a:1",port="10-20"}\nservices.b={target="udp://a:1",port=15}', 2, "*", "overlaps"),
         ('[services.a]\ntarget="tcp://h:1"\nport=1\ntls="home"', 4, "services.a.tls", "only for HTTP targets"),
         ('[services.a]\ntarget="tls://h:1"\ntls="home"', 3, "services.a.tls", "it ends TLS itself"),
         ('[services.a]\ntarget=1\ntls="home"\nplain_http=true', 4, "services.a.plain_http", "keep one of the two"),
@@ -600,3 +606,8 @@ def test_secrets(tmp_path: Path) -> None:
     for bad in (path, tmp_path / "none"):
         with pytest.raises(LocalError):
             read_secret(bad)
+
+
+def test_one_number_may_be_a_tcp_port_and_a_udp_port(tmp_path: Path) -> None:
+    text = 'services.a={target="udp://a:53",port=53}\nservices.b={target="tcp://a:53",port="50-60"}'
+    assert problems(tmp_path, text) == []

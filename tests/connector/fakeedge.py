@@ -89,6 +89,7 @@ class FakeEdge:
         self.services: list[Services] = []
         self.controls: list[Control] = []  # every message, in order
         self.health = False  # whether it takes messages about health
+        self.datagrams: list[tuple[int, bytes]] = []
         self.joins: list[Join] = []
         self.renewals = 0
         self.session: Session | None = None
@@ -240,7 +241,7 @@ class FakeEdge:
             self.session.send_control(self._renewed(message))
 
     def datagram_received(self, flow: int, data: bytes) -> None:
-        raise AssertionError("no datagrams")
+        self.datagrams.append((flow, data))
 
     def going_away(self, reason: Reason) -> None:
         self.left = reason

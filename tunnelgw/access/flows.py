@@ -36,6 +36,9 @@ NEW_MOST = 4096
 PROVEN_MOST = 12288  # three times as many: 12 MB
 # New flows of one address: a resolver that asks from a new port each time has so many within half a minute.
 NEW_PER_ADDRESS = 256
+# New flows of all ports in a second, and at once. Each costs 40 µs at both ends and a socket; beyond this a flood would
+# only keep the processor from those who are there already, so it is dropped for a tenth of that.
+BEGUN_PER_SECOND, BEGUN_BURST = 2000.0, 2048
 
 
 class Flow(Protocol):

@@ -47,12 +47,20 @@ def check_host(grant: Grant, host: str, *, service: str, domain: str, edge_names
 def check_ports(grant: Grant, ports: Range) -> None:
     """`Refused(CLAIM_NOT_GRANTED)` unless the grant covers every port of this inclusive range."""
     first, last = ports
+    missing: list[Range] = []
     needed = first
     for low, high in sorted(grant.ports):
-        if low <= needed <= high:
-            needed = high + 1
-    if not first <= last < needed:
-        raise Refused(f"port {port_text(ports)} is not granted")
+        if low > last:
+            break
+        if low > needed:
+            missing.append((needed, low - 1))
+        needed = max(needed, high + 1)
+    if needed <= last or last < first:
+        missing.append((needed, last))
+    if missing:
+        lacking = ", ".join(map(port_text, missing))
+        of = "" if missing == [ports] else f" of the range {port_text(ports)}"
+        raise Refused(f"port {lacking}{of} is not granted")
 
 
 def may_visit(grant: Grant, *, connector: str, service: str) -> bool:
@@ -64,6 +72,17 @@ def port_text(ports: Range) -> str:
     """A range as commands take it: `2222` or `30000-30100`."""
     first, last = ports
     return str(first) if first == last else f"{first}-{last}"
+
+
+def ranges_of(ports: Iterable[int]) -> list[Range]:
+    """Ports as the fewest ranges, in order."""
+    found: list[Range] = []
+    for port in sorted(set(ports)):
+        if found and found[-1][1] == port - 1:
+            found[-1] = (found[-1][0], port)
+        else:
+            found.append((port, port))
+    return found
 
 
 def grant_command(connector: str, grant: Grant, *, hosts: Iterable[str] = (), ports: Iterable[Range] = ()) -> str:

@@ -137,7 +137,9 @@ def _meet(one: PortRange, other: PortRange) -> bool:
 
 
 def _share(one: ServiceConfig, other: ServiceConfig) -> bool:
-    """Two services whose visitors say different names in the same protocol."""
+    """Two services over TCP and UDP, or whose visitors say different names in the same protocol."""
+    if (one.target.kind == "udp") is not (other.target.kind == "udp"):
+        return True
     return one.protocol != "" and one.protocol == other.protocol and not set(one.host) & set(other.host)
 
 

@@ -114,7 +114,7 @@ class ServiceConfig:
     response_seconds: until the first byte of a response.
     plain_http: serve on port 80 too, without redirect.
     verify: check the certificate of an https target.
-    proxy_protocol: "", "v1" or "v2": tell the target the visitor's address.
+    proxy_protocol: "", "v1" or "v2": tell the target the visitor's address; for udp "v2", "v2-first" or "spp".
     allow_from: networks of visitors; empty: everybody. The edge enforces it.
     listing: a file target lists folders that have no index.html.
     group: connectors that name the same one serve the service together. priority: lower ones are preferred.

@@ -63,7 +63,7 @@ def read_service(section: Section, folder: Path) -> ServiceConfig | None:
         response_seconds=section.get("response_seconds", values.seconds(0.1, 86400), 60.0),
         plain_http=section.get("plain_http", values.boolean, False),
         verify=section.get("verify", values.boolean, True),
-        proxy_protocol=section.get("proxy_protocol", values.choice("v1", "v2"), ""),
+        proxy_protocol=section.get("proxy_protocol", values.choice("v1", "v2", "v2-first", "spp"), ""),
         allow_from=section.many("allow_from", values.parsed(network)),
         listing=section.get("listing", values.boolean, False),
         group=section.get("group", values.parsed(service_name), ""),
@@ -80,7 +80,6 @@ def read_service(section: Section, folder: Path) -> ServiceConfig | None:
     section.finish()
     if section.has("allow_from") and section.data["allow_from"] == []:
         section.bad("allow_from", "is empty, so nobody could come in; name networks, or leave it out for everybody")
-    _not_yet(section, service)
     if target is not _NOTHING:
         _fits_kind(section, service)
         _fits_group(section, service)
@@ -151,14 +150,6 @@ def _users(section: Section, path: Path) -> tuple[str, ...]:
     return tuple(users.values())
 
 
-def _not_yet(section: Section, service: ServiceConfig) -> None:
-    """What would silently do nothing, or less than the operator believes."""
-    if service.target.kind == "udp":
-        section.bad("target", f"udp targets are {UNAVAILABLE}")
-    if service.protocol == "mysql":
-        section.bad("protocol", _NO_MYSQL)
-
-
 def _fits_private(section: Section, service: ServiceConfig) -> None:
     """A private service has no public address, and nobody but joined visitors."""
     for name in _PUBLIC_ONLY:
@@ -199,8 +190,14 @@ def _fits_kind(section: Section, service: ServiceConfig) -> None:
         section.bad("listing", f"is only for file targets, not for {target.scheme}; remove it")
     if service.transparent and not _is_here(target):
         section.bad("transparent", _ONLY_HERE)
-    if service.proxy_protocol and target.scheme in ("file", "udp"):
-        section.bad("proxy_protocol", f"is not possible for a {target.scheme} target; remove it")
+    if service.proxy_protocol and target.scheme == "file":
+        section.bad("proxy_protocol", "is not possible for a file target; remove it")
+    elif service.proxy_protocol == "v1" and target.kind == "udp":
+        section.bad("proxy_protocol", '"v1" is not possible for a udp target; write "v2", "v2-first" or "spp"')
+    elif service.proxy_protocol in ("v2-first", "spp") and target.kind != "udp":
+        section.bad("proxy_protocol", f'"{service.proxy_protocol}" is only for udp targets; write "v2"')
+    if target.kind == "udp" and section.has("health"):
+        section.bad("health", "is not possible for a udp target: whether it works cannot be told; remove it")
 
 
 def _is_here(target: Target) -> bool:
@@ -217,6 +214,7 @@ def _shares_port(section: Section, service: ServiceConfig) -> None:
     """A protocol whose hosts share a port: what it needs, and what it cannot have."""
     known = PROTOCOLS.get(service.protocol)
     if known is None:
+        section.bad("protocol", _NO_MYSQL)
         return
     if service.target.kind not in known.kinds:
         forms = " or ".join(f"{kind}://host:port" for kind in known.kinds)
@@ -245,9 +243,13 @@ def _addresses(section: Section, service: ServiceConfig) -> None:
         section.bad(
             "port", f'a tls target is served on 443 by its host; for a raw port write "tcp://{target.host}:..."'
         )
+    elif target.kind == "udp" and host:
+        section.bad("host", "means nothing for a udp target, which has no names; remove it and give port = N")
     elif port and host:
         section.bad("host", "with port needs protocol; host alone ends TLS at the edge, port alone is a raw port")
-    elif target.kind in ("tcp", "udp") and not (host or port or service.private):
+    elif target.kind == "udp" and not (port or service.private):
+        section.bad("", "a udp target needs port = N, its public port")
+    elif target.kind == "tcp" and not (host or port or service.private):
         section.bad("", f"a {target.scheme} target needs port = N (a raw port) or host = ... (TLS ends at the edge)")
     for ports in service.port:
         if ports.first == ports.last:

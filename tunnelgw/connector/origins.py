@@ -96,7 +96,7 @@ class Origin:
         if request.kind == "tcp" and self.service.port:
             port = self.service.target_port(request.edge_port) or port
         places = await eyeballs.resolve(target.host, port)
-        allowed = [place for place in places if not _is_metadata(place[1][0])]
+        allowed = [place for place in places if not is_metadata(place[1][0])]
         if not allowed:
             raise OSError(errno.EACCES, "a cloud metadata address is never a target" if places else "no address")
         sock = await self._reach(allowed, request)
@@ -201,7 +201,8 @@ def _as_visitor(address: str, port: int) -> Callable[[int], socket.socket]:
     return make
 
 
-def _is_metadata(text: str) -> bool:
+def is_metadata(text: str) -> bool:
+    """Whether a machine in a cloud gets credentials from this address."""
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address):
         address = ipaddress.IPv6Address(address.packed)  # without its zone

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.addresses import address_key
 from tunnelgw.access.shares import Shares
+from tunnelgw.connector.flows import HomeFlows
 from tunnelgw.connector.origins import Origin
 from tunnelgw.errors import OriginError
 from tunnelgw.net.accept import KEPT_DESCRIPTORS, most_descriptors
@@ -88,8 +89,8 @@ class Served:
     """
 
     __slots__ = (
-        "_origins", "_places", "_sparing", "active", "ending", "health", "health_revision", "offers", "outside",
-        "revision", "total", "watchers",
+        "_origins", "_places", "_sparing", "active", "ending", "flows", "health", "health_revision", "offers",
+        "outside", "places", "revision", "total", "watchers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -97,7 +98,8 @@ class Served:
         self._sparing = Sparing(log)
         # Each stream has a descriptor; without some left for links and files, one edge could cut off the others. And no
         # visitor may have them all, or one who opens streams by the hundred would shut every service here.
-        self._places = Shares(max(STREAMS_LEAST, most_descriptors() - KEPT_DESCRIPTORS))
+        self.places = max(STREAMS_LEAST, most_descriptors() - KEPT_DESCRIPTORS)
+        self._places = Shares(self.places)
         self.ending: TlsEnd | None = None
         self.outside: Outside | None = None  # None: nothing but services
         self.offers: list[Offer] = []
@@ -107,6 +109,7 @@ class Served:
         self.active = 0  # streams open now
         self.total = 0  # streams ever opened
         self.watchers: dict[str, Watcher] = {}
+        self.flows = HomeFlows(self)
 
     def replace(self, config: ConnectorConfig) -> bool:
         """Serve what `config` declares from now on; True if that changes anything. Open streams are not touched."""
@@ -124,6 +127,7 @@ class Served:
         if self.revision and list(after.values()) == list(before.values()):
             return False
         self._origins = after  # withdrawn origins live on in their open streams
+        self.flows.review()
         self.revision += 1
         self.offers = [offer(service) for service in config.services]
         return True
@@ -216,8 +220,24 @@ class Served:
         if self.outside is not None:
             self.outside.drain()
 
+    def origin(self, name: str) -> Origin | None:
+        """The declared service of that name."""
+        return self._origins.get(name)
+
+    def take_place(self, key: str | None) -> bool:
+        """A descriptor for a flow of this visitor, if there is one; to be given back."""
+        if not self._places.room_for(key):
+            return False
+        self._places.take(key)
+        return True
+
+    def give_place(self, key: str | None) -> None:
+        """A flow is over."""
+        self._places.give_back(key)
+
     async def close(self) -> None:
         """End what the origins keep, and what was made for visitors."""
+        self.flows.close()
         if self.outside is not None:
             await self.outside.close()
         for origin in self._origins.values():

@@ -33,6 +33,7 @@ from tunnelgw.wire.control import (
     Trust,
     Welcome,
 )
+from tunnelgw.wire.datagrams import FLOWS_BEFORE
 from tunnelgw.wire.hello import VERSIONS
 from tunnelgw.wire.session import Session
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import ssl
 
     from tunnelgw.config.model import Endpoint
+    from tunnelgw.connector.flows import HomeFlow
     from tunnelgw.connector.serve import Served
     from tunnelgw.net.link import Link
     from tunnelgw.wire.control import Control, Greeting, Open
@@ -99,7 +101,7 @@ class Tunnel:
 
     __slots__ = (
         "_answer", "_dialling", "_health_told", "_instance", "_owner", "_sparing", "_told", "changed", "detached_at",
-        "edge", "leaving", "link", "lost", "resumes", "session", "session_id", "since", "welcome",
+        "edge", "flows", "leaving", "link", "lost", "resumes", "session", "session_id", "since", "welcome",
     )  # fmt: skip
 
     def __init__(self, edge: Endpoint, *, owner: TunnelOwner, instance: Instance) -> None:
@@ -114,6 +116,7 @@ class Tunnel:
         self.lost: Exception | None = None  # why the last link ended; None: in order
         self.resumes = 0
         self.changed = asyncio.Event()
+        self.flows: dict[int, HomeFlow] = {}  # of UDP, by the session's numbers
         self._owner = owner
         self._sparing = Sparing(log)
         self._instance = instance
@@ -180,6 +183,7 @@ class Tunnel:
         session, self.session = self.session, None
         self.session_id = ""
         self.detached_at = math.inf
+        self._instance.served.flows.detached(self)
         if session is not None:
             session.close(reason)
 
@@ -259,7 +263,9 @@ class Tunnel:
             self._sparing.warning(f"{message.message}", now, text, self.edge, message.message, message.reason)
 
     def datagram_received(self, flow: int, data: bytes) -> None:
-        """No UDP service is ever accepted by the edge yet: nothing to deliver to."""
+        """What a visitor of a UDP port sends."""
+        if flow < FLOWS_BEFORE:
+            self._instance.served.flows.received(self, flow, data)
 
     def going_away(self, reason: Reason) -> None:
         """The edge takes no new streams on this tunnel: time for another one."""

@@ -21,10 +21,9 @@ from tunnelgw.wire.control import encode as encode_json
 DATA, OPEN, READY, CLOSED = range(4)
 DATA_BYTE = b"\x00"
 READY_MESSAGE = b"\x02"
-# Flows of public UDP ports have numbers from here on. Those below are kept for datagrams that belong to a stream, which
-# can then have its number.
-FLOWS_FROM = 1 << 31
-FLOWS_BEFORE = 1 << 32
+# Flows of public UDP ports have these numbers. With the highest bit they are of datagrams that belong to a stream.
+FLOWS_FROM = 1
+FLOWS_BEFORE = 1 << 31
 
 
 def opening(request: Open) -> bytes:
