@@ -37,3 +37,16 @@ def free_port() -> int:
                 continue
             return port
     raise OSError(f"every port from {_FIRST} to {_END} is taken")
+
+
+def free_udp_port() -> int:
+    """A number that is free for UDP, and for TCP too."""
+    for _ in range(100):
+        port = free_port()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no port is free for UDP")

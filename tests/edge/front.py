@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.loops import runner
 from tests.net.certs import Authority
+from tunnelgw.edge.flows import Flows
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import LocalPorts, Ports
 from tunnelgw.edge.public import DoorRules, FrontDoor
@@ -171,6 +173,7 @@ class Table:
         self.ports: dict[int, Route] = {}
         self.protocols: dict[int, str] = {}
         self.named: dict[tuple[int, str], Route] = {}
+        self.udp: dict[int, Route] = {}
 
     def find_name(self, host: str) -> NameEntry | None:
         return self.names.get(host)
@@ -187,6 +190,9 @@ class Table:
     def find_alone(self, port: int) -> Route | None:
         here = [route for (at, _), route in self.named.items() if at == port]
         return here[0] if len(here) == 1 else None
+
+    def find_udp(self, port: int) -> Route | None:
+        return self.udp.get(port)
 
 
 def route(kind: str, host: str = "", **more: Any) -> Route:
@@ -207,12 +213,13 @@ class Front:
         self.authority = Authority()
         self.table = Table()
         self.opener = Opener()
+        self.connectors: Any = SimpleNamespace(by_name={})
         self.counters = ProcessCounters()
         self.live = Live(self.counters.refuse)
         self.tunnels: list[tuple[Any, Any]] = []
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
+        loop = self.connectors.loop = asyncio.get_running_loop()
         self.wheel = Wheel(loop, granularity=0.05)
         pairs = [Pair(*self.authority.write(self.folder, name)) for name in ("a.example.com", "shell.example.com")]
         self.certificates = Certificates(loop, self.wheel, FilesIssuer(pairs))
@@ -252,6 +259,13 @@ class Front:
             rules=self.rules,
             wheel=self.wheel,
             certificates=self.certificates,
+            flows=Flows(
+                wheel=self.wheel,
+                table=self.table,  # type: ignore[arg-type]
+                connectors=self.connectors,  # type: ignore[arg-type]
+                counters=self.counters,
+                rules=self.rules,
+            ),
         )
         self.listener = listen_on(ADDRESS, 0, defer=True)
         self.plain = listen_on(ADDRESS, 0, defer=False)

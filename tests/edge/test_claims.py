@@ -31,9 +31,9 @@ class Ports:
     def __init__(self) -> None:
         self.allowed = asyncio.Event()
         self.asked = asyncio.Event()
-        self.open_now: set[int] = set()
+        self.open_now: set[Any] = set()
 
-    async def open(self, port: int) -> None:
+    async def open(self, port: Any) -> None:
         self.asked.set()
         await self.allowed.wait()
         self.open_now.add(port)
@@ -366,3 +366,72 @@ def test_a_port_that_somebody_else_uses_otherwise() -> None:
     assert "for another use than for postgres" in results["db"].message
     assert not results["raw"].addresses
     assert desk.ports.open_now == set()
+
+
+def with_range() -> Desk:
+    desk = Desk()
+    desk.registry.ports = ((2222, 2222), (30000, 30100))
+    return desk
+
+
+def test_a_grant_covers_tcp_and_udp_and_one_number_may_be_both() -> None:
+    desk, results = decided(
+        Offer(name="ssh", kind="tcp", ports=[(2222, 2222)]),
+        Offer(name="game", kind="udp", ports=[(2222, 2222)]),
+        Offer(name="other", kind="udp", ports=[(2222, 2222)]),
+        Offer(name="named", kind="udp", hosts=["h.example.com"], ports=[(2222, 2222)]),
+        Offer(name="nowhere", kind="udp"),
+    )
+    assert results["ssh"].addresses == ["tcp://edge.example.com:2222"]
+    assert results["game"].addresses == ["udp://edge.example.com:2222"]
+    assert results["other"].message == "udp port 2222 is used by another service of yours"
+    for name in ("named", "nowhere"):
+        assert (results[name].refused, results[name].addresses) == ("claim_unsupported", [])
+    assert desk.ports.open_now == {2222, ("udp", 2222)}
+    assert {route.label for route in desk.table.routes()} == {"tcp:2222", "udp:2222"}
+
+
+def test_a_range_is_one_address_and_what_others_hold_of_it_is_named_with_them() -> None:
+    async def main() -> None:
+        desk = with_range()
+        desk.registry.held = {
+            **{f"udp:{port}": "attic" for port in (30003, 30004, 30007)},
+            "udp:30005": "barn",
+            "port:30001": "barn",  # TCP: another thing
+        }
+        (result,) = await answers(desk, Offer(name="game", kind="udp", ports=[(30000, 30009)]))
+        edge = "udp://edge.example.com"
+        assert result.addresses == [f"{edge}:30000-30002", f"{edge}:30006", f"{edge}:30008-30009"]
+        assert result.message == (
+            "udp port 30003-30004, 30007 is held by connector attic; udp port 30005 is held by connector barn"
+        )
+        assert result.refused == "claim_held"
+        assert len(desk.ports.open_now) == 6
+
+    run(main)
+
+
+def test_a_range_that_is_granted_in_part_is_refused_with_what_is_missing() -> None:
+    desk, results = decided(Offer(name="game", kind="udp", ports=[(30090, 30110)]), desk=with_range())
+    result = results["game"]
+    assert (result.refused, result.addresses) == ("claim_not_granted", [])
+    assert result.message == "port 30101-30110 of the range 30090-30110 is not granted"
+    grant = "--allow-port 2222 --allow-port 30000-30100 --allow-port 30090-30110"
+    assert result.hint == f"tunnelgw edge grant home {grant}"
+    assert not desk.ports.open_now
+
+
+def test_hosts_share_a_tcp_port_beside_the_udp_port_of_its_number() -> None:
+    desk, results = decided(
+        shared("one", "one.a.b"),
+        Offer(name="voice", kind="udp", ports=[(2222, 2222)]),
+        shared("two", "two.a.b"),
+        shared("odd", "odd.a.b", kind="udp"),
+    )
+    assert results["one"].addresses == ["minecraft://one.a.b:2222"]
+    assert results["voice"].addresses == ["udp://edge.example.com:2222"]
+    assert results["two"].addresses == ["minecraft://two.a.b:2222"]
+    assert (results["odd"].refused, results["odd"].addresses) == ("claim_unsupported", [])
+    assert desk.ports.open_now == {2222, ("udp", 2222)}
+    assert desk.table.ports() == [("udp", 2222)]
+    assert desk.table.protocol(2222) == "minecraft"

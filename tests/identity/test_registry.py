@@ -234,6 +234,14 @@ def test_claims_of_ports_that_hosts_share(registry: Registry) -> None:
     assert registry.hold("home", shared) == registry.hold("cabin", shared) == {}
 
 
+def test_a_udp_port_is_beside_whatever_uses_the_tcp_port_of_its_number(registry: Registry) -> None:
+    joined(registry, "home", "cabin")
+    assert registry.hold("home", alone({"name:53:minecraft:a.b", "port:22"})) == {}
+    assert registry.hold("cabin", alone({"udp:53", "udp:22"})) == {}
+    assert registry.hold("home", alone({"udp:53"})) == {"udp:53": Held("cabin")}
+    assert registry.hold("home", alone({"name:53:minecraft:a.b", "port:22"})) == {}
+
+
 def joined(registry: Registry, *names: str) -> None:
     for name in names:
         use(registry, registry.invite(name, address=ADDRESS))

@@ -123,6 +123,19 @@ def test_ports() -> None:
     assert table.find_port(2222) is None
 
 
+def test_a_number_is_a_tcp_port_and_a_udp_port() -> None:
+    dns, over_tcp = route("", kind="udp", port=53), route("", connector="other", kind="tcp", port=53)
+    table = table_of(dns, over_tcp)
+    assert (table.find_udp(53), table.find_port(53)) == (dns, over_tcp)
+    assert table.find_udp(54) is None
+    assert (table.holders(("udp", 53)), table.holders(53)) == (("home",), ("other",))
+    with pytest.raises(Refused, match=r"^udp port 53 is held by home$"):
+        table.replace("third", [route("", connector="third", kind="udp", port=53)])
+    table.replace("home", [])
+    assert table.find_udp(53) is None
+    assert table.ports() == [53]
+
+
 def test_a_held_host_is_refused_with_all_its_paths_and_nothing_changes() -> None:
     table = table_of(route("h.x", "/wiki"), route("mine.x", connector="other"))
     with pytest.raises(Refused) as caught:
@@ -298,7 +311,7 @@ def test_a_port_has_one_use() -> None:
         ([named("mc.a.b", 22, connector="x")], "port 22 is used otherwise"),
         ([named("mc.a.b", connector="x")], "is held by home"),
         ([named("q.a.b", 9, connector="x"), route("", kind="tcp", port=9, connector="x")], "port 9 is used otherwise"),
-        ([named("q.a.b", 9, connector="x"), named("q.a.b", 9, connector="x", service="y")], "port 9 q.a.b is held by"),
+        ([named("q.a.b", 9, connector="x"), named("q.a.b", 9, connector="x", service="y")], "q.a.b on port 9 is held"),
     ):
         with pytest.raises(Refused, match=why) as caught:
             table.replace("x", wanted)

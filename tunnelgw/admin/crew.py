@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tunnelgw.config.model import EdgeConfig
     from tunnelgw.edge.ports import LocalPorts
     from tunnelgw.obs.snapshot import ProcessSnapshot
+    from tunnelgw.routing.units import PortUnit
     from tunnelgw.store.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Single:
             self._access.start(self._edge.loop)
         await self._edge.start(listeners.https, listeners.http)
 
-    def inherit(self, ports: Mapping[int, socket.socket]) -> None:
+    def inherit(self, ports: Mapping[PortUnit, socket.socket]) -> None:
         """These raw ports are open already."""
         inherit(self._peers.ports, ports, self.config)
 
@@ -85,7 +86,7 @@ class Single:
         """Nothing is in progress here any more, or it took too long."""
         await self._edge.drained()
 
-    def ports(self) -> dict[int, socket.socket]:
+    def ports(self) -> dict[PortUnit, socket.socket]:
         """The raw ports that are open."""
         return self._edge.ports.listeners()
 
@@ -142,7 +143,7 @@ class Supervised:
         self.inherit(listeners.ports)
         await self._supervisor.start()
 
-    def inherit(self, ports: Mapping[int, socket.socket]) -> None:
+    def inherit(self, ports: Mapping[PortUnit, socket.socket]) -> None:
         """As `Single.inherit`."""
         assert self._supervisor is not None
         inherit(self._supervisor.ports, ports, self.config)
@@ -170,7 +171,7 @@ class Supervised:
         assert self._supervisor is not None
         await self._supervisor.drained()
 
-    def ports(self) -> dict[int, socket.socket]:
+    def ports(self) -> dict[PortUnit, socket.socket]:
         """As `Single.ports`."""
         return self._supervisor.listeners() if self._supervisor is not None else {}
 
@@ -205,7 +206,7 @@ class Supervised:
         logged(self.reload_now)
 
 
-def inherit(maker: LocalPorts, ports: Mapping[int, socket.socket], config: EdgeConfig) -> None:
+def inherit(maker: LocalPorts, ports: Mapping[PortUnit, socket.socket], config: EdgeConfig) -> None:
     """Ports wait with their visitors for the connector that claims them, as long as for one that is away."""
     if ports:
         maker.inherit(ports)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tunnelgw.admin import metrics
+from tunnelgw.edge.places import port_name, port_named
 from tunnelgw.net import activation
 from tunnelgw.net.accept import listen_all
 
@@ -20,21 +21,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tunnelgw.config.model import EdgeConfig, Endpoint
+    from tunnelgw.routing.units import PortUnit
 
 log = logging.getLogger(__name__)
 
-_PORT = "port:"
+_PORT, _UDP = "port:", "udp:"  # TCP, and UDP as `port_name` has it; a version without UDP closes the latter
 
 
 @dataclass(slots=True)
 class Listeners:
-    """What an edge accepts on; `ports`: raw TCP ports that are open already. Whoever uses a socket may close it."""
+    """What an edge accepts on; `ports`: raw ports that are open already. Whoever uses a socket may close it."""
 
     https: list[socket.socket] = field(default_factory=list)
     http: list[socket.socket] = field(default_factory=list)
     metrics: socket.socket | None = None
     control: socket.socket | None = None
-    ports: dict[int, socket.socket] = field(default_factory=dict)
+    ports: dict[PortUnit, socket.socket] = field(default_factory=dict)
 
     def add(self, kind: str, descriptor: int) -> None:
         """Own one that another process sent; `kind` is as `copies` says."""
@@ -48,8 +50,8 @@ class Listeners:
             self.metrics = sock
         elif kind == "control":
             self.control = sock
-        elif kind.startswith(_PORT):
-            self.ports[int(kind.removeprefix(_PORT))] = sock
+        elif kind.startswith((_PORT, _UDP)):
+            self.ports[port_named(kind.removeprefix(_PORT))] = sock
         else:
             log.warning("a listener of a kind that this version does not know (%s): closed", kind)
             sock.close()
@@ -58,7 +60,8 @@ class Listeners:
         """A duplicate of each, with its kind, to be sent to another process."""
         named: list[tuple[str, socket.socket | None]] = [("metrics", self.metrics), ("control", self.control)]
         named += [("https", sock) for sock in self.https] + [("http", sock) for sock in self.http]
-        named += [(f"{_PORT}{port}", sock) for port, sock in self.ports.items()]
+        for port, sock in self.ports.items():
+            named.append((f"{_PORT}{port}" if isinstance(port, int) else port_name(port), sock))
         return [(kind, os.dup(sock.fileno())) for kind, sock in named if sock is not None and sock.fileno() >= 0]
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from zlib import crc32
 from tunnelgw.access.addresses import Networks, allowed_from
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.connectors import Connectors
+from tunnelgw.edge.flows import Flows
 from tunnelgw.edge.follower import Follower
 from tunnelgw.edge.health import StateHealth
 from tunnelgw.edge.intake import Intake
@@ -130,6 +131,7 @@ class Edge:
             refused=connectors.counters.refuse,
         )
         connectors.on_services = Intake(self._decide).offer
+        connectors.on_datagram = self.flows.received
         connectors.on_renew = Renewals(self.office, connectors).ask
         connectors.gone = self._gone
         connectors.leaving = self.gateway.let_go
@@ -172,8 +174,13 @@ class Edge:
             rules=rules,
             live=self.live,
         )
+        self.flows = Flows(
+            wheel=self.wheel, table=self.table, connectors=self.connectors, counters=self.counters, rules=rules
+        )
         self.ports = Ports(
             self.loop,
+            flows=self.flows,
+            mine=lambda port: port % self.peers.count == self.peers.index,
             opener=self.peers,
             table=self.table,
             streams=self.connectors,
@@ -327,8 +334,8 @@ class Edge:
     def _close_ports(self, connector: Connector) -> None:
         """Unless it, or another member of a port's group, is here or still waited for: perhaps it came back."""
         for route in self.table.routes_of(connector.name):
-            if route.port and not any(self._waited_for(name) for name in self.table.holders(route.port)):
-                self.ports.close(route.port)
+            if route.port and not any(self._waited_for(name) for name in self.table.holders(route.port_unit)):
+                self.ports.close(route.port_unit)
 
     def _waited_for(self, name: str) -> bool:
         connector = self.connectors.by_name.get(name)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tunnelgw.access.grants import Grant, check_host, check_ports, grant_command, port_text
+from tunnelgw.access.grants import Grant, check_host, check_ports, grant_command
 from tunnelgw.edge.offers import Verdict, check_kind, refuse_twice
+from tunnelgw.edge.places import host_key, name_address, port_addresses, port_key, ports_text
 from tunnelgw.edge.routes import RouteMaker
 from tunnelgw.edge.sharing import (
     explain,
@@ -27,7 +28,6 @@ from tunnelgw.edge.sharing import (
     port_command,
     terms_of,
     wish_for_host,
-    wish_for_name,
     wish_for_port,
 )
 from tunnelgw.errors import LocalError, Refused
@@ -35,6 +35,7 @@ from tunnelgw.identity.claims import USED
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
 from tunnelgw.routing.hostname import normalise_pattern
+from tunnelgw.routing.units import HostAt, host_of, port_number, port_of, port_unit
 from tunnelgw.wire.control import ClaimResult, Claims, Offer, Services
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from tunnelgw.identity.registry import Registry
     from tunnelgw.obs.counters import ProcessCounters
     from tunnelgw.routing.table import RouteTable
+    from tunnelgw.routing.units import PortUnit, Unit
 
 log = logging.getLogger(__name__)
 
@@ -59,21 +61,6 @@ BRIEF_FROM = 400  # services from which on refusals are answered with the label 
 LINES = 250  # of refused claims, of all connectors in a minute: all of one large connector are worth reading once
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Services).decode
-
-
-def host_key(host: str, path: str) -> str:
-    """The claim of a host and path."""
-    return f"host:{host}{path}"
-
-
-def port_key(port: int) -> str:
-    """The claim of a port."""
-    return f"port:{port}"
-
-
-def name_key(port: int, protocol: str, host: str) -> str:
-    """The claim of a host on a port that is for one protocol."""
-    return f"name:{port}:{protocol}:{host}"
 
 
 class ClaimDesk:
@@ -204,7 +191,9 @@ class ClaimDesk:
             if ports > PORTS_MAX:
                 verdict.refuse(Refused(f"more than {PORTS_MAX} ports", reason=Reason.CLAIM_UNSUPPORTED))
             else:
-                verdict.ports = [port for low, high in offer.ports for port in range(low, high + 1)]
+                verdict.ports = [
+                    port_unit(offer.kind, port) for low, high in offer.ports for port in range(low, high + 1)
+                ]
             used = [host for other in verdicts[:HINTED] for host in other.hosts[:HINTED]]
             self._check_grant(name, grant, verdict, used[:HINTED])
             verdict.share_ports()
@@ -251,11 +240,10 @@ class ClaimDesk:
         wanted: dict[str, Wish] = {}
         for verdict in verdicts:
             offer = verdict.offer
-            terms = terms_of(offer) if verdict.hosts or verdict.ports or verdict.names else ""
+            terms = terms_of(offer) if verdict.hosts or verdict.at_ports else ""
             wanted |= {host_key(host, offer.path): wish_for_host(grant, host, terms) for host in verdict.hosts}
-            wanted |= {port_key(port): wish_for_port(offer, grant, port, terms) for port in verdict.ports}
-            for port, host in verdict.names:
-                wanted[name_key(port, offer.protocol, host)] = wish_for_name(offer, grant, port, host, terms)
+            for unit in verdict.at_ports:
+                wanted[port_key(unit, offer.protocol)] = wish_for_port(offer, grant, unit, terms)
         refused = self._registry.hold(name, wanted)
         used = [host for verdict in verdicts[:HINTED] for host in verdict.hosts[:HINTED]][:HINTED]
         for verdict in verdicts:
@@ -265,38 +253,53 @@ class ClaimDesk:
                 if (held := refused.get(key)) is not None:
                     verdict.hosts.remove(host)
                     command = host_command(name, grant, host, used)
-                    self._refuse_held(name, held, wanted[key], verdict, host, at=(host, 0), command=command)
-            for port in tuple(verdict.ports):
-                key = port_key(port)
-                if (held := refused.get(key)) is not None:
-                    verdict.ports.remove(port)
-                    command = port_command(name, grant, offer, port)
-                    self._refuse_held(name, held, wanted[key], verdict, f"port {port}", at=("", port), command=command)
-            for port, host in tuple(verdict.names):
-                key = name_key(port, offer.protocol, host)
-                if (held := refused.get(key)) is not None:
-                    verdict.names.remove((port, host))
-                    what = f"port {port}" if held.why == USED else f"{host} on port {port}"
-                    command = grant_command(name, grant, hosts=[host], ports=[(port, port)])
-                    self._refuse_held(name, held, wanted[key], verdict, what, at=(host, port), command=command)
+                    text, hint = self._told(name, held, wanted[key], offer, host, host, command=command)
+                    verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD), hint)
+            self._hold_at_ports(name, grant, verdict, wanted, refused)
 
-    def _refuse_held(
-        self, name: str, held: Held, wish: Wish, verdict: Verdict, what: str, *, at: tuple[str, int], command: str
+    def _hold_at_ports(
+        self, name: str, grant: Grant, verdict: Verdict, wanted: dict[str, Wish], refused: dict[str, Held]
     ) -> None:
-        theirs = self._offer_at(held.holder, verdict.offer, *at)
-        text, hint = explain(what, held, wish, verdict.offer, theirs, command=command)
-        verdict.refuse(Refused(text, reason=Reason.CLAIM_HELD), hint)
-        self._connectors.notify_holder(held.holder, claimant=name, what=what)
+        """Take those away that others hold; each holder is named with its ports, and hears of them, once."""
+        offer = verdict.offer
+        lost: dict[tuple[Held, Wish, str], list[PortUnit | HostAt]] = {}
+        for unit in verdict.at_ports:
+            key = port_key(unit, offer.protocol)
+            if (held := refused.get(key)) is not None:
+                verdict.drop(unit)
+                lost.setdefault((held, wanted[key], host_of(unit)), []).append(unit)
+        told = []
+        for (held, wish, host), units in lost.items():
+            ports = ports_text([port_of(unit) for unit in units])
+            what = f"{host} on {ports}" if host and held.why != USED else ports
+            command = port_command(name, grant, offer, units[0])
+            told.append(self._told(name, held, wish, offer, what, units[0], command=command))
+        if told:
+            verdict.refuse(Refused("; ".join(text for text, _ in told), reason=Reason.CLAIM_HELD), told[0][1])
 
-    def _offer_at(self, holder: str, mine: Offer, host: str, port: int) -> Offer | None:
-        """The offer of another connector that has this host or port; of several, the one most like ours."""
+    def _told(
+        self, name: str, held: Held, wish: Wish, offer: Offer, what: str, unit: Unit, *, command: str
+    ) -> tuple[str, str]:
+        """As `explain`, of something that another one holds, who hears of it too."""
+        self._connectors.notify_holder(held.holder, claimant=name, what=what)
+        return explain(what, held, wish, offer, self._offer_at(held.holder, offer, unit), command=command)
+
+    def _offer_at(self, holder: str, mine: Offer, unit: Unit) -> Offer | None:
+        """The offer of another connector that has this unit; of several, the one most like ours."""
         known = self._offers.get(holder)
-        found = [
-            offer
-            for offer in (known.offers if known is not None else ())
-            if any(low <= port <= high for low, high in offer.ports) or (host and host in self._own_hosts(offer))
-        ]
+        found = [offer for offer in (known.offers if known is not None else ()) if self._has(offer, unit)]
         return max(found, key=lambda offer: (offer.name, offer.path) == (mine.name, mine.path), default=None)
+
+    def _has(self, offer: Offer, unit: Unit) -> bool:
+        """Whether a unit is one of those that an offer names."""
+        if isinstance(unit, str):
+            return not offer.protocol and unit in self._own_hosts(offer)
+        if isinstance(unit, HostAt) and unit.host not in self._own_hosts(offer):
+            return False
+        number = port_number(unit)
+        return port_unit(offer.kind, number) == port_of(unit) and any(
+            low <= number <= high for low, high in offer.ports
+        )
 
     def _log_refusal(self, name: str, verdict: Verdict, refused: Refused) -> None:
         """Each refusal once per interval, however often it is decided again; another cause or hint is another one."""
@@ -313,7 +316,7 @@ class ClaimDesk:
                     await self._ports.open(port)
                 except Refused as refusal:
                     verdict.ports = [other for other in verdict.ports if other != port]
-                    verdict.names = [place for place in verdict.names if place[0] != port]
+                    verdict.names = [name for name in verdict.names if name.port != port]
                     verdict.refuse(refusal)
 
     def _route(self, name: str, verdicts: list[Verdict]) -> None:
@@ -322,7 +325,7 @@ class ClaimDesk:
         routes = [
             route
             for verdict in verdicts
-            for route in make(name, verdict.offer, verdict.hosts, verdict.ports, verdict.names, before)
+            for route in make(name, verdict.offer, verdict.hosts, verdict.at_ports, before)
         ]
         try:
             self._table.replace(name, routes)
@@ -338,15 +341,16 @@ class ClaimDesk:
         self._changed()
         self._connectors.groups.serve(name)  # those who wait for a group that it is a member of from now on
 
-    def _held_ports(self) -> set[int]:
-        return {route.port for name in self._connectors.by_name for route in self._table.routes_of(name) if route.port}
+    def _held_ports(self) -> set[PortUnit]:
+        routes = (route for name in self._connectors.by_name for route in self._table.routes_of(name))
+        return {route.port_unit for route in routes if route.port}
 
     def _result(self, verdict: Verdict, *, brief: bool) -> ClaimResult:
         """`brief`: of so many, the label alone must do, or the answer were larger than a message may be."""
         offer, refused = verdict.offer, verdict.refused
         addresses = [self.url(offer.kind, host, offer.path) for host in verdict.hosts]
-        addresses += [f"tcp://{self._address}:{port_text((port, port))}" for port in verdict.ports]
-        addresses += [f"{offer.protocol}://{host}:{port}" for port, host in verdict.names]
+        addresses += port_addresses(self._address, verdict.ports)
+        addresses += [name_address(name, offer.protocol) for name in verdict.names]
         return ClaimResult(
             name=offer.name,
             addresses=addresses,

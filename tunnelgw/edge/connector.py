@@ -25,6 +25,7 @@ from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import Claims, Control, Health, Hello, Notice, Open, Renewed, RenewRequest, Services, Trust
+from tunnelgw.wire.datagrams import FLOWS_BEFORE
 from tunnelgw.wire.flow import SessionLimits, TokenBucket
 from tunnelgw.wire.session import Session
 
@@ -300,8 +301,11 @@ class Connector:
             self.all.say(f"{self.name} says", "connector %s says: %s", self.name, message.message)
 
     def datagram_received(self, flow: int, data: bytes) -> None:
-        """Of a private stream; UDP services are not served by this version: dropped, as a network would."""
-        self.all.visits.inwards(self.name, flow, data)
+        """Of a private stream, or of a flow of a UDP port: the number says which."""
+        if flow < FLOWS_BEFORE:
+            self.all.on_datagram(self, flow, data)
+        else:
+            self.all.visits.inwards(self.name, flow, data)
 
     def going_away(self, reason: Reason) -> None:
         self.draining = True

@@ -61,6 +61,7 @@ class Connectors:
         # Set by the composition root before the first hello.
         self.on_services: Callable[[Connector, Services], None] = _nobody
         self.on_renew: Callable[[Connector | Visit, RenewRequest], None] = _nobody
+        self.on_datagram: Callable[[Connector, int, bytes], None] = _nobody
         self.gone: Callable[[Connector], None] = _nobody
         self.leaving: Callable[[str], None] = _nobody
         self.unlinked: Callable[[str], None] = _nobody

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.passwords import check_user
 from tunnelgw.config.names import service_name
+from tunnelgw.edge.places import ports_text
 from tunnelgw.edge.routes import route_kind
 from tunnelgw.errors import Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.paths import normalise_path
 from tunnelgw.routing.protocols import PROTOCOLS
 from tunnelgw.routing.table import sharing
+from tunnelgw.routing.units import HostAt, PortUnit, port_number, port_of, unit_text
 
 if TYPE_CHECKING:
     from tunnelgw.wire.control import Offer
 
-KINDS = ("http", "h2c", "tls", "tcp")
+KINDS = ("http", "h2c", "tls", "tcp", "udp")
 AFFINITIES = ("", "cookie", "address")
 
 
@@ -31,21 +33,33 @@ class Verdict:
 
     offer: Offer
     hosts: list[str] = field(default_factory=list)
-    ports: list[int] = field(default_factory=list)
-    names: list[tuple[int, str]] = field(default_factory=list)
+    ports: list[PortUnit] = field(default_factory=list)
+    names: list[HostAt] = field(default_factory=list)
     refused: Refused | None = None
     hint: str = ""
 
     @property
-    def opened(self) -> list[int]:
+    def at_ports(self) -> list[PortUnit | HostAt]:
+        """Every unit but hosts on 443."""
+        return [*self.ports, *self.names]
+
+    @property
+    def opened(self) -> list[PortUnit]:
         """Every port that is to be open for it."""
-        return [*self.ports, *dict.fromkeys(port for port, _ in self.names)]
+        return [*self.ports, *dict.fromkeys(name.port for name in self.names)]
 
     def share_ports(self) -> None:
         """Of an offer with a protocol: each of its hosts on each of its ports is a place of its own."""
         if self.offer.protocol:
-            self.names = [(port, host) for port in self.ports for host in self.hosts]
+            self.names = [HostAt(port, host) for port in map(port_number, self.ports) for host in self.hosts]
             self.hosts, self.ports = [], []
+
+    def drop(self, unit: PortUnit | HostAt) -> None:
+        """It does not get this one."""
+        if isinstance(unit, HostAt):
+            self.names.remove(unit)
+        else:
+            self.ports.remove(unit)
 
     def refuse(self, refusal: Refused, hint: str = "") -> None:
         """Keep the first refusal: the others are often its consequence."""
@@ -60,6 +74,8 @@ def check_kind(offer: Offer) -> None:
         what = f"private {offer.kind}" if offer.private else offer.protocol or offer.kind
         how = f" with tls = {offer.tls!r}" if offer.tls and what == offer.kind else ""
         raise Refused(f"this edge does not serve {what} services{how}", reason=Reason.CLAIM_UNSUPPORTED)
+    if offer.kind == "udp" and (offer.hosts or not offer.ports):
+        raise Refused("a udp service has ports, and no host names", reason=Reason.CLAIM_UNSUPPORTED)
     if offer.affinity not in AFFINITIES or (offer.affinity == "cookie" and route_kind(offer) not in ("http", "h2c")):
         raise Refused(f"no affinity {offer.affinity!r} for this service here", reason=Reason.CLAIM_UNSUPPORTED)
     try:
@@ -107,15 +123,24 @@ def refuse_twice(verdicts: list[Verdict]) -> None:
 
 def _refuse_ports(verdicts: list[Verdict]) -> None:
     """The same for ports, which are raw or for one protocol, and for hosts on them."""
-    uses: dict[int, str] = {}
-    taken: set[tuple[int, str]] = set()
+    uses: dict[PortUnit, str] = {}
+    taken: set[PortUnit | HostAt] = set()
     for verdict in verdicts:
         use = verdict.offer.protocol
-        for place in [*((port, "") for port in verdict.ports), *verdict.names]:
-            port, host = place
-            if place not in taken and uses.setdefault(port, use) == use:
-                taken.add(place)
+        lost: list[PortUnit] = []
+        for unit in verdict.at_ports:
+            port = port_of(unit)
+            if unit not in taken and uses.setdefault(port, use) == use:
+                taken.add(unit)
                 continue
-            verdict.names.remove(place) if host else verdict.ports.remove(port)
-            what = f"{host} on port {port}" if place in taken and host else f"port {port}"
-            verdict.refuse(Refused(f"{what} is used by another service of yours", reason=Reason.CLAIM_HELD))
+            verdict.drop(unit)
+            if isinstance(unit, HostAt) and unit in taken:
+                verdict.refuse(_used(unit_text(unit)))
+            else:
+                lost.append(port)
+        if lost:
+            verdict.refuse(_used(ports_text(lost)))
+
+
+def _used(what: str) -> Refused:
+    return Refused(f"{what} is used by another service of yours", reason=Reason.CLAIM_HELD)

@@ -1,8 +1,9 @@
-"""TCP ports, opened and closed while the edge runs, as routes come and go.
+"""Raw ports, TCP and UDP, opened and closed while the edge runs, as routes come and go.
 
 `want` is told the whole set of ports that routes hold; ports that are new are opened, ports that nobody holds any more
 are closed. A connection finds its route when it arrives, by port, so a port may change its service without closing.
-Ports that hosts share are listened on here as well; what their visitors say first is looked at in `named.py`.
+Ports that hosts share are listened on here as well; what their visitors say first is looked at in `named.py`. A UDP
+port is opened in each worker and read by one of them (`mine`): what one visitor sends must not be scattered.
 
 Invariants: closing a port never touches connections that are already through it (`Live.cut` does, for a service that is
 withdrawn); a raw port never waits for the visitor to speak first (no TCP_DEFER_ACCEPT), since ssh's target does.
@@ -18,22 +19,26 @@ from tunnelgw.access.addresses import address_key
 from tunnelgw.edge.addressing import plain_address, visitor_of
 from tunnelgw.edge.named import NamedPorts
 from tunnelgw.edge.passthrough import Live, RawPassage
+from tunnelgw.edge.udpport import UdpPort, bind_udp
 from tunnelgw.errors import Refused
 from tunnelgw.net.accept import Acceptor, Reserve, listen_on
 from tunnelgw.net.ledger import CountedSocket, Ledger, counted
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.routing.units import unit_text
 
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from tunnelgw.edge.flows import Flows
     from tunnelgw.edge.public import DoorRules
     from tunnelgw.gateway.opener import StreamOpener
     from tunnelgw.net.certificates import Certificates
     from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
     from tunnelgw.routing.table import RouteTable
+    from tunnelgw.routing.units import PortUnit
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +46,10 @@ log = logging.getLogger(__name__)
 class PortOpener(Protocol):
     """Makes the listening socket of a public port: here, or in the supervisor where there are several workers."""
 
-    async def open_port(self, port: int) -> socket.socket:
-        """A listener on that port. Raises `Refused` (PORT_UNAVAILABLE) with the cause."""
+    async def open_port(self, port: PortUnit) -> socket.socket:
+        """A listener on that port, or its socket for UDP. Raises `Refused` (PORT_UNAVAILABLE) with the cause."""
 
-    def close_port(self, port: int) -> None:
+    def close_port(self, port: PortUnit) -> None:
         """This process no longer listens there."""
 
 
@@ -58,9 +63,9 @@ class LocalPorts:
 
     def __init__(self, bind: str) -> None:
         self._bind = bind
-        self._inherited: dict[int, socket.socket] = {}
+        self._inherited: dict[PortUnit, socket.socket] = {}
 
-    def inherit(self, listeners: Mapping[int, socket.socket]) -> None:
+    def inherit(self, listeners: Mapping[PortUnit, socket.socket]) -> None:
         """These ports are open already, with these listeners, ours from here on."""
         self._inherited.update(listeners)
 
@@ -70,29 +75,33 @@ class LocalPorts:
             listener.close()
         self._inherited.clear()
 
-    def take(self, port: int) -> socket.socket:
+    def take(self, port: PortUnit) -> socket.socket:
         """As `open_port`."""
         inherited = self._inherited.pop(port, None)
         return inherited if inherited is not None else bind_port(self._bind, port)
 
-    async def open_port(self, port: int) -> socket.socket:
+    async def open_port(self, port: PortUnit) -> socket.socket:
         return self.take(port)
 
-    def close_port(self, port: int) -> None:
+    def close_port(self, port: PortUnit) -> None:
         """Closing the listener was all."""
 
 
-def bind_port(bind: str, port: int) -> socket.socket:
-    """A listener for raw TCP, both families where `bind` is "::". Raises `Refused` (PORT_UNAVAILABLE)."""
+def bind_port(bind: str, port: PortUnit) -> socket.socket:
+    """A listener for a raw port, both families where `bind` is "::". Raises `Refused` (PORT_UNAVAILABLE)."""
     try:
-        try:
-            return listen_on(bind, port, defer=False, dual_stack=True)
-        except OSError as error:
-            if bind != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                raise
-            return listen_on("0.0.0.0", port, defer=False)  # a kernel without IPv6
+        return _bind_tcp(bind, port) if isinstance(port, int) else bind_udp(bind, port[1])
     except OSError as error:
-        raise Refused(f"port {port}: {_cause(error)}", reason=Reason.PORT_UNAVAILABLE) from None
+        raise Refused(f"{unit_text(port)}: {_cause(error)}", reason=Reason.PORT_UNAVAILABLE) from None
+
+
+def _bind_tcp(bind: str, port: int) -> socket.socket:
+    try:
+        return listen_on(bind, port, defer=False, dual_stack=True)
+    except OSError as error:
+        if bind != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        return listen_on("0.0.0.0", port, defer=False)  # a kernel without IPv6
 
 
 def _cause(error: OSError) -> str:
@@ -123,8 +132,13 @@ class Ports:
         rules: DoorRules,
         wheel: Wheel,
         certificates: Certificates,
+        flows: Flows,
+        mine: Callable[[int], bool] = lambda _port: True,
     ) -> None:
+        """`mine`: whether it is this worker that reads a UDP port."""
         self._loop = loop
+        self._flows = flows
+        self._mine = mine
         self._opener = opener
         self._table = table
         self._streams = streams
@@ -144,7 +158,7 @@ class Ports:
             counters=counters,
             rules=rules,
         )
-        self._acceptors: dict[int, Acceptor] = {}
+        self._acceptors: dict[PortUnit, Acceptor | UdpPort] = {}
         self._paused = False
 
     def pause(self) -> None:
@@ -160,18 +174,35 @@ class Ports:
             acceptor.start()
 
     def reload(self, rules: DoorRules) -> None:
-        """New rules, for connections from now on."""
-        self._rules = self._named.rules = rules
+        """New rules, for connections and flows from now on."""
+        self._rules = self._named.rules = self._flows.rules = rules
 
-    async def open(self, port: int) -> None:
+    async def open(self, port: PortUnit) -> None:
         """Listen on a port. Idempotent. Raises `Refused` (PORT_UNAVAILABLE); the caller tells the connector."""
         if port in self._acceptors:
             return
+        self._check_room(port)
         listener = await self._opener.open_port(port)
         if port in self._acceptors:  # two claims at once: one socket is enough
             listener.close()
             return
-        self._acceptors[port] = acceptor = Acceptor(
+        self._acceptors[port] = acceptor = self._acceptor(port, listener)
+        if not self._paused:
+            acceptor.start()
+        self._ledger.held += 1
+        log.info("%s is open", unit_text(port))
+
+    def _check_room(self, port: PortUnit) -> None:
+        """A port is a descriptor that no visitor can have: a range must not shut everybody out."""
+        most = self._ledger.quarter
+        if len(self._acceptors) >= most:
+            text = f"{unit_text(port)}: {most} ports are open, a quarter of what the edge may open; allow it more files"
+            raise Refused(text, reason=Reason.PORT_UNAVAILABLE)
+
+    def _acceptor(self, port: PortUnit, listener: socket.socket) -> Acceptor | UdpPort:
+        if not isinstance(port, int):
+            return UdpPort(self._loop, listener, port[1], self._flows, mine=self._mine(port[1]))
+        return Acceptor(
             self._loop,
             listener,
             accepted=lambda sock, address: self._accepted(port, sock, address),
@@ -179,38 +210,43 @@ class Ports:
             reserve=self._reserve,
             waits=lambda: self._ledger.waits,
         )
-        if not self._paused:
-            acceptor.start()
-        self._ledger.held += 1
-        log.info("port %d is open", port)
 
-    def close(self, port: int) -> None:
-        """Stop listening there; connections that came through it stay. Idempotent."""
+    def close(self, port: PortUnit, *, withdrawn: bool = True) -> None:
+        """Stop listening there; connections that came through it stay, flows do not. Idempotent.
+
+        withdrawn: nobody offers it any more, so its connector hears that flows are over; else they go on elsewhere.
+        """
         acceptor = self._acceptors.pop(port, None)
         if acceptor is not None:
             acceptor.close()
+            if isinstance(acceptor, UdpPort):
+                self._flows.end_all(acceptor, Reason.WITHDRAWN if withdrawn else None)
             acceptor.listener.close()
             self._ledger.held -= 1
             self._opener.close_port(port)
-            log.info("port %d is closed", port)
+            log.info("%s is closed", unit_text(port))
 
-    def keep(self, ports: Iterable[int]) -> None:
+    def keep(self, ports: Iterable[PortUnit]) -> None:
         """Close every port that is not among these."""
         for port in set(self._acceptors) - set(ports):
             self.close(port)
 
     def close_all(self) -> None:
-        """No new visitors; those who are being looked at go on."""
-        self.keep(())
+        """The edge stops, or another process of it goes on: no new visitors, those being looked at go on.
+
+        Connectors keep their side of flows.
+        """
+        for port in tuple(self._acceptors):
+            self.close(port, withdrawn=False)
 
     def drop(self) -> None:
         """Drop who is not decided yet."""
         self._named.close()
 
-    def __contains__(self, port: int) -> bool:
+    def __contains__(self, port: PortUnit) -> bool:
         return port in self._acceptors
 
-    def listeners(self) -> dict[int, socket.socket]:
+    def listeners(self) -> dict[PortUnit, socket.socket]:
         """Open ports with their listeners, for an upgrade."""
         return {port: acceptor.listener for port, acceptor in self._acceptors.items()}
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from tunnelgw.edge.places import name_address, port_addresses
 from tunnelgw.routing.members import READY
+from tunnelgw.routing.units import HostAt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tunnelgw.edge.app import Edge
     from tunnelgw.obs.snapshot import ProcessSnapshot
@@ -49,7 +51,7 @@ def report(edge: Edge) -> dict[str, Any]:
     """What is routed, and how connectors are."""
     members = {id(route): members for route, members in _shared(edge)}
     return {
-        "routes": [_route(edge, route, members.get(id(route))) for route in edge.table.routes()],
+        "routes": [_route(edge, ports, members.get(id(ports[0]))) for ports in _alike(edge.table.routes())],
         "connectors": {
             connector.name: {"state": connector.state, "since": connector.since, "address": connector.peer}
             for connector in edge.connectors
@@ -71,14 +73,36 @@ def report(edge: Edge) -> dict[str, Any]:
     }
 
 
-def _route(edge: Edge, route: Route, members: Members | None) -> dict[str, Any]:
-    named = f"{route.protocol}://{route.host}:{route.port}" if route.protocol else ""
-    port = named or (f"tcp://{edge.config.address.host}:{route.port}" if route.port else "")
+def _alike(routes: Iterable[Route]) -> list[list[Route]]:
+    """The raw ports of a range are one address: neighbours that one service claimed together, as lists of routes."""
+    found: list[list[Route]] = []
+    for route in sorted(routes, key=lambda route: (route.connector, route.service, route.kind, route.port)):
+        last = found[-1][-1] if found else None
+        follows = last is not None and not route.host and (last.kind, last.port) == (route.kind, route.port - 1)
+        if follows and last is not None and (last.connector, last.service) == (route.connector, route.service):
+            found[-1].append(route)
+        else:
+            found.append([route])
+    return found
+
+
+def _address(edge: Edge, ports: list[Route]) -> str:
+    unit = ports[0].unit
+    if isinstance(unit, str):
+        return edge.claims.url(ports[0].kind, unit, ports[0].path)
+    if isinstance(unit, HostAt):
+        return name_address(unit, ports[0].protocol)
+    return port_addresses(edge.config.address.host, [route.port_unit for route in ports])[0]
+
+
+def _route(edge: Edge, ports: list[Route], members: Members | None) -> dict[str, Any]:
+    """One route, or those of a range of ports."""
+    route = ports[0]
     connector = edge.connectors.by_name.get(route.connector)
     unhealthy = connector is not None and route.service in connector.unhealthy
     failing = members is not None and members.failing(route.connector, edge.loop.time())
     return {
-        "address": port or edge.claims.url(route.kind, route.host, route.path),
+        "address": _address(edge, ports),
         "host": route.host,
         "service": route.service,
         "connector": route.connector,

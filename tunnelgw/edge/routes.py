@@ -9,13 +9,16 @@ import time
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.addresses import normalise_network
+from tunnelgw.edge.places import port_label
 from tunnelgw.edge.sharing import token_of
 from tunnelgw.routing.table import Route
+from tunnelgw.routing.units import host_of, port_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from tunnelgw.obs.counters import ProcessCounters
+    from tunnelgw.routing.units import HostAt, PortUnit, Unit
     from tunnelgw.wire.control import Offer
 
 LABELS_MAX = 8192  # route labels that one connector may ever make in this process: counters outlive their routes
@@ -37,24 +40,23 @@ class RouteMaker:
         name: str,
         offer: Offer,
         hosts: Iterable[str],
-        ports: Iterable[int],
-        names: Iterable[tuple[int, str]],
+        at_ports: Iterable[PortUnit | HostAt],
         before: Iterable[Route],
     ) -> Iterator[Route]:
-        """The routes of one offer at these places, as in `Verdict`; `before`: the connector's routes until now."""
-        since = {(route.host, route.path, route.port): route.since for route in before}
+        """The routes of one offer at these units, as in `Verdict`; `before`: the connector's routes until now."""
+        since = {(route.unit, route.path): route.since for route in before}
         kind = route_kind(offer)
-        places = [(host, offer.path, 0) for host in hosts] + [("", "/", port) for port in ports]
-        places += [(host, "/", port) for port, host in names]
-        for host, path, port in places:
-            # What is passed through is one address to the edge, whatever paths it has at home.
-            at_port = f"tcp:{port}/{host}".rstrip("/")
-            label = self._label(name, at_port if port else f"{host}{'/' if kind == 'home' else path}")
+        # What is passed through is one address to the edge, whatever paths it has at home.
+        shown = "/" if kind == "home" else offer.path
+        places: list[tuple[Unit, str, str]] = [(host, offer.path, f"{host}{shown}") for host in hosts]
+        places += [(unit, "/", port_label(unit)) for unit in at_ports]
+        for unit, path, named in places:
+            host, label = host_of(unit), self._label(name, named)
             yield Route(
                 kind=kind,
                 host=host,
                 path=path,
-                port=port,
+                port=port_number(unit),
                 protocol=offer.protocol,
                 connector=name,
                 service=offer.name,
@@ -65,7 +67,7 @@ class RouteMaker:
                 allow_from=tuple(sorted(normalise_network(network) for network in offer.allow_from)),
                 users=tuple(offer.users),
                 label=label,
-                since=since.get((host, path, port)) or time.time(),
+                since=since.get((unit, path)) or time.time(),
                 group=offer.group,
                 priority=offer.priority,
                 affinity=offer.affinity,

@@ -16,12 +16,14 @@ import msgspec
 from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.grants import grant_command
 from tunnelgw.identity.claims import TERMS, UNNAMED, USED, Wish
+from tunnelgw.routing.units import HostAt, port_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tunnelgw.access.grants import Grant
     from tunnelgw.identity.claims import Held
+    from tunnelgw.routing.units import PortUnit
     from tunnelgw.wire.control import Offer
 
 _TOKEN_DIGITS = 32  # of a member in a cookie: 128 bits
@@ -56,16 +58,12 @@ def wish_for_host(grant: Grant, host: str, terms: str) -> Wish:
     return Wish(terms, named=host in grant.hosts)
 
 
-def wish_for_port(offer: Offer, grant: Grant, port: int, terms: str) -> Wish:
-    """The claim of a port, which is named by naming the port or the very range that is offered."""
-    ranges = [(low, high) for low, high in offer.ports if low <= port <= high]
-    return Wish(terms, named=(port, port) in grant.ports or any(item in grant.ports for item in ranges))
-
-
-def wish_for_name(offer: Offer, grant: Grant, port: int, host: str, terms: str) -> Wish:
-    """The claim of a host on a port: both are named."""
-    named = wish_for_host(grant, host, terms).named and wish_for_port(offer, grant, port, terms).named
-    return Wish(terms, named=named)
+def wish_for_port(offer: Offer, grant: Grant, unit: PortUnit | HostAt, terms: str) -> Wish:
+    """The claim of a port, which is named by naming it or the very range that is offered; of a host on it: both."""
+    number = port_number(unit)
+    ranges = [(low, high) for low, high in offer.ports if low <= number <= high]
+    named = (number, number) in grant.ports or any(item in grant.ports for item in ranges)
+    return Wish(terms, named=named and (not isinstance(unit, HostAt) or unit.host in grant.hosts))
 
 
 def explain(what: str, held: Held, wish: Wish, offer: Offer, theirs: Offer | None, *, command: str) -> tuple[str, str]:
@@ -95,9 +93,11 @@ def host_command(name: str, grant: Grant, host: str, used: Sequence[str]) -> str
     return grant_command(name, grant, hosts=[*(() if grant.hosts else used), host])
 
 
-def port_command(name: str, grant: Grant, offer: Offer, port: int) -> str:
-    """What names this port in the grant: as the range in which it is offered."""
-    return grant_command(name, grant, ports=[item for item in offer.ports if item[0] <= port <= item[1]])
+def port_command(name: str, grant: Grant, offer: Offer, unit: PortUnit | HostAt) -> str:
+    """What names this port in the grant: as the range in which it is offered; and the host on it."""
+    number = port_number(unit)
+    hosts = [unit.host] if isinstance(unit, HostAt) else []
+    return grant_command(name, grant, hosts=hosts, ports=[item for item in offer.ports if item[0] <= number <= item[1]])
 
 
 def token_of(secret: bytes, connector: str, label: str) -> str:

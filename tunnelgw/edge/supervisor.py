@@ -23,6 +23,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+from tunnelgw.edge.places import port_named
 from tunnelgw.edge.ports import LocalPorts
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.net.handover import Channel, channel_pair
@@ -31,6 +32,8 @@ from tunnelgw.net.tasks import spawn
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
+
+    from tunnelgw.routing.units import PortUnit
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +94,7 @@ class Supervisor:
         self.ports = LocalPorts(port_bind)
         self._command = command
         self._accepting = self._leaving = False
-        self._ports: dict[int, tuple[socket.socket, set[int]]] = {}
+        self._ports: dict[PortUnit, tuple[socket.socket, set[int]]] = {}
         self._gatherings: dict[int, _Gathering] = {}
         self._next = 0
         self._keepers: list[asyncio.Task[None]] = []
@@ -150,7 +153,7 @@ class Supervisor:
         """Return when every worker has ended."""
         await asyncio.wait(self._keepers)
 
-    def listeners(self) -> dict[int, socket.socket]:
+    def listeners(self) -> dict[PortUnit, socket.socket]:
         """The raw ports that are open."""
         return {port: listener for port, (listener, _) in self._ports.items()}
 
@@ -293,9 +296,9 @@ class Supervisor:
             case "relay":
                 self._relay(self._workers[message["worker"]], message["peer"], descriptors)
             case "open_port":
-                self._open(worker, message["id"], message["port"])
+                self._open(worker, message["id"], port_named(message["port"]))
             case "close_port":
-                self._release(worker, message["port"])
+                self._release(worker, port_named(message["port"]))
             case "snapshot":
                 gathering = self._gatherings.get(message["id"])
                 if gathering is not None:
@@ -316,7 +319,7 @@ class Supervisor:
         else:
             _close(descriptors)
 
-    def _open(self, worker: _Process, number: int, port: int) -> None:
+    def _open(self, worker: _Process, number: int, port: PortUnit) -> None:
         held = self._ports.get(port)
         if held is None:
             try:
@@ -328,7 +331,7 @@ class Supervisor:
         holders.add(worker.index)
         self._send(worker, {"op": "port", "id": number}, [os.dup(listener.fileno())])
 
-    def _release(self, worker: _Process, port: int) -> None:
+    def _release(self, worker: _Process, port: PortUnit) -> None:
         held = self._ports.get(port)
         if held is None:
             return

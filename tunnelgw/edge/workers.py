@@ -15,6 +15,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tunnelgw.edge.places import port_name
 from tunnelgw.edge.ports import LocalPorts
 from tunnelgw.errors import Refused
 from tunnelgw.net.handover import Channel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnelgw.net.ledger import CountedSocket
+    from tunnelgw.routing.units import PortUnit
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +41,10 @@ class Peers(Protocol):
     def hand_over(self, worker: int, sock: CountedSocket) -> bool:
         """Give a tunnel's socket to another worker. False: there is no such worker, and the socket is still ours."""
 
-    async def open_port(self, port: int) -> socket.socket:
+    async def open_port(self, port: PortUnit) -> socket.socket:
         """As `PortOpener.open_port`."""
 
-    def close_port(self, port: int) -> None:
+    def close_port(self, port: PortUnit) -> None:
         """As `PortOpener.close_port`."""
 
     async def gather(self) -> list[dict[str, Any]]:
@@ -63,10 +65,10 @@ class Alone:
     def hand_over(self, worker: int, sock: CountedSocket) -> bool:  # noqa: ARG002 - nobody else
         return False
 
-    async def open_port(self, port: int) -> socket.socket:
+    async def open_port(self, port: PortUnit) -> socket.socket:
         return await self.ports.open_port(port)
 
-    def close_port(self, port: int) -> None:
+    def close_port(self, port: PortUnit) -> None:
         self.ports.close_port(port)
 
     async def gather(self) -> list[dict[str, Any]]:
@@ -138,14 +140,14 @@ class Worker:
         self._channel.send({"op": "relay", "worker": worker, "peer": list(peer)}, [sock.detach()])
         return True  # gone either way: a channel that is stuck has closed it
 
-    async def open_port(self, port: int) -> socket.socket:
-        answer = await self._ask({"op": "open_port", "port": port})
+    async def open_port(self, port: PortUnit) -> socket.socket:
+        answer = await self._ask({"op": "open_port", "port": port_name(port)})
         if isinstance(answer, socket.socket):
             return answer
         raise Refused(str(answer), reason=Reason.PORT_UNAVAILABLE)
 
-    def close_port(self, port: int) -> None:
-        self._channel.send({"op": "close_port", "port": port})
+    def close_port(self, port: PortUnit) -> None:
+        self._channel.send({"op": "close_port", "port": port_name(port)})
 
     async def gather(self) -> list[dict[str, Any]]:
         snapshots: list[dict[str, Any]] = await self._ask({"op": "gather"})

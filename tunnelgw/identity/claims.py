@@ -1,9 +1,10 @@
 """Which connector holds a host name or a public port, for all workers and over restarts.
 
-A claim is a text: `host:<name><path>`, `port:<number>`, or `name:<number>:<protocol>:<name>` for a host on a port that
-several may share. A host belongs to one connector as a whole, whatever paths it serves; a port is held raw, or for one
-protocol. A claim stays with its connector for as long as its configuration asks for it, also while it is away, and is
-free again when the connector withdraws it or is revoked. Whether a grant allows it is decided before.
+A claim is a text: `host:<name><path>`, `port:<number>` (TCP), `udp:<number>`, or, for a host on a TCP port that several
+may share, `name:<number>:<protocol>:<name>`. A host belongs to one connector as a whole, whatever paths it serves; a
+TCP port is held raw, or for one protocol. A claim stays with its connector for as long as its configuration asks for
+it, also while it is away, and is free again when the connector withdraws it or is revoked. Whether a grant allows it is
+decided before.
 
 A claim with terms (a text that says what all members of a group agree on) can be held by several connectors: by those
 whose terms are equal, and whose grant names it where somebody holds it already. Who shares one claim of a host may hold
@@ -188,6 +189,6 @@ def _unit(claim: str) -> str:
 
 
 def _use(claim: str) -> tuple[str, str]:
-    """The port of a claim and the protocol it is held for ("": raw); no port for a host."""
+    """The TCP port of a claim and the protocol it is held for ("": raw); no port for what only has one use."""
     kind, port, protocol, *_ = [*claim.split(":"), ""]
-    return ("", "") if kind == "host" else (port, protocol if kind == "name" else "")
+    return ("", "") if kind not in ("port", "name") else (port, protocol if kind == "name" else "")

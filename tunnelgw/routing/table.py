@@ -18,6 +18,7 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.hostname import wildcard_of
 from tunnelgw.routing.members import Members
 from tunnelgw.routing.paths import careful, doubtful, eager, normalise_path, without_segments
+from tunnelgw.routing.units import HostAt, PortUnit, Unit, port_unit, unit_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,15 +27,14 @@ if TYPE_CHECKING:
     from tunnelgw.routing.members import Roster
 
 
-Unit = str | int | tuple[int, str]  # what is held as a whole: a host, a port, or a host on a port that others share
-Place = int | tuple[str, bytes] | tuple[int, str]  # the same, and a host's path as it is matched
+Place = PortUnit | HostAt | tuple[str, bytes]  # a unit, but of a host on 443 one path as it is matched
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """A public address and where it leads."""
 
-    kind: str  # "http", "h2c", "tls" (passed through), "home" (passed through to a connector that ends TLS), "tcp"
+    kind: str  # "http", "h2c", "tcp", "udp", "tls" (passed through), "home" (likewise, to a connector that ends TLS)
     host: str  # "a.example.com" or "*.example.com", normalised; "" for a raw port
     connector: str
     service: str
@@ -45,7 +45,7 @@ class Route:
     response_seconds: float = 60.0
     allow_from: tuple[str, ...] = ()
     users: tuple[str, ...] = field(default=(), repr=False)  # "name:bcrypt hash" each; empty: nobody is asked
-    label: str = ""  # the metric label: configured host and path, or "tcp:PORT"
+    label: str = ""  # the metric label: configured host and path, "tcp:PORT", "udp:PORT" or "tcp:PORT/HOST"
     port: int = 0
     protocol: str = ""  # by which visitors of this port say the host; "": the port is raw
     since: float = 0.0  # unix time
@@ -59,7 +59,18 @@ class Route:
     @property
     def place(self) -> Place:
         """What of the address space it takes."""
-        return (self.port, self.host) if self.protocol else self.port or (self.host, _prefix(self))
+        unit = self.unit
+        return (unit, _prefix(self)) if isinstance(unit, str) else unit
+
+    @property
+    def port_unit(self) -> PortUnit:
+        """The public port that it is at; 0 for a host on 443."""
+        return port_unit(self.kind, self.port)
+
+    @property
+    def unit(self) -> Unit:
+        """What of the address space is held as a whole."""
+        return HostAt(self.port, self.host) if self.protocol else self.port_unit or self.host
 
     @property
     def terms(self) -> tuple[object, ...]:
@@ -118,7 +129,7 @@ class RouteTable:
 
     def __init__(self, *, reserved: Iterable[str] = (), roster: Roster | None = None) -> None:
         self._hosts: dict[str, _Host] = {}
-        self._ports: dict[int, Route] = {}
+        self._ports: dict[PortUnit, Route] = {}
         self._named: dict[int, dict[str, Route]] = {}  # port → host → route
         self._held: dict[Unit, dict[str, list[Route]]] = {}  # unit → connector → its routes there
         self._by_connector: dict[str, tuple[Route, ...]] = {}
@@ -130,7 +141,7 @@ class RouteTable:
         """Swap one connector's whole set; `Refused(CLAIM_HELD)` and no change if another holds any of it."""
         wanted = tuple(routes)
         by_unit = self._checked(connector, wanted)
-        touched = dict.fromkeys(_unit(old) for old in self._by_connector.pop(connector, ()))
+        touched = dict.fromkeys(old.unit for old in self._by_connector.pop(connector, ()))
         for unit in touched:
             del self._held[unit][connector]
         for unit, own in by_unit.items():
@@ -158,12 +169,12 @@ class RouteTable:
             self._hosts.pop(unit, None)
             if routes:
                 self._hosts[unit] = _Host(unit, routes)
-        elif isinstance(unit, int):
+        elif isinstance(unit, HostAt):
+            self._build_named(*unit, routes)
+        else:
             self._ports.pop(unit, None)
             if routes:
                 self._ports[unit] = routes[0]
-        else:
-            self._build_named(*unit, routes)
 
     def _build_named(self, port: int, host: str, routes: tuple[Route, ...]) -> None:
         hosts = self._named.setdefault(port, {})
@@ -196,22 +207,17 @@ class RouteTable:
         for route in wanted:
             if route.host in self._reserved:
                 raise Refused(f"{route.host} is held by the edge", reason=Reason.CLAIM_HELD)
-            own = by_unit.setdefault(_unit(route), [])
+            own = by_unit.setdefault(route.unit, [])
             for other in own:
                 shared = not route.port and sharing(other.kind) == sharing(route.kind) != ""
                 if not shared or other.place == route.place:
-                    address = (
-                        f"port {route.port} {route.host}".rstrip()
-                        if route.port
-                        else route.host + (route.path if shared else "")
-                    )
+                    address = unit_text(route.unit) + (route.path if shared else "")
                     raise Refused(f"{address} is held by service {other.service}", reason=Reason.CLAIM_HELD)
             own.append(route)
         for unit, own in by_unit.items():
             for holder, theirs in self._held.get(unit, {}).items():
                 if holder != connector and not may_share(own, theirs):
-                    what = unit if isinstance(unit, str) else f"port {unit}"
-                    raise Refused(f"{what} is held by {holder}", reason=Reason.CLAIM_HELD)
+                    raise Refused(f"{unit_text(unit)} is held by {holder}", reason=Reason.CLAIM_HELD)
         self._check_uses(connector, wanted)
         return by_unit
 
@@ -219,14 +225,14 @@ class RouteTable:
         """A port is raw, or it is for one protocol, whoever holds it."""
         uses: dict[int, str] = {}
         for route in wanted:
-            port = route.port
-            if not port:
+            port = route.port_unit
+            if not isinstance(port, int) or not port:
                 continue
             raw = any(holder != connector for holder in self._held.get(port, ()))
             named = {
                 other.protocol
                 for host, other in self._named.get(port, {}).items()
-                if any(holder != connector for holder in self._held[(port, host)])
+                if any(holder != connector for holder in self._held[HostAt(port, host)])
             }
             if {uses.setdefault(port, route.protocol), *named, *([""] if raw else [])} != {route.protocol}:
                 raise Refused(f"port {port} is used otherwise", reason=Reason.CLAIM_HELD)
@@ -263,6 +269,10 @@ class RouteTable:
         """The route of a raw TCP port."""
         return self._ports.get(port)
 
+    def find_udp(self, port: int) -> Route | None:
+        """The route of a UDP port."""
+        return self._ports.get(("udp", port))
+
     def protocol(self, port: int) -> str:
         """By which protocol visitors of this port say their host; "" where none shares it."""
         return next((route.protocol for route in self._named.get(port, {}).values()), "")
@@ -282,8 +292,8 @@ class RouteTable:
         """Every host and wildcard that is held, on 443."""
         return list(self._hosts)
 
-    def ports(self) -> list[int]:
-        """Every raw TCP port that is held."""
+    def ports(self) -> list[PortUnit]:
+        """Every raw port that is held."""
         return list(self._ports)
 
     def visible(self) -> list[Route]:
@@ -299,18 +309,13 @@ class RouteTable:
         """One connector's routes."""
         return self._by_connector.get(connector, ())
 
-    def holders(self, unit: str | int) -> tuple[str, ...]:
+    def holders(self, unit: Unit) -> tuple[str, ...]:
         """The connectors that hold this very host, with every path of it, or this port, with every host on it."""
         names = dict.fromkeys(self._held.get(unit, ()))
         if isinstance(unit, int):
             for host in self._named.get(unit, ()):
-                names |= dict.fromkeys(self._held[(unit, host)])
+                names |= dict.fromkeys(self._held[HostAt(unit, host)])
         return tuple(names)
-
-
-def _unit(route: Route) -> Unit:
-    """What is held as a whole."""
-    return (route.port, route.host) if route.protocol else route.port or route.host
 
 
 def may_share(own: Iterable[Route], theirs: Iterable[Route]) -> bool:
