@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from tunnelgw.errors import LocalError
 from tunnelgw.store import sqlite
-from tunnelgw.store.base import Compacted, Conflict, Delete, Put
+from tunnelgw.store.base import Check, Compacted, Conflict, Delete, Put
 from tunnelgw.store.copies import schema_of, snapshot
 from tunnelgw.store.failures import UnusableError
 from tunnelgw.store.schema import MIGRATIONS
@@ -82,6 +83,35 @@ def test_apply_is_all_or_nothing(store: SqliteStore) -> None:
     assert store.revision() == before
     revision = store.apply([Put("a", b"1"), Delete("b")])
     assert store.get("a").revision == revision  # type: ignore[union-attr]
+
+
+def test_a_check_writes_nothing_and_holds_all_others_back(store: SqliteStore) -> None:
+    revision = store.put("a", b"1")
+    for check in (Check("a", 0), Check("a", revision + 1), Check("none", 1)):
+        with pytest.raises(Conflict) as caught:
+            store.apply([check, Put("b", b"")])
+        assert caught.value.key == check.key
+        assert store.get("b") is None
+    after = store.apply([Check("a", revision), Check("none", 0), Put("b", b"")])
+    assert store.get("a").revision == revision  # type: ignore[union-attr]
+    assert [change.key for change in store.watch(revision)[0]] == ["b"]
+    assert after == store.revision()
+
+
+def test_watching_costs_what_changed_not_what_there_is(store: SqliteStore) -> None:
+    """Counted in steps of SQLite's machine, with a prefix that everything has."""
+
+    def steps() -> int:
+        at = store.put("claims/last", b"")
+        counted = itertools.count()
+        store._db.set_progress_handler(lambda: next(counted) and None, 1)
+        assert len(store.watch(at - 1, "claims/")[0]) == 1
+        store._db.set_progress_handler(None, 0)
+        return next(counted)
+
+    few = steps()
+    store.apply([Put(f"claims/{index}", b"") for index in range(500)])
+    assert steps() < few + 20
 
 
 def test_bounds(store: SqliteStore) -> None:

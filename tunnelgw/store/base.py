@@ -65,6 +65,17 @@ class Delete:
     expect: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Write nothing, but let the others be written only if the key is at this revision; 0: if it does not exist."""
+
+    key: str
+    expect: int
+
+
+Operation = Put | Delete | Check
+
+
 class Lease(Protocol):
     """A promise to be alive: its keys vanish `ttl_seconds` after the last renewal."""
 
@@ -93,7 +104,7 @@ class Store(Protocol):
     def delete(self, key: str, *, expect: int | None = None) -> int:
         """Remove one key; the revision after. Conflict."""
 
-    def apply(self, operations: Sequence[Put | Delete]) -> int:
+    def apply(self, operations: Sequence[Operation]) -> int:
         """All or none of several writes, at one revision. Conflict."""
 
     def lease(self, ttl_seconds: float) -> Lease:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunnelgw.config.files import make_private_folder
-from tunnelgw.store.base import Change, Compacted, Conflict, Delete, KeyValue, Put
+from tunnelgw.store.base import Change, Check, Compacted, Conflict, Delete, KeyValue, Put
 from tunnelgw.store.copies import create_private, snapshot
 from tunnelgw.store.failures import DISK_FULL, StoreError, UnusableError, explained
 from tunnelgw.store.schema import MIGRATIONS
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Iterator, Sequence
 
+    from tunnelgw.store.base import Operation
     from tunnelgw.store.schema import Migration
 
 FILE_NAME = "store.db"
@@ -43,6 +44,11 @@ _GET = """SELECT key, value, revision, lease FROM kv WHERE key = ?
     AND (lease = '' OR lease IN (SELECT id FROM leases WHERE boot = ? AND expires > ?))"""
 _LIST = """SELECT key, value, revision, lease FROM kv WHERE key >= ? AND key < ?
     AND (lease = '' OR lease IN (SELECT id FROM leases WHERE boot = ? AND expires > ?)) ORDER BY key"""
+# Few change between two looks; SQLite, who does not know that, would go through all keys with the prefix.
+_CHANGED = """SELECT key, value, revision FROM kv INDEXED BY kv_revision
+    WHERE revision > ? AND key >= ? AND key < ?"""
+_GONE = """SELECT key, NULL, revision FROM deleted INDEXED BY deleted_revision
+    WHERE revision > ? AND key >= ? AND key < ?"""
 
 
 class SqliteStore:
@@ -105,9 +111,8 @@ class SqliteStore:
             revision = self._meta("revision")
             if since < self._meta("compacted"):
                 raise Compacted
-            where = "WHERE revision > ? AND key >= ? AND key < ?"
-            found = self._db.execute(f"SELECT key, value, revision FROM kv {where}", bounds).fetchall()  # noqa: S608
-            gone = self._db.execute(f"SELECT key, NULL, revision FROM deleted {where}", bounds).fetchall()  # noqa: S608
+            found = self._db.execute(_CHANGED, bounds).fetchall()
+            gone = self._db.execute(_GONE, bounds).fetchall()
         return sorted((Change(*row) for row in found + gone), key=lambda change: change.revision), revision
 
     # Writing
@@ -120,7 +125,7 @@ class SqliteStore:
         """Remove one key; the revision after. Conflict."""
         return self.apply([Delete(key, expect)])
 
-    def apply(self, operations: Sequence[Put | Delete]) -> int:
+    def apply(self, operations: Sequence[Operation]) -> int:
         """All or none of several writes, at one revision. Conflict; ValueError for a key or value out of bounds."""
         for operation in operations:
             if not 0 < len(operation.key.encode()) <= MAX_KEY_BYTES:
@@ -134,7 +139,7 @@ class SqliteStore:
                 self._expect(operation.key, operation.expect)
                 if isinstance(operation, Put):
                     self._put(operation, revision)
-                else:
+                elif not isinstance(operation, Check):
                     self._delete(operation.key, revision)
             self._forget()
         return revision
