@@ -378,3 +378,42 @@ def test_who_retires_ends_its_orders_and_begins_no_more(tmp_path: Path, monkeypa
         await book.stop()
 
     run(main)
+
+
+def test_what_files_cover_is_no_error_at_a_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Routes are there before the files are read; and nothing is asked for nothing."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), FilesIssuer([Pair(*Authority().write(tmp_path, "*.example.com"))]))
+        for name in ("a.example.com", "b.example.com"):
+            book.change({name: True})
+        await book.ensure([])
+        assert not book.asked()
+        book.start()
+        await book.ensure(["a.example.com", "b.example.com"])
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+        book.change({"c.example.org": True})
+        await until(lambda: "no certificate for c.example.org: no file covers c.example.org" in caplog.text)
+        book.close()
+
+    run(main)
+
+
+def test_differences_are_looked_at_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), FilesIssuer([Pair(*Authority().write(tmp_path, "*.example.com"))]))
+        book.start()
+        book.want([f"{index}.example.com" for index in range(1000)])
+        asked: list[str] = []
+        monkeypatch.setattr(book, "_needs", asked.append)
+        book.change({"new.example.com": True, "0.example.com": False, "never.example.com": False})
+        assert asked == ["new.example.com"]
+        assert book.expiries().keys() == {f"{index}.example.com" for index in range(1, 1000)} | {"new.example.com"}
+        book.retire()
+        book.change({"late.example.com": True})
+        assert not book.expiries()
+        book.close()
+
+    run(main)

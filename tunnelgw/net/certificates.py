@@ -25,7 +25,7 @@ from tunnelgw.obs.sparing import Sparing
 from tunnelgw.routing.hostname import wildcard_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tunnelgw.net.issuers import Issuer, Pair
     from tunnelgw.net.timers import Wheel
@@ -98,7 +98,8 @@ class Certificates:
         self._bad: dict[Pair, _STAMP | None] = {}  # what was complained about already; None: to be tried again
         self._asked: dict[str, asyncio.Future[None]] = {}  # hosts that an issuer is working on
         self._failed: dict[str, tuple[float, float]] = {}  # host → (until when the issuer is left alone, for how long)
-        self._wanted: frozenset[str] = frozenset()
+        self._wanted: set[str] = set()
+        self._started = False
         self._open = False  # visitors can reach the front door
         self._retired = False
         self._few = asyncio.Semaphore(AT_ONCE)
@@ -110,7 +111,8 @@ class Certificates:
         self.armed_until = INF
 
     def start(self) -> None:
-        """Read what there is, and look again from time to time."""
+        """Read what there is, and look again from time to time. What is wanted before is only noted."""
+        self._started = True
         self.refresh()
         self._wheel.arm(self, self._loop.time() + CHECK_SECONDS)
 
@@ -127,7 +129,7 @@ class Certificates:
         """Another process looks after certificates: begin nothing more. What an issuer works on goes on."""
         self.close()
         self._retired = True
-        self._wanted = frozenset()  # of the queued ones none has its turn any more
+        self._wanted = set()  # of the queued ones none has its turn any more
 
     async def stop(self) -> None:
         """Stop looking, and end what issuers are doing, their child processes included."""
@@ -147,10 +149,20 @@ class Certificates:
 
     def want(self, hosts: Iterable[str]) -> None:
         """Routes exist for exactly these hosts (names or wildcards) now: see that they have certificates."""
-        if self._retired:
-            return
-        self._wanted = frozenset(hosts)
-        missing = [host for host in self._wanted if self._needs(host)]
+        if not self._retired:
+            self._wanted = set(hosts)
+            self._see_to(self._wanted)
+
+    def change(self, hosts: Mapping[str, bool]) -> None:
+        """Of these hosts, routes exist (True) or not; all others are as they were."""
+        if not self._retired:
+            self._wanted.difference_update(host for host, wanted in hosts.items() if not wanted)
+            found = [host for host, wanted in hosts.items() if wanted]
+            self._wanted.update(found)
+            self._see_to(found)
+
+    def _see_to(self, hosts: Iterable[str]) -> None:
+        missing = [host for host in hosts if self._needs(host)] if self._started else ()
         if missing:
             spawn(self.ensure(missing), name="certificates")
 
@@ -165,7 +177,7 @@ class Certificates:
                 fresh.append(host)
             if pending is not None:
                 waiting.append(pending)
-        for group in [fresh] if self._issuer.local else [[host] for host in fresh]:
+        for group in [fresh] if self._issuer.local and fresh else [[host] for host in fresh]:
             self._keep(spawn(self._obtain(group), name="issuer"))
         for pending in waiting:
             await asyncio.shield(pending)
@@ -244,10 +256,9 @@ class Certificates:
         changed = False
         for pair in pairs:
             changed |= self._read(pair)
-        for pair in tuple(self._loaded):
-            if pair not in pairs:
-                del self._loaded[pair]
-                changed = True
+        for pair in set(self._loaded).difference(pairs):
+            del self._loaded[pair]
+            changed = True
         if changed:
             self._failed.clear()
         self._index()  # also without a change: one may have become valid, or expired
