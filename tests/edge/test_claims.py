@@ -38,8 +38,8 @@ class Ports:
         await self.allowed.wait()
         self.open_now.add(port)
 
-    def keep(self, ports: Any) -> None:
-        self.open_now &= set(ports)
+    def close(self, port: int) -> None:
+        self.open_now.discard(port)
 
 
 class Registry:
@@ -72,6 +72,7 @@ class Home:
         self.name = "home"
         self.told: list[Any] = []
         self.session: Any = object()
+        self.link: Any = object()
 
     def tell(self, message: Any) -> None:
         self.told.append(message)
@@ -92,7 +93,7 @@ class Desk:
                 visits=SimpleNamespace(offered=lambda name, services: self.private.update({name: services})),
             ),
             counters=ProcessCounters(),
-            changed=lambda: None,
+            changed=lambda hosts: None,
         )  # fmt: skip
         self.offers = Services(1, [Offer(name="web", kind="http"), Offer(name="ssh", kind="tcp", ports=[(2222, 2222)])])
 

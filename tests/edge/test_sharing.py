@@ -35,8 +35,8 @@ class Ports:
     async def open(self, port: int) -> None:
         self.open_now.add(port)
 
-    def keep(self, ports: Any) -> None:
-        self.open_now &= set(ports)
+    def close(self, port: int) -> None:
+        self.open_now.discard(port)
 
 
 class Home:
@@ -45,6 +45,7 @@ class Home:
     def __init__(self, name: str) -> None:
         self.name = name
         self.session: Any = object()
+        self.link: Any = object()
         self.answers: dict[str, ClaimResult] = {}
         self.notices: list[str] = []
 
@@ -76,7 +77,7 @@ class World:
                 visits=SimpleNamespace(offered=lambda name, services: None),
             ),
             counters=ProcessCounters(),
-            changed=lambda: None,
+            changed=lambda hosts: None,
         )  # fmt: skip
 
     def join(self, name: str, *, hosts: tuple[str, ...] = (), ports: tuple[tuple[int, int], ...] = ()) -> None:

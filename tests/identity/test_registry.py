@@ -16,9 +16,10 @@ from tunnelgw.access.grants import Grant
 from tunnelgw.errors import LocalError, Refused, RemoteError
 from tunnelgw.identity import certs, home, invitations
 from tunnelgw.identity.ca import Authorities
-from tunnelgw.identity.claims import TERMS, UNNAMED, USED, Held, Wish
+from tunnelgw.identity.claims import TERMS, UNNAMED, USED, ClaimBook, Held, Wish
 from tunnelgw.identity.registry import Registry
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.store import sqlite
 from tunnelgw.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -357,6 +358,113 @@ def test_claims_at_the_same_moment(registry: Registry, store: SqliteStore, monke
 
     monkeypatch.setattr(store, "apply", late)
     assert registry.hold("home", alone({"host:a.b/x"})) == {"host:a.b/x": Held("cabin")}
+
+
+class Counted:
+    """A store that counts the documents it hands out, and the writes."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.documents = self.writes = 0
+
+    def get(self, key: str) -> Any:
+        self.documents += 1
+        return self._store.get(key)
+
+    def list(self, prefix: str = "") -> Any:
+        found = self._store.list(prefix)
+        self.documents += len(found[0])
+        return found
+
+    def watch(self, since: int, prefix: str = "") -> Any:
+        found = self._store.watch(since, prefix)
+        self.documents += len(found[0])
+        return found
+
+    def apply(self, operations: Any) -> int:
+        self.writes += 1
+        return self._store.apply(operations)
+
+    def take(self) -> tuple[int, int]:
+        """Documents and writes since the last time."""
+        found = self.documents, self.writes
+        self.documents = self.writes = 0
+        return found
+
+
+def test_a_declaration_reads_as_much_whoever_else_there_is(registry: Registry, store: SqliteStore) -> None:
+    counted = Counted(store)
+    book = ClaimBook(counted)  # type: ignore[arg-type]
+    invitation = registry.invite("home", address=ADDRESS)
+    record = use(registry, invitation).connector.encode()
+    read: list[tuple[int, int]] = []
+    for many in (3, 60):
+        for index in range(many):
+            store.put(f"connectors/home{many}-{index}", record)
+            book.hold(f"home{many}-{index}", alone({f"host:{many}-{index}.b/", f"port:{many}{index}"}))
+        for number in (many, many, many + 1):  # other claims, the same, others again
+            counted.take()
+            book.hold("home", alone({f"port:{number}"}))
+            read.append(counted.take())
+    assert read[:3] == read[3:]
+    assert [writes for _documents, writes in read[:3]] == [1, 0, 1]
+    assert all(documents <= 4 for documents, _writes in read)
+
+
+def test_a_claim_writes_no_record_that_stays_as_it_is(registry: Registry, store: SqliteStore) -> None:
+    joined(registry, "home")
+    at = store.revision()
+    registry.hold("home", alone({"port:1"}))
+    assert sorted(change.key for change in store.watch(at)[0]) == ["claims", "claims/home"]
+
+
+def test_a_revocation_at_the_same_moment_takes_nothing(
+    registry: Registry, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined(registry, "home")
+    apply = store.apply
+
+    def late(operations: Any) -> int:
+        monkeypatch.setattr(store, "apply", apply)
+        registry.revoke("home")
+        return apply(operations)
+
+    monkeypatch.setattr(store, "apply", late)
+    assert refusal(registry.hold, "home", alone({"port:1"})) is Reason.REVOKED
+    assert registry.claims() == {}
+
+
+def test_many_books_of_one_store_agree(store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random claims through books that each follow the store by themselves, also over a restore and lost deletions."""
+    monkeypatch.setattr(sqlite, "MAX_DELETED", 20)
+    twin = SqliteStore(tmp_path / "twin" / "store.db")
+    chance = random.Random(7)
+    books = [Registry(store) for _ in range(3)]
+    names = ("home", "cabin", "shed")
+    joined(books[0], *names)
+    claims = ["host:a.b/", "host:a.b/x", "host:c.d/", "port:22", "name:22:minecraft:a.b", "name:22:minecraft:c.d"]
+    kept = store.list()[0]
+    for step in range(300):
+        if step % 100 == 50:
+            store.replace_all(kept)
+        if step % 200 == 99:
+            for index in range(40):
+                store.put(f"x/{index}", b"")
+                store.delete(f"x/{index}")
+        if chance.random() < 0.1:
+            store.delete(f"claims/{chance.choice(names)}")
+            continue
+        name = chance.choice(names)
+        wanted = {
+            claim: Wish(chance.choice(["", WEB]), named=chance.random() < 0.8)
+            for claim in chance.sample(claims, chance.randint(0, len(claims)))
+        }
+        twin.replace_all(store.list()[0])
+        refused = chance.choice(books).hold(name, wanted)
+        assert Registry(twin).hold(name, wanted).keys() == refused.keys(), step
+        assert Registry(twin).claims() == Registry(store).claims(), "as one decides that has read everything"
+        assert chance.choice(books).claims() == Registry(store).claims()
+    twin.close()
 
 
 def test_requests_with_other_keys_are_refused() -> None:

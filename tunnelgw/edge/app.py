@@ -25,7 +25,7 @@ from tunnelgw.edge.flows import Flows
 from tunnelgw.edge.follower import Follower
 from tunnelgw.edge.health import StateHealth
 from tunnelgw.edge.intake import Intake
-from tunnelgw.edge.names import edge_names, ended_hosts
+from tunnelgw.edge.names import edge_names, ended_hosts, ends_here
 from tunnelgw.edge.office import Office
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import Ports
@@ -206,7 +206,7 @@ class Edge:
             live=self.live,
             connectors=self.connectors,
             counters=self.counters,
-            changed=lambda: self.certificates.want(ended_hosts(self.table)),
+            changed=lambda hosts: self.certificates.change({host: ends_here(self.table, host) for host in hosts}),
             # Every worker decides every connector's claims; one of them says so.
             logs=lambda name: crc32(name.encode()) % self.peers.count == self.peers.index,
         )

@@ -79,10 +79,13 @@ class ClaimDesk:
         live: Live,
         connectors: Connectors,
         counters: ProcessCounters,
-        changed: Callable[[], None],
+        changed: Callable[[Iterable[str]], None],
         logs: Callable[[str], bool] = lambda _name: True,
     ) -> None:
-        """`logs`: whether this worker is the one that logs a connector's refusals; each worker decides them all."""
+        """`changed`: routes of these hosts ("" for ports) came, went or are others.
+
+        `logs`: whether this worker is the one that logs a connector's refusals; each worker decides them all.
+        """
         self._domain = domain
         self._edge_names = edge_names
         self._address = address
@@ -108,14 +111,15 @@ class ClaimDesk:
         record = self._registry.get(name)
         if record is None or record.revoked:
             return
-        if self._offers.get(name) != services or name in self._unsaved:
+        before = self._offers.get(name)
+        if before is None or before.offers != services.offers or name in self._unsaved:
             self._remember(name, services)
         self._offers[name] = services
         verdicts = self._check(name, record.grant, services.offers)
         self._hold(name, record.grant, verdicts)
         await self._open_ports(verdicts, opening=opening)
         if self._connectors.by_name.get(name) is not connector:  # revoked meanwhile
-            self._ports.keep(self._held_ports())
+            self._close(port for verdict in verdicts for port in verdict.opened)
             return
         self._route(name, verdicts)
         private = {verdict.offer.name for verdict in verdicts if verdict.offer.private and verdict.refused is None}
@@ -134,8 +138,12 @@ class ClaimDesk:
 
     async def again(self, connector: Connector) -> None:
         """The grant changed, or a held name may be free: decide once more about what was offered last."""
-        services = self._offers.get(connector.name)
+        name = connector.name
+        services = self._offers.get(name)
         if services is not None:
+            if connector.link is None and name not in self._unsaved and self._registry.overtaken(name):
+                # Another worker has heard of it since, and remembered that; to insist would take it back.
+                services = self._offers[name] = self._remembered(name) or services
             # The ports of one that is away were closed when it left; they open when it is back.
             await self.decide(connector, services, opening=connector.session is not None)
         else:
@@ -143,9 +151,8 @@ class ClaimDesk:
 
     async def restore(self, connector: Connector) -> None:
         """The edge started: routes of a connector that is not back yet."""
-        remembered = self._registry.remembered_offers(connector.name)
-        if remembered is not None and connector.name not in self._offers:
-            self._offers[connector.name] = services = _decode(remembered)
+        if connector.name not in self._offers and (services := self._remembered(connector.name)) is not None:
+            self._offers[connector.name] = services
             await self.decide(connector, services)
 
     def withdraw(self, name: str) -> None:
@@ -153,14 +160,18 @@ class ClaimDesk:
         self._offers.pop(name, None)
         self.waiting.discard(name)
         self.unrouted.discard(name)
-        services = {route.service for route in self._table.routes_of(name)}
+        before = self._table.routes_of(name)
         self._table.replace(name, ())
-        self._ports.keep(self._held_ports())
-        for service in services:
+        self._close(route.port_unit for route in before)
+        for service in {route.service for route in before}:
             self._live.cut(name, service)
-        self._changed()
+        self._changed(route.host for route in before)
 
     # The steps.
+
+    def _remembered(self, name: str) -> Services | None:
+        found = self._registry.remembered_offers(name)
+        return _decode(found) if found is not None else None
 
     def _remember(self, name: str, services: Services) -> None:
         try:
@@ -331,19 +342,22 @@ class ClaimDesk:
             self._table.replace(name, routes)
         except Refused as refusal:  # the registry is asked first: only while another worker is ahead of this one
             self.unrouted.add(name)
+            self._close(port for verdict in verdicts for port in verdict.opened)
             log.error("connector %s: %s", name, refusal.text)
             return
         self.unrouted.discard(name)
         kept = {route.service for route in routes}
         for service in {route.service for route in before} - kept:
             self._live.cut(name, service)
-        self._ports.keep(self._held_ports())
-        self._changed()
+        self._close(route.port_unit for route in before)
+        self._changed(route.host for route in (*before, *routes))
         self._connectors.groups.serve(name)  # those who wait for a group that it is a member of from now on
 
-    def _held_ports(self) -> set[PortUnit]:
-        routes = (route for name in self._connectors.by_name for route in self._table.routes_of(name))
-        return {route.port_unit for route in routes if route.port}
+    def _close(self, ports: Iterable[PortUnit]) -> None:
+        """Those of these ports that nobody holds any more."""
+        for port in ports:
+            if port and not self._table.holders(port):
+                self._ports.close(port)
 
     def _result(self, verdict: Verdict, *, brief: bool) -> ClaimResult:
         """`brief`: of so many, the label alone must do, or the answer were larger than a message may be."""

@@ -20,6 +20,7 @@ from tunnelgw.store.base import Compacted
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
     from tunnelgw.edge.app import Edge
 
@@ -67,24 +68,29 @@ class Follower:
             if self._edge.store.revision() == self._revision:
                 await self._retry()
                 return
-            changes, self._revision = self._edge.store.watch(self._revision)
-        except Compacted:
-            revision = self._edge.store.revision()
-            keys, names = [IDENTITY], self._everybody()
-            self._revision = revision  # only now: what could not be read is looked for again
+            try:
+                changes, revision = self._edge.store.watch(self._revision)
+                keys = [change.key for change in changes]
+                names = self._named(keys)
+            except Compacted:
+                revision = self._edge.store.revision()
+                keys, names = [IDENTITY], self._everybody()
         except LocalError as error:
             log.error("the store cannot be read; what was in force stays: %s", error.text)
             return
-        else:
-            keys = [change.key for change in changes]
-            names = [key.removeprefix(CONNECTORS) for key in keys if key.startswith(CONNECTORS)]
-            if any(key.startswith(CLAIMS) for key in keys):  # after those who may have let go of something
-                waiting = self._edge.claims.waiting
-                names = [name for name in names if name not in waiting] + sorted(waiting)
+        self._revision = revision  # only now: what could not be read is looked for again
         for name in names:
             await self._apply(name)
         if any(key.startswith(IDENTITY) for key in keys) and not self._edge.left:
             await self._edge.office.keep_fresh()
+
+    def _named(self, keys: Sequence[str]) -> list[str]:
+        """Whom changes of these keys are about; not those whose claims were decided here, since that was then."""
+        names = [key.removeprefix(CONNECTORS) for key in keys if key.startswith(CONNECTORS)]
+        holders = [key.removeprefix(CLAIMS) for key in keys if key.startswith(CLAIMS)]
+        names += [name for name in holders if self._edge.registry.overtaken(name)]
+        waiting = self._edge.claims.waiting if holders else set()  # after those who may have let go of something
+        return [name for name in dict.fromkeys(names) if name not in waiting] + sorted(waiting)
 
     def _everybody(self) -> list[str]:
         """The whole store is another one (a restore): those that it knows, and those that it knows no more."""

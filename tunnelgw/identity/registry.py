@@ -241,6 +241,10 @@ class Registry:
         """As `ClaimBook.hold`."""
         return self._claims.hold(name, wanted)
 
+    def overtaken(self, name: str) -> bool:
+        """As `ClaimBook.overtaken`."""
+        return self._claims.overtaken(name)
+
     def holders(self, prefix: str) -> list[str]:
         """The connectors that hold a claim which begins like this, each once."""
         found = self._claims.holders()

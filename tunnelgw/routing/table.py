@@ -283,6 +283,10 @@ class RouteTable:
         found = hosts.get(host)
         return hosts.get(wildcard_of(host)) if found is None and host not in self._reserved else found
 
+    def named(self, host: str) -> list[Route]:
+        """The routes of this very host on ports that hosts share."""
+        return [hosts[host] for hosts in self._named.values() if host in hosts]
+
     def find_alone(self, port: int) -> Route | None:
         """The route of a port that hosts could share, if there is only one."""
         hosts = self._named.get(port, {})
