@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.connector.athome import LOOPS, LocalService, closed_port, run, until
-from tunnelgw.net.eyeballs import connect, literal, resolve
-from tunnelgw.net.sockets import stream_socket
+from tunnelgw.net.eyeballs import begin, connect, literal, resolve
+from tunnelgw.net.sockets import IPPROTO_MPTCP, stream_socket
 
 if TYPE_CHECKING:
     from tunnelgw.net import eyeballs
@@ -99,3 +100,43 @@ def test_the_first_error_is_told() -> None:
             await connect([], make_socket=stream_socket)
 
     run(main)
+
+
+class Scripted(socket.socket):
+    """A socket whose connect answers as it is told to."""
+
+    def __init__(self, *answers: int, proto: int = 0) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self.answers = list(answers)
+        self.kind = proto
+
+    @property
+    def proto(self) -> int:
+        return self.kind
+
+    def connect_ex(self, address: object) -> int:
+        return self.answers.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "proto", "done"),
+    [
+        ((0,), 0, True),
+        ((errno.EINPROGRESS, 0), 0, True),
+        ((errno.EINPROGRESS, errno.EALREADY), 0, False),
+        ((errno.EINPROGRESS,), IPPROTO_MPTCP, False),
+    ],
+)
+def test_a_connection_that_is_there_at_once_is_not_waited_for(answers: tuple[int, ...], proto: int, done: bool) -> None:
+    made = Scripted(*answers, proto=proto)
+    with made:
+        assert begin((socket.AF_INET, ("127.0.0.1", 1)), lambda _: made) == (made, done)
+        assert not made.answers
+        assert made.gettimeout() == 0.0
+
+
+def test_a_refusal_that_is_there_at_once_closes_the_socket() -> None:
+    made = Scripted(errno.EINPROGRESS, errno.ECONNREFUSED)
+    with pytest.raises(ConnectionRefusedError):
+        begin((socket.AF_INET, ("127.0.0.1", 1)), lambda _: made)
+    assert made.fileno() < 0

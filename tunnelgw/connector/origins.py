@@ -27,7 +27,7 @@ from tunnelgw.routing.postgres import SSL_REQUEST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnelgw.config.model import ServiceConfig
+    from tunnelgw.config.model import ServiceConfig, Target
     from tunnelgw.connector.files import Folder
     from tunnelgw.wire.control import Open
 
@@ -46,10 +46,11 @@ if TYPE_CHECKING:
 class Origin:
     """One service's way to its target. Inputs: `connect` per stream; `close` at the end."""
 
-    __slots__ = ("_context", "_folder", "_importing", "service")
+    __slots__ = ("_context", "_folder", "_importing", "_place", "service")
 
     def __init__(self, service: ServiceConfig) -> None:
         self.service = service
+        self._place = None if service.transparent or self._asks_first else _plain_place(service.target)
         self._context: ssl.SSLContext | None = None
         self._folder: Folder | None = None
         self._importing = asyncio.Lock()
@@ -74,6 +75,9 @@ class Origin:
         """Dial the target and give the connection to the protocol that `factory` makes. Raises `OriginError`."""
         target = self.service.target
         try:
+            if self._place is not None:
+                await self._dial_place(factory, request)
+                return
             async with asyncio.timeout(DIAL_SECONDS):
                 if target.scheme in ("unix", "http+unix"):
                     await asyncio.get_running_loop().create_unix_connection(factory, target.path)
@@ -90,11 +94,31 @@ class Origin:
             await self._folder.close()
             self._folder = None
 
+    def _port(self, request: Open) -> int:
+        service = self.service
+        if request.kind == "tcp" and service.port:
+            return service.target_port(request.edge_port) or service.target.port
+        return service.target.port
+
+    async def _dial_place(self, factory: Factory, request: Open) -> None:
+        """As `_dial`, where there is nothing to resolve or to ask: most targets are connected at once."""
+        place = self._place
+        assert place is not None
+        family, (host, port, *more) = place
+        if (wanted := self._port(request)) != port:
+            place = family, (host, wanted, *more)
+        sock, done = eyeballs.begin(place, _target_socket)
+        if not done:
+            async with asyncio.timeout(DIAL_SECONDS):
+                await eyeballs.connected(sock)
+        try:
+            await asyncio.get_running_loop().create_connection(factory, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
     async def _dial(self, factory: Factory, request: Open) -> None:
-        target = self.service.target
-        port = target.port
-        if request.kind == "tcp" and self.service.port:
-            port = self.service.target_port(request.edge_port) or port
+        target, port = self.service.target, self._port(request)
         places = await eyeballs.resolve(target.host, port)
         allowed = [place for place in places if not is_metadata(place[1][0])]
         if not allowed:
@@ -178,6 +202,14 @@ def _folder_class() -> type[Folder]:
     from tunnelgw.connector.files import Folder
 
     return Folder
+
+
+def _plain_place(target: Target) -> eyeballs.Place | None:
+    """The address of a target that is reached by plain TCP, if it is written as an address and may be dialled."""
+    if target.scheme not in ("http", "tcp", "tls", "h2c"):
+        return None
+    place = eyeballs.literal(target.host, target.port)
+    return None if place is None or _is_metadata(target.host) else place
 
 
 def _target_socket(family: int) -> socket.socket:

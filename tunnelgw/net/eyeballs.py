@@ -8,12 +8,14 @@ without a task. Invariant: on return or error, no socket and no task of this cal
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from tunnelgw.net.sockets import IPPROTO_MPTCP
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 
@@ -110,25 +112,42 @@ async def connect(places: Sequence[Place], *, make_socket: Callable[[int], socke
 
 
 async def _attempt(place: Place, make_socket: Callable[[int], socket.socket]) -> socket.socket:
+    sock, done = begin(place, make_socket)
+    if not done:
+        await connected(sock)
+    return sock
+
+
+def begin(place: Place, make_socket: Callable[[int], socket.socket]) -> tuple[socket.socket, bool]:
+    """A non-blocking socket that connects, and whether it is connected already. Raises OSError.
+
+    On this machine the whole handshake of TCP takes place within the call. A second one says so: without it every local
+    target costs a turn of the loop, and a quarter of what a connector spends on a stream (measured).
+    """
     family, address = place
     sock = make_socket(family)
     try:
         sock.setblocking(False)
-        await _connected(sock, address)
+        error = sock.connect_ex(address)
+        if error == errno.EINPROGRESS and sock.proto != IPPROTO_MPTCP:  # kernels differ in what that says then
+            error = sock.connect_ex(address)
+        if error not in (0, errno.EALREADY, errno.EINPROGRESS):
+            raise OSError(error, os.strerror(error))
     except BaseException:
         sock.close()
         raise
-    return sock
+    return sock, error == 0
 
 
-async def _connected(sock: socket.socket, address: tuple[Any, ...]) -> None:
-    """As `loop.sock_connect`, which asyncio refuses for MPTCP: it wants to resolve for the socket's protocol."""
+async def connected(sock: socket.socket) -> None:
+    """Return when a socket that `begin` made is connected; closed where this raises.
+
+    As `loop.sock_connect`, which asyncio refuses for MPTCP: it wants to resolve for the socket's protocol.
+    """
+    loop = asyncio.get_running_loop()
+    writable: asyncio.Future[None] = loop.create_future()
+    descriptor = sock.fileno()
     try:
-        sock.connect(address)
-    except BlockingIOError:
-        loop = asyncio.get_running_loop()
-        writable: asyncio.Future[None] = loop.create_future()
-        descriptor = sock.fileno()
         loop.add_writer(descriptor, _settle, writable)
         try:
             await writable
@@ -136,7 +155,10 @@ async def _connected(sock: socket.socket, address: tuple[Any, ...]) -> None:
             loop.remove_writer(descriptor)
         error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            raise OSError(error, os.strerror(error)) from None
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _settle(future: asyncio.Future[None]) -> None:
