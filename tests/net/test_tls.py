@@ -95,6 +95,31 @@ def test_a_ticket_of_one_name_is_no_ticket_for_another(authority: Authority, tmp
         assert near.session_reused is resumed
 
 
+def test_one_ticket_after_a_full_handshake_and_another_after_each_resumed_one(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """Whoever comes back one connection at a time always resumes; a second ticket would cost every newcomer."""
+    context = tls.visitor_context(*authority.write(tmp_path, "a.example.com"))
+    client = visitor(authority)
+    session: ssl.SSLSession | None = None
+    seen = []
+    for resumed in (False, True, True):
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        near = client.wrap_bio(back, there, server_hostname="a.example.com", session=session)
+        far = context.wrap_bio(there, back, server_side=True)
+        for side in (near, far, near, far):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+        seen.append(back.pending)  # what follows the handshake: tickets
+        far.write(b"answer")
+        assert near.read() == b"answer"
+        assert near.session_reused is resumed
+        session = near.session
+    assert 0 < seen[0] < 2 * seen[1]
+
+
 def test_tunnels_know_each_other_without_a_clock(authority: Authority, tmp_path: Path) -> None:
     server = tls.tunnel_server_context(*authority.write(tmp_path, "edge"), authority=authority.pem)
     expired = authority.write(tmp_path, "home", client=True, not_before=NOW - 9 * DAY, not_after=NOW - DAY)
