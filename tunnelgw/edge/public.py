@@ -30,7 +30,6 @@ from tunnelgw.net.proxyproto import ProxyHeader, parse_proxy_header
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.clienthello import Alert, ClientHello, alert_record, hello_needs, parse_client_hello
-from tunnelgw.routing.hostname import normalise
 
 if TYPE_CHECKING:
     import ssl
@@ -306,11 +305,8 @@ class FrontDoor:
         self._handshakes.join(sock, lambda: self._tunnel(sock, hello), until=peek.until)
 
     def _find(self, server_name: str) -> tuple[str, NameEntry | None]:
-        try:
-            name = normalise(server_name)
-        except ValueError:
-            return "", None
-        return name, self._table.find_name(name)
+        """The name as it came out of the hello, in its one spelling; "" is nobody's."""
+        return server_name, self._table.find_name(server_name) if server_name else None
 
     def _may_enter(self, sock: CountedSocket, entry: NameEntry) -> bool:
         route = entry.route

@@ -29,6 +29,7 @@ T = TypeVar("T")
 PEEK_LIMIT = 64 * 1024  # bytes looked at: a ClientHello of 16 KiB in absurdly small records
 WAKEUPS = 6  # a hello in many segments takes two or three; beyond this, looking is timed
 LOOK_SECONDS = (0.25, 1.0)  # first and longest time between two of those: at most 11 in the 10 s of a hello
+_PEEK = int(socket.MSG_PEEK)  # an enum is converted at every call
 _buffer = bytearray(PEEK_LIMIT)  # shared: a look is synchronous and copies what it found
 
 
@@ -94,7 +95,7 @@ class Peek(Generic[T]):
         """True when it is over, one way or the other."""
         self.wakeups += not first
         try:
-            count = self.sock.recv_into(_buffer, PEEK_LIMIT, socket.MSG_PEEK)
+            count = self.sock.recv_into(_buffer, PEEK_LIMIT, _PEEK)
         except (BlockingIOError, InterruptedError):
             return self._wait(1)
         except OSError:
