@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from hypothesis import given
@@ -72,6 +73,48 @@ def test_moving_later_needs_no_arm() -> None:
     assert item.fired == []
     clock.advance(0.6)
     assert len(item.fired) == 1
+
+
+def test_what_is_forgotten_never_fires_and_is_not_kept() -> None:
+    clock = Clock()
+    wheel = Wheel(clock)
+    item, other = Item(clock), Item(clock)
+    kept = weakref.ref(item)
+    wheel.arm(item, clock.now + 60.0)
+    wheel.arm(item, clock.now + 5.0)  # earlier: the wheel must not keep it in two places
+    wheel.arm(other, clock.now + 5.0)
+    wheel.forget(item)
+    assert item.deadline == item.armed_until == INF
+    wheel.arm(item, clock.now + 2.0)
+    clock.advance(3.0)
+    assert len(item.fired) == 1
+    wheel.arm(item, clock.now + 60.0)
+    wheel.forget(item)
+    wheel.forget(item)
+    del item
+    assert kept() is None
+    clock.advance(100.0)
+    assert len(other.fired) == 1
+    assert clock.calls == []
+
+
+def test_one_may_forget_or_move_another_of_the_same_turn() -> None:
+    clock = Clock()
+    wheel = Wheel(clock)
+
+    class Meddler(Item):
+        def on_deadline(self, now: float) -> None:
+            super().on_deadline(now)
+            wheel.forget(gone)
+            wheel.arm(moved, now + 3.0)
+
+    first, gone, moved = Meddler(clock), Item(clock), Item(clock)
+    for item in (first, gone, moved):
+        wheel.arm(item, clock.now + 1.0)
+    clock.advance(2.0)
+    assert [len(item.fired) for item in (first, gone, moved)] == [1, 0, 0]
+    clock.advance(10.0)
+    assert [len(item.fired) for item in (first, gone, moved)] == [1, 0, 1]
 
 
 def test_cleared_never_fires() -> None:

@@ -13,6 +13,7 @@ from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from tunnelgw.gateway.service import Gateway
+    from tunnelgw.net.timers import Wheel
     from tunnelgw.wire.events import StreamEnd
 
 _GRACE_SECONDS = 4.0
@@ -21,25 +22,26 @@ _GRACE_SECONDS = 4.0
 class Farewell:
     """The last sink of a stream: reads nothing of interest, and resets what does not end."""
 
-    __slots__ = ("_stream", "armed_until", "deadline")
+    __slots__ = ("_stream", "_wheel", "armed_until", "deadline")
 
-    def __init__(self, stream: StreamEnd) -> None:
+    def __init__(self, stream: StreamEnd, wheel: Wheel) -> None:
         self._stream = stream
+        self._wheel = wheel
         self.deadline = math.inf
         self.armed_until = math.inf
 
     def stream_data(self, data: bytes) -> None:  # noqa: ARG002 - nobody is left to read it
         """More than the end: the service does not take the hint."""
-        self.deadline = math.inf
+        self._wheel.forget(self)
         self._stream.reset(Reason.CANCELLED)
 
     def stream_finished(self) -> None:
         """Both halves ended."""
-        self.deadline = math.inf
+        self._wheel.forget(self)
 
     def stream_reset(self, reason: Reason) -> None:  # noqa: ARG002 - it is over either way
         """The other side gave up first."""
-        self.deadline = math.inf
+        self._wheel.forget(self)
 
     def pause_sending(self) -> None:
         """Nothing is sent any more."""
@@ -57,6 +59,6 @@ def say_farewell(stream: StreamEnd, gateway: Gateway) -> None:
     """End our half of `stream` and see that the rest ends soon."""
     stream.finish()
     if not stream.closed:
-        farewell = Farewell(stream)
+        farewell = Farewell(stream, gateway.wheel)
         stream.sink = farewell
         gateway.wheel.arm(farewell, gateway.time() + _GRACE_SECONDS)

@@ -11,7 +11,6 @@ after the answer; after `connection_lost` nothing is written and no stream of th
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import RemoteError
@@ -108,10 +107,10 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         state, self._state = self._state, CLOSED
         self._transport = None
-        self.deadline = math.inf
         self._out.clear()
         self._ahead = b""
         gateway = self.pool.gateway
+        gateway.wheel.forget(self)
         gateway.connections.discard(self)
         upstream, self.upstream = self.upstream, None
         if upstream is not None:

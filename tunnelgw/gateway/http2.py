@@ -119,7 +119,7 @@ class Http2Visitor(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - it is gone either way
         self._transport = None
         self.closing = True
-        self.deadline = math.inf
+        self.gateway.wheel.forget(self)
         self.gateway.connections.discard(self)
         self._abandon()
 

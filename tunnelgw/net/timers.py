@@ -49,7 +49,7 @@ class Wheel:
     def __init__(self, loop: asyncio.AbstractEventLoop, *, granularity: float = 0.25) -> None:
         self._loop = loop
         self._granularity = granularity
-        self._buckets: dict[int, list[Deadlined]] = {}
+        self._buckets: dict[int, dict[Deadlined, None]] = {}
         self._handle: asyncio.TimerHandle | None = None
         self._due = 0.0  # when the next turn should come
         self._worst = self._before = 0.0  # how late turns came, within LAG_SECONDS and within those before
@@ -64,7 +64,13 @@ class Wheel:
         """Set `item.deadline = when` and see that the item comes up for it."""
         item.deadline = when
         if when < item.armed_until:
+            self._unfile(item)
             self._file(item, when)
+
+    def forget(self, item: Deadlined) -> None:
+        """No deadline, and no reference to the item: for what is over, and large or often there."""
+        item.deadline = INF
+        self._unfile(item)
 
     def close(self) -> None:
         """Stop; nothing is called any more."""
@@ -76,9 +82,16 @@ class Wheel:
     def _file(self, item: Deadlined, when: float) -> None:
         slot = int(when / self._granularity) + 1
         item.armed_until = slot * self._granularity
-        self._buckets.setdefault(slot, []).append(item)
+        self._buckets.setdefault(slot, {})[item] = None
         if self._handle is None:
             self._wind(self._loop.time())
+
+    def _unfile(self, item: Deadlined) -> None:
+        if item.armed_until < INF:
+            bucket = self._buckets.get(round(item.armed_until / self._granularity))
+            if bucket is not None:
+                bucket.pop(item, None)
+            item.armed_until = INF
 
     def _wind(self, now: float) -> None:
         self._due = now + self._granularity
@@ -99,7 +112,7 @@ class Wheel:
             comes_up = slot * self._granularity
             for item in bucket:
                 if item.armed_until != comes_up:
-                    continue  # filed again for an earlier slot since: this is the stale entry
+                    continue  # forgotten or filed anew by what another one did in this turn
                 item.armed_until = INF
                 if item.deadline <= now:
                     item.deadline = INF
