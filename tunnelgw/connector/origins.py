@@ -213,8 +213,8 @@ def _plain_place(target: Target) -> eyeballs.Place | None:
 
 
 def _target_socket(family: int) -> socket.socket:
+    """The loop sets TCP_NODELAY itself, whichever it is."""
     sock = sockets.stream_socket(family)
-    sockets.no_delay(sock)
     # An idle ssh whose target lost power ends after some hours instead of never.
     sockets.option(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return sock

@@ -127,7 +127,8 @@ def begin(place: Place, make_socket: Callable[[int], socket.socket]) -> tuple[so
     family, address = place
     sock = make_socket(family)
     try:
-        sock.setblocking(False)
+        if sock.gettimeout() != 0.0:
+            sock.setblocking(False)
         error = sock.connect_ex(address)
         if error == errno.EINPROGRESS and sock.proto != IPPROTO_MPTCP:  # kernels differ in what that says then
             error = sock.connect_ex(address)
