@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +19,6 @@ from tunnelgw.private.sealed import Sealed
 from tunnelgw.private.spki import fingerprint_of_pem, key_fingerprint
 
 if TYPE_CHECKING:
-    import ssl
     from pathlib import Path
 
 
@@ -217,6 +218,34 @@ def test_much_that_is_written_before_the_handshake_pauses_the_writer(tmp_path: P
     assert ends.far_sink.data == bytes(100_000)
 
 
+def test_the_writer_goes_on_only_when_the_outer_stream_takes_more(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+    ends.near.write(bytes(100_000))
+    while not ends.near._open:
+        assert ends.wire.a.pass_on() or ends.wire.b.pass_on()
+    assert len(ends.wire.a.waiting) > 100_000, "what waited is in the outer stream, and nobody takes it"
+    assert ends.near_sink.heard == ["pause"]
+    ends.wire.run()
+    assert ends.near_sink.heard == ["pause", "resume"]
+    assert ends.far_sink.data == bytes(100_000)
+
+
+def test_bytes_behind_an_end_are_not_kept(tmp_path: Path) -> None:
+    ends = Ends(tmp_path)
+    ends.near.write(b"all of it")
+    ends.wire.run()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ends.near._tls.unwrap()  # the end in TLS alone: a peer that leaves its stream open
+    ends.near._flush()
+    ends.wire.run()
+    assert ends.far_sink.heard == [b"all of it", "finished"]
+    ends.wire.near.write(bytes(1000))
+    ends.wire.run()
+    assert ends.far.closed
+    assert ends.far_sink.heard[2:] == [Reason.PROTOCOL_ERROR]
+    assert ends.far._incoming.pending == 0
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"0", b"\x30\x82", b"\x30\x03\x30\x01\x02", b"\x30\x84\xff\xff\xff\xff", b"\x30\x80\x00\x00"]
 )
@@ -226,8 +255,6 @@ def test_what_is_no_certificate(data: bytes) -> None:
 
 
 def test_a_certificate_cut_anywhere(tmp_path: Path) -> None:
-    import ssl
-
     path, _ = TestAuthority().write(tmp_path, "x")
     der = ssl.PEM_cert_to_DER_cert(path.read_text())
     for size in range(len(der)):

@@ -5,7 +5,8 @@ is encrypted and written on. So windows, pauses, ends and resets are those of th
 used. An end is TLS's close_notify in front of the outer FIN: whoever cuts the outer stream short is found out.
 
 Invariants: nothing that was written leaves before `met` has accepted the peer; nothing is given to the sink before
-that; an outer end without close_notify is a reset, never an end; after a reset the sink hears nothing.
+that; an outer end without close_notify is a reset, never an end, and so are bytes behind it; after a reset the sink
+hears nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Sealed:
     """
 
     __slots__ = (
-        "_again", "_arrived", "_busy", "_failed", "_gone", "_incoming", "_met", "_open", "_outer", "_outgoing",
+        "_again", "_arrived", "_busy", "_failed", "_full", "_gone", "_incoming", "_met", "_open", "_outer", "_outgoing",
         "_paused", "_pending", "_read_over", "_said_end", "_shut", "_tls", "_unread", "sink",
     )  # fmt: skip
 
@@ -61,6 +62,7 @@ class Sealed:
         self._read_over = False  # the peer's close_notify was read
         self._busy = False
         self._again = False  # more arrived while busy
+        self._full = False  # the outer stream asked us to pause
         self._paused = False  # the sink was asked to pause
         self._pending: list[bytes | memoryview] = []  # written before the handshake was over
         self._arrived = 0  # bytes of the outer stream that were not credited
@@ -146,6 +148,9 @@ class Sealed:
     # StreamSink, for the outer stream.
 
     def stream_data(self, data: bytes) -> None:
+        if self._read_over:  # nobody reads it: it would be kept for ever, and credited
+            self._fail(RemoteError("bytes behind the end of a private stream"))
+            return
         self._arrived += len(data)
         self._incoming.write(data)
         self._pump()
@@ -162,11 +167,13 @@ class Sealed:
         sink.stream_reset(reason)
 
     def pause_sending(self) -> None:
+        self._full = True
         if not self._paused:
             self._paused = True
             self.sink.pause_sending()
 
     def resume_sending(self) -> None:
+        self._full = False
         if self._paused and self._open:
             self._paused = False
             self.sink.resume_sending()
@@ -215,7 +222,7 @@ class Sealed:
         for data in pending:
             self._tls.write(data)
         self._flush()
-        if self._paused and not self._gone:
+        if self._paused and not (self._full or self._gone):
             self._paused = False
             self.sink.resume_sending()
 
