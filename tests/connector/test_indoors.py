@@ -164,7 +164,7 @@ def test_what_is_no_want(tmp_path: Path, junk: bytes) -> None:
         heard = place.come(place.join("laptop"), junk)
         await until(lambda: heard.reason is not None)
         assert heard.reason is Reason.PROTOCOL_ERROR
-        assert place.indoors._opening == 0
+        assert place.indoors._opening.taken == 0
 
     run(main())
 
@@ -206,8 +206,12 @@ def test_one_who_says_nothing_is_gone_and_many_of_them_are_bounded(
             sinks.append(Sink(near))
             place.indoors.open(far, Open(service="ssh", kind="private", by="laptop", key="a" * 64))  # type: ignore[arg-type]
         assert sinks[-1].heard == [Reason.HANDSHAKE_LIMIT]
-        await until(lambda: place.indoors._opening == 0)
+        near, far = stream_pair()
+        other = Sink(near)
+        place.indoors.open(far, Open(service="ssh", kind="private", by="phone", key="a" * 64))  # type: ignore[arg-type]
+        assert other.heard == [], "one who says nothing keeps nobody else out"
+        await until(lambda: place.indoors._opening.taken == 0)
         assert sinks[0].heard[-1] is Reason.HELLO_TIMEOUT
 
     run(main())
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 2, "one line for each visitor"

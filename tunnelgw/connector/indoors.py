@@ -13,6 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from tunnelgw.access.shares import Shares
 from tunnelgw.config.names import Bad, service_name
 from tunnelgw.errors import Refused, TunnelgwError
 from tunnelgw.net.tls import private_server_context
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OPENING_MAX = 256  # handshakes under way, at about 50 KB each; the edge bounds how fast a visitor opens streams
+# Handshakes under way, at about 50 KB each. One visitor may have a quarter of what is left, which is 102 alone: a
+# browser's burst, and never all, or one who says nothing would keep out the others.
+OPENING_MAX = 512
 
 
 class Indoors:
@@ -45,7 +48,7 @@ class Indoors:
         self._served = served
         self._pins = Pins(identity.folder)
         self._sparing = Sparing(log)
-        self._opening = 0
+        self._opening = Shares(OPENING_MAX)
         self._context: ssl.SSLContext | None = None
         self._made_of = ("", "")
 
@@ -58,16 +61,16 @@ class Indoors:
             self._refused(request, str(error))
             stream.reset(Reason.UNAUTHENTICATED)
             return
-        if self._opening >= OPENING_MAX:
+        if not self._opening.room_for(name):
             stream.reset(Reason.HANDSHAKE_LIMIT)
             return
-        self._opening += 1
+        self._opening.take(name)
         counted = [True]
 
         def done() -> None:
             if counted:
                 counted.clear()
-                self._opening -= 1
+                self._opening.give_back(name)
 
         def over(error: TunnelgwError) -> None:
             done()

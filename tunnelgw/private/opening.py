@@ -110,6 +110,11 @@ class Inside:
         self.stream = Sealed(outer, context, server=True, met=met, failed=self._lost)
         FirstMessage(self.stream, decode_want, got=self._wanted, lost=self._lost)
 
+    def cut(self, reason: Reason) -> None:
+        """Nobody wants it any more."""
+        self.stream.reset(reason)
+        self._lost(Refused(reason.text, reason=reason))
+
     def _wanted(self, message: object) -> None:
         self._timer.cancel()
         self._over = None
