@@ -238,6 +238,22 @@ def test_tasks_start_in_one_place() -> None:
     report(broken, "a task that nobody references may vanish; one whose error nobody reads fails in silence: spawn()")
 
 
+def test_our_modules_do_not_come_from_where_a_command_runs() -> None:
+    broken = [
+        place(path, node.lineno)
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.List | ast.Tuple | ast.Call)
+        for first, second in zip(parts(node), parts(node)[1:], strict=False)
+        if first == "sys.executable" and second == "'-m'"
+    ]
+    report(broken, "python -m looks into the working folder first, which may be anybody's: say -Pm")
+
+
+def parts(node: ast.List | ast.Tuple | ast.Call) -> list[str]:
+    return [ast.unparse(part) for part in (node.args if isinstance(node, ast.Call) else node.elts)]
+
+
 def test_no_silent_excepts() -> None:
     broken = []
     for path in FILES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,18 @@ def test_only_hashes_leave_the_command(tunnelgw: Run, tmp_path: Path, file: Path
     passwords = tmp_path / "users"
     passwords.write_text(f"# who\n{given[0][0]}\n")
     assert users("--basic-file", str(passwords)) == given[0]
+
+
+def test_nothing_is_run_from_the_folder_that_a_command_is_started_in(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "tunnelgw").mkdir()
+    ran = tmp_path / "ran"
+    (tmp_path / "tunnelgw" / "__init__.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    for arguments in (["--basic", "ann:secret"], []):  # executes itself anew; starts a connector of its own
+        command = [sys.executable, "-Pm", "tunnelgw", "http", "3000", *arguments, "--config", str(file)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert "joined" in done.stderr
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize(

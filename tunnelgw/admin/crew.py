@@ -137,7 +137,7 @@ class Supervised:
             http=listeners.http,
             port_bind=self.config.port_bind,
             command=lambda _index, descriptor: [
-                sys.executable, "-m", "tunnelgw.admin.worker", str(self.config.path), str(descriptor),
+                sys.executable, "-Pm", "tunnelgw.admin.worker", str(self.config.path), str(descriptor),
             ],
         )  # fmt: skip
         self.inherit(listeners.ports)

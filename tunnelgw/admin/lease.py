@@ -91,7 +91,7 @@ class OwnConnector:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
         # A session of its own: Ctrl-C is for the command, and it withdraws in order.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tunnelgw.admin.lone", str(config)],
+            [sys.executable, "-Pm", "tunnelgw.admin.lone", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,

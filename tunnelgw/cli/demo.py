@@ -110,7 +110,7 @@ def _free_port(wanted: int) -> int:
 
 
 def _program(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tunnelgw", *arguments]
+    return [sys.executable, "-Pm", "tunnelgw", *arguments]
 
 
 def _command(*arguments: str, stdin: str = "") -> str:

@@ -83,4 +83,4 @@ def _again_without(basic: str, name: str, line: str) -> None:
     os.close(writer)
     os.set_inheritable(reader, True)
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "tunnelgw", *words], {**os.environ, HASHED: str(reader)})  # noqa: S606 - ourselves
+    os.execve(sys.executable, [sys.executable, "-Pm", "tunnelgw", *words], {**os.environ, HASHED: str(reader)})  # noqa: S606 - ourselves

@@ -188,7 +188,7 @@ async def call_child(state_dir: Path, request: dict[str, Any]) -> dict[str, Any]
     """One call of `identity.child`; secrets go over its standard input. Refused, RemoteError, LocalError."""
     try:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tunnelgw.identity.child", "call", str(state_dir / FILE_NAME),
+            sys.executable, "-Pm", "tunnelgw.identity.child", "call", str(state_dir / FILE_NAME),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
     except OSError as error:  # no descriptors, no memory

@@ -26,5 +26,5 @@ def issuer_of(config: EdgeConfig) -> Issuer:
     if config.tls.issuer == "files":
         return FilesIssuer(Pair(files.cert, files.key) for files in config.tls.certificates)
     folder = config.state_dir / "hosts"
-    child = [sys.executable, "-m", "tunnelgw.identity.child", "hosts", str(config.state_dir / FILE_NAME), str(folder)]
+    child = [sys.executable, "-Pm", "tunnelgw.identity.child", "hosts", str(config.state_dir / FILE_NAME), str(folder)]
     return SelfSignedIssuer(folder, child)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "tunnelgw.identity.acme")
+COMMAND = (sys.executable, "-Pm", "tunnelgw.identity.acme")
 LEAVE_SECONDS = 8.0  # for a child that was asked to end: it takes back its DNS records first
 SPARE_SECONDS = 10.0  # a child keeps its own time; this much later it is stopped from outside
 LINE_BYTES = 64 * 1024  # a message; the longest is a challenge's certificate with its key, 2 KB
