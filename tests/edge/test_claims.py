@@ -296,6 +296,13 @@ def test_a_private_service_has_no_public_address_whatever_it_says() -> None:
     assert desk.private == {"home": frozenset({"ssh"})}
 
 
+@pytest.mark.parametrize("name", ["home/db", "edge-metrics", "SSH", "a\x1b[2J", "../x"])
+def test_a_private_service_cannot_have_the_name_of_something_else(name: str) -> None:
+    desk, answers = decided(Offer(name=name, kind="tcp", private=True))
+    assert answers[name].refused == "claim_unsupported"
+    assert desk.private == {"home": frozenset()}
+
+
 def shared(name: str, *hosts: str, port: int = 2222, **more: Any) -> Offer:
     more = {"kind": "tcp", "protocol": "minecraft"} | more
     return Offer(name=name, hosts=list(hosts), ports=[(port, port)], **more)

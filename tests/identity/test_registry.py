@@ -17,10 +17,12 @@ from tunnelgw.errors import LocalError, Refused, RemoteError
 from tunnelgw.identity import certs, home, invitations
 from tunnelgw.identity.ca import Authorities
 from tunnelgw.identity.claims import TERMS, UNNAMED, USED, ClaimBook, Held, Wish
+from tunnelgw.identity.records import CONNECTOR, VISITOR
 from tunnelgw.identity.registry import Registry
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.store import sqlite
 from tunnelgw.store.sqlite import SqliteStore
+from tunnelgw.wire.control import EDGE_ITSELF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,6 +166,20 @@ def test_certificates_expire_and_may_then_only_renew(registry: Registry) -> None
 def test_strangers(registry: Registry, certificate: dict[str, Any] | None) -> None:
     use(registry, registry.invite("home", address=ADDRESS))
     assert refusal(registry.authorise, certificate) is Reason.UNAUTHENTICATED
+
+
+def test_a_name_has_one_role(registry: Registry) -> None:
+    waiting = registry.invite("home", address=ADDRESS, role=VISITOR)
+    use(registry, registry.invite("home", address=ADDRESS))
+    with pytest.raises(LocalError, match='"home" is a connector; choose another name') as caught:
+        registry.invite("home", address=ADDRESS, role=VISITOR)
+    assert caught.value.exit_code == 2
+    assert refusal(use, registry, waiting) is Reason.INVITATION_INVALID
+    assert registry.get("home").role == CONNECTOR  # type: ignore[union-attr]
+    registry.revoke("home")
+    use(registry, registry.invite("home", address=ADDRESS, role=VISITOR))
+    with pytest.raises(LocalError, match="the edge itself"):
+        registry.invite(EDGE_ITSELF, address=ADDRESS)
 
 
 def test_wrong_names_and_roles(registry: Registry) -> None:

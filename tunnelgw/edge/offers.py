@@ -19,6 +19,7 @@ from tunnelgw.routing.paths import normalise_path
 from tunnelgw.routing.protocols import PROTOCOLS
 from tunnelgw.routing.table import sharing
 from tunnelgw.routing.units import HostAt, PortUnit, port_number, port_of, unit_text
+from tunnelgw.wire.control import EDGE_METRICS
 
 if TYPE_CHECKING:
     from tunnelgw.wire.control import Offer
@@ -79,6 +80,8 @@ def check_kind(offer: Offer) -> None:
     if offer.affinity not in AFFINITIES or (offer.affinity == "cookie" and route_kind(offer) not in ("http", "h2c")):
         raise Refused(f"no affinity {offer.affinity!r} for this service here", reason=Reason.CLAIM_UNSUPPORTED)
     try:
+        if offer.private:
+            _check_private_name(offer.name)
         if offer.group:
             service_name(offer.group)  # it is shown to the operator
         normalise_path(offer.path)
@@ -88,6 +91,12 @@ def check_kind(offer: Offer) -> None:
             check_user(line)
     except ValueError as error:
         raise Refused(str(error), reason=Reason.CLAIM_UNSUPPORTED) from None
+
+
+def _check_private_name(name: str) -> None:
+    """`ValueError` for a name that a grant could take for something else: visitors know a private service by it."""
+    if service_name(name) == EDGE_METRICS:
+        raise ValueError(f"{EDGE_METRICS} is the edge's own private service; choose another name")
 
 
 def _may_share(offer: Offer) -> bool:

@@ -26,6 +26,7 @@ from tunnelgw.identity.claims import ClaimBook, release_operations
 from tunnelgw.identity.records import BACKDATED_SECONDS, CONNECTOR, ROLES, Accepted, Connector, Issued, Pending, granted
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.store.base import Conflict, Delete, Put
+from tunnelgw.wire.control import EDGE_ITSELF
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,6 +83,7 @@ class Registry:
             raise LocalError(text, exit_code=2) from None
         if role not in ROLES:
             raise LocalError(f'"{role}" is not a role; it can be {" or ".join(ROLES)}', exit_code=2)
+        self._check_free(name, role)
         now = time.time() if now is None else now
         if len(self.invitations(now=now)) >= _MAX_INVITATIONS:
             raise LocalError(f"there are {_MAX_INVITATIONS} unused invitations; wait, or revoke names nobody needs")
@@ -97,6 +99,16 @@ class Registry:
         )
         self._store.put(INVITATIONS + made.id, pending.encode(), expect=0)
         return made
+
+    def _check_free(self, name: str, role: str) -> None:
+        """LocalError for a name that means something else: whoever has it would lose all that it serves."""
+        old = self.get(name)
+        if old is None:
+            if name == EDGE_ITSELF:
+                raise LocalError(f'"{name}" means the edge itself, to visitors; choose another name', exit_code=2)
+        elif not old.revoked and old.role != role:
+            text = f'"{name}" is a {old.role}; choose another name for the {role}, as {name}-{role}'
+            raise LocalError(f"{text} (or revoke {name} first)", exit_code=2)
 
     def invitations(self, *, now: float | None = None) -> list[Pending]:
         """Invitations that can still be used; expired ones are removed on the way."""
@@ -119,6 +131,8 @@ class Registry:
         issued = (Issued(signed.serial, signed.not_after),)
         while True:
             old = self.get(pending.name)
+            if old is not None and not old.revoked and old.role != pending.role:
+                raise _invalid()  # two were invited under one name, and the other one was faster
             connector = Connector(
                 name=pending.name,
                 role=pending.role,
