@@ -6,6 +6,7 @@ connector always gets an answer.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from tunnelgw.admin.control import ControlServer
@@ -49,11 +50,14 @@ async def _serve(connector: Connector) -> None:
 
 async def _end_with_the_last_lease(connector: Connector) -> None:
     temporary = connector.temporary
-    await connector.until(lambda: bool(connector.edges), None)
-    _say("ready")
-    await connector.until(lambda: temporary.asked, FIRST_SECONDS)
-    await connector.until(lambda: not temporary.running, None)
-    connector.stopping.set()
+    try:
+        await connector.until(lambda: bool(connector.edges), None)
+        with contextlib.suppress(BrokenPipeError):  # who started us is gone, and nobody else will ask
+            _say("ready")
+            await connector.until(lambda: temporary.asked, FIRST_SECONDS)
+        await connector.until(lambda: not temporary.running, None)
+    finally:
+        connector.stopping.set()
 
 
 def _say(line: str) -> None:
