@@ -13,10 +13,13 @@ import pytest
 
 from tests.cli.test_main import one_line
 from tunnelgw.admin.control import ControlServer
+from tunnelgw.admin.status import connector_text
 from tunnelgw.config.load import load_connector
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tunnelgw.admin.status import ConnectorStatus, JoinedEdgeState, VisitState
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -138,6 +141,25 @@ def test_status_without_a_connector(tunnelgw: Run, file: Path) -> None:
     assert report["edges"][0]["error"] == "not joined"
     assert [service["name"] for service in report["services"]] == ["wiki"]
     assert "tunnelgw connect" in tunnelgw("status", "--config", str(file)).stdout
+
+
+def test_status_of_a_machine_that_only_visits() -> None:
+    visit: VisitState = {
+        "address": "edge.example.com:443", "name": "laptop", "certificate_expires": 0.0, "fingerprint": "ab" * 32,
+        "known_keys": {"home": "cd" * 32}, "known_keys_error": "",
+    }  # fmt: skip
+    edge: JoinedEdgeState = {
+        "address": "edge.example.com:443", "name": "", "domain": "", "state": "away", "error": "not joined",
+        "certificate_expires": 0.0, "tunnels": [], "fingerprint": "", "known_keys": {}, "known_keys_error": "",
+    }  # fmt: skip
+    status: ConnectorStatus = {"running": False, "version": "1", "edges": [edge], "services": [], "visits": [visit]}
+    text = connector_text(status)
+    assert "tunnelgw visit NAME" in text
+    assert "not joined" not in text
+    assert "tunnelgw connect" not in text
+    assert "cd" * 32 in text
+    edge["name"] = "home"
+    assert "tunnelgw connect" in connector_text(status)
 
 
 def test_connect_without_an_identity_says_how_to_join(tunnelgw: Run, file: Path) -> None:

@@ -249,6 +249,11 @@ def certificates_text(listed: Sequence[Mapping[str, Any]]) -> str:
 
 def connector_text(status: ConnectorStatus) -> str:
     """The lines of `tunnelgw status`."""
+    lines = _visitor_lines(status) if _only_visits(status) else _connector_lines(status)
+    return "\n".join([*lines, *_keys(status)]).rstrip()
+
+
+def _connector_lines(status: ConnectorStatus) -> list[str]:
     lines = ["connector: running" if status["running"] else "connector: not running; start it with: tunnelgw connect"]
     lines.append("")
     lines += _table(
@@ -295,8 +300,24 @@ def connector_text(status: ConnectorStatus) -> str:
         account = status.get("acme_account", "")
         if account:
             lines += [f"ACME account, for a CAA record with accounturi: {account}", ""]
-    lines += _keys(status)
-    return "\n".join(lines).rstrip()
+    return lines
+
+
+def _only_visits(status: ConnectorStatus) -> bool:
+    """Whether this machine has joined as a visitor and as nothing else, so that there is no connector to speak of."""
+    joined = status["running"] or status["services"] or any(edge["name"] for edge in status["edges"])
+    return bool(status.get("visits")) and not joined
+
+
+def _visitor_lines(status: ConnectorStatus) -> list[str]:
+    """What a machine that only visits wants to know."""
+    lines = ["reach a private service with: tunnelgw visit NAME", ""]
+    lines += _table(
+        ("EDGE", "VISITOR", "CERTIFICATE UNTIL"),
+        [(visit["address"], visit["name"], when(visit["certificate_expires"])) for visit in status.get("visits", [])],
+        empty="",
+    )
+    return lines
 
 
 def _unaddressed(entry: ServiceState) -> str:

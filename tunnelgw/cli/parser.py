@@ -31,6 +31,16 @@ examples:
   tunnelgw tcp 192.168.1.5:5900 --port 5900 --for 30m
   tunnelgw tcp 22 --host ssh.example.com        TLS ends at the edge on 443; no port is needed
 """
+_VISIT_EXAMPLES = """\
+examples:
+  tunnelgw visit db --listen 5432               then: psql -h 127.0.0.1
+  tunnelgw visit db home/wiki                   each at a free port, which is printed
+  ssh -o "ProxyCommand tunnelgw visit ssh --stdio" me@home
+  tunnelgw visit --via home --socks 1080        a SOCKS proxy into the networks of home
+
+The machine joins once, as a visitor: on the edge, run
+  tunnelgw edge invite laptop --role visitor --allow-service db
+"""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -109,19 +119,7 @@ def _add_edge(commands: Subparsers) -> None:
     issuer.add_argument("--self-signed", action="store_true", help="certificates from the edge's own CA")
     _service(init)
     _add_run(commands)
-    invite = _command(commands, "invite", "tunnelgw.cli.edge:invite", "print an invitation for a new connector")
-    invite.add_argument("name", metavar="NAME", help="of the connector; an existing one gets a new key")
-    invite.add_argument("--role", choices=("connector", "visitor"), default="connector")
-    _allow(invite)
-    invite.add_argument("--ttl", type=duration, default=3600.0, metavar="1h", help="how long it may be used")
-    _config(invite)
-    grant = _command(commands, "grant", "tunnelgw.cli.edge:grant", "replace what a connector may claim, live")
-    grant.add_argument("name", metavar="NAME")
-    _allow(grant)
-    _config(grant)
-    revoke = _command(commands, "revoke", "tunnelgw.cli.edge:revoke", "cut a connector off and refuse it from now on")
-    revoke.add_argument("name", metavar="NAME")
-    _config(revoke)
+    _add_machines(commands)
     rotate = _command(
         commands, "rotate-ca", "tunnelgw.cli.edge:rotate_ca", "replace the authority of tunnels, without a break"
     )
@@ -141,6 +139,29 @@ def _add_edge(commands: Subparsers) -> None:
     _config(restore, "edge.toml; written from the backup if there is none")
     certificate = commands.add_parser("certificate", help="list, renew, revoke what an ACME server signed")
     _add_certificate(certificate.add_subparsers(title="commands", metavar="COMMAND", required=True))
+
+
+def _add_machines(commands: Subparsers) -> None:
+    invite = _command(commands, "invite", "tunnelgw.cli.edge:invite", "print an invitation for a new machine")
+    invite.add_argument("name", metavar="NAME", help="of the machine; an existing one gets a new key")
+    invite.add_argument(
+        "--role",
+        choices=("connector", "visitor"),
+        default="connector",
+        help="connector: offers services (default); visitor: reaches private ones",
+    )
+    _allow(invite)
+    invite.add_argument("--ttl", type=duration, default=3600.0, metavar="1h", help="how long it may be used")
+    _config(invite)
+    grant = _command(
+        commands, "grant", "tunnelgw.cli.edge:grant", "replace what a connector may claim, or a visitor reach, live"
+    )
+    grant.add_argument("name", metavar="NAME")
+    _allow(grant)
+    _config(grant)
+    revoke = _command(commands, "revoke", "tunnelgw.cli.edge:revoke", "cut a machine off and refuse it from now on")
+    revoke.add_argument("name", metavar="NAME")
+    _config(revoke)
 
 
 def _add_certificate(commands: Subparsers) -> None:
@@ -189,9 +210,14 @@ def _add_visit(commands: Subparsers) -> None:
     visit = _command(
         commands, "visit", "tunnelgw.cli.visit:visit", "from another machine: reach private services, home, out"
     )
+    visit.formatter_class = argparse.RawDescriptionHelpFormatter
+    visit.epilog = _VISIT_EXAMPLES
     visit.add_argument("names", metavar="NAME", nargs="*", help="SERVICE or CONNECTOR/SERVICE")
     visit.add_argument(
-        "--listen", action="append", metavar="ADDR:PORT", help="local address (default: a free port on 127.0.0.1)"
+        "--listen",
+        action="append",
+        metavar="ADDR:PORT",
+        help="local port, or ADDR:PORT; one for each NAME (default: a free port on 127.0.0.1)",
     )
     visit.add_argument(
         "--stdio", action="store_true", help="standard input and output instead of a port, as for ssh's ProxyCommand"
@@ -202,7 +228,7 @@ def _add_visit(commands: Subparsers) -> None:
     forget = _command(
         commands, "forget", "tunnelgw.cli.visit:forget", "forget the remembered key of a connector or a visitor"
     )
-    forget.add_argument("name", metavar="NAME", help="of the other machine")
+    forget.add_argument("name", metavar="NAME", help="of the other machine, as tunnelgw status shows it")
     _config(forget)
 
 
@@ -263,6 +289,6 @@ def _allow(parser: Parser) -> None:
     add: Callable[..., object] = parser.add_argument
     add("--allow-host", action="append", metavar="PATTERN", help="public names, as a.example.com or *.example.com")
     add("--allow-port", action="append", metavar="N|N-M", help="public ports")
-    add("--allow-service", action="append", metavar="NAME", help="for visitors: services")
+    add("--allow-service", action="append", metavar="NAME", help="for visitors: SERVICE of any, or CONNECTOR/SERVICE")
     add("--allow-network", action="append", metavar="CIDR", help="for visitors: home networks")
     add("--allow-exit", action="append", metavar="CONNECTOR", help="for visitors: exit nodes")
