@@ -144,6 +144,16 @@ def test_a_damaged_file_lets_nobody_in(tmp_path: Path, text: str) -> None:
         Pins(tmp_path).check("home", "a" * 64)
 
 
+def test_a_lock_that_cannot_be_had_is_no_error_of_ours(tmp_path: Path) -> None:
+    lock = (tmp_path / FILE_NAME).with_suffix(".lock")
+    assert not Pins(tmp_path).forget("home")
+    assert not lock.exists(), "root, who only looks, leaves no file that the owner could not open"
+    lock.mkdir()
+    with pytest.raises(LocalError, match="cannot lock"):
+        Pins(tmp_path).remember("home", "a" * 64)
+    assert Pins(tmp_path).known() == {}
+
+
 def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins_file, "MOST", 3)
     pins = Pins(tmp_path)

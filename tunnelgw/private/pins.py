@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypedDict
 
 from tunnelgw.config.files import write_atomic
@@ -18,6 +19,7 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.private.spki import fingerprint_of_pem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tunnelgw.identity.home import HomeIdentity
@@ -50,7 +52,7 @@ class Pins:
 
     def remember(self, name: str, fingerprint: str) -> None:
         """Hold to this key from now on. Refused (KEY_CHANGED) where another one was faster; LocalError."""
-        with tried(self._path.with_suffix(".lock"), wait=True):
+        with self._locked():
             known = self._read()
             if name in known:
                 if known[name]["key"] != fingerprint:
@@ -63,12 +65,25 @@ class Pins:
 
     def forget(self, name: str) -> bool:
         """Take the next key of that name as if it came for the first time; whether one was remembered."""
-        with tried(self._path.with_suffix(".lock"), wait=True):
+        if name not in self.known():
+            return False
+        with self._locked():
             known = self._read()
             if known.pop(name, None) is None:
                 return False
             self._write(known)
             return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Nobody else writes meanwhile. LocalError and no other: whoever asks is in the middle of a stream."""
+        path = self._path.with_suffix(".lock")
+        with ExitStack() as held:
+            try:
+                held.enter_context(tried(path, wait=True))
+            except OSError as error:
+                raise LocalError(f"cannot lock {path}: {error.strerror}") from None
+            yield
 
     def _read(self) -> dict[str, dict[str, object]]:
         try:
