@@ -9,9 +9,17 @@ Invariant: standard output carries the far side's bytes and nothing else, all of
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import select
 import socket
 import threading
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 PIECE = 64 * 1024
 
@@ -34,7 +42,7 @@ class Stdio:
 
     def _read(self, source: int) -> None:
         try:
-            while data := os.read(source, PIECE):
+            while data := _patiently(source, select.POLLIN, lambda: os.read(source, PIECE)):
                 self._ours.sendall(data)
             self._ours.shutdown(socket.SHUT_WR)
         except OSError:
@@ -45,7 +53,8 @@ class Stdio:
             while data := self._ours.recv(PIECE):
                 view = memoryview(data)
                 while view:
-                    view = view[os.write(sink, view) :]
+                    written = _patiently(sink, select.POLLOUT, functools.partial(os.write, sink, view))
+                    view = view[written:]
             os.close(sink)  # the end of this half, which a reader may wait for before it ends its own
         except OSError:
             self._shut()
@@ -57,3 +66,14 @@ class Stdio:
             self._ours.shutdown(socket.SHUT_RDWR)  # nobody reads: the far side need not go on
         except OSError:
             return
+
+
+def _patiently(descriptor: int, event: int, call: Callable[[], T]) -> T:
+    """What `call` gives. The descriptor may not block, if somebody who shares it (rsync, Node.js) made it so."""
+    while True:
+        try:
+            return call()
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(descriptor, event)
+            poll.poll()
