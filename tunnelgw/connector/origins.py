@@ -209,7 +209,7 @@ def _plain_place(target: Target) -> eyeballs.Place | None:
     if target.scheme not in ("http", "tcp", "tls", "h2c"):
         return None
     place = eyeballs.literal(target.host, target.port)
-    return None if place is None or _is_metadata(target.host) else place
+    return None if place is None or is_metadata(target.host) else place
 
 
 def _target_socket(family: int) -> socket.socket:
