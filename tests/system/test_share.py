@@ -111,7 +111,7 @@ def test_alone_it_serves_that_one_thing_and_leaves_nothing(world: World, number:
     third = address_of(second)
     assert children_of(second) == []
     process.signal(number)
-    process.popen.wait(20)
+    process.popen.wait(10)  # the second command's use of its connector keeps nobody's terminal
     wait_gone(world, url)
     assert world.curl(third).stdout == b"hello from third\n", "the connector stays for the second command"
     second.signal(signal.SIGINT)

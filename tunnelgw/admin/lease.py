@@ -16,7 +16,16 @@ import tempfile
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Self
 
-from tunnelgw.admin.call import REQUEST_LIMIT, SOCKET_NAME, Message, NotRunningError, checked, explained, short_name
+from tunnelgw.admin.call import (
+    REQUEST_LIMIT,
+    SOCKET_NAME,
+    Message,
+    NotRunningError,
+    call,
+    checked,
+    explained,
+    short_name,
+)
 from tunnelgw.errors import LocalError
 
 if TYPE_CHECKING:
@@ -86,8 +95,9 @@ class Lease:
 class OwnConnector:
     """A connector for what commands share alone, in a process of its own: it outlives its command for a moment."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, state_dir: Path) -> None:
         """Start it; returns when it can be asked. LocalError with what it said instead."""
+        self._state_dir = state_dir
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
         # A session of its own: Ctrl-C is for the command, and it withdraws in order.
         self._process = subprocess.Popen(
@@ -115,10 +125,18 @@ class OwnConnector:
         return lines[-1].removeprefix("tunnelgw: ") if lines else ""
 
     def wait(self) -> None:
-        """Until it has ended, which it does after the last command."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_SECONDS)
+        """Until it has ended, which it does after the last command: not waited for while others share something."""
+        if not self._in_use():
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
         self._errors.close()
+
+    def _in_use(self) -> bool:
+        try:
+            status = call(self._state_dir, {"command": "status"}, timeout=STOP_SECONDS)["status"]
+        except LocalError:
+            return False  # it is about to end
+        return any(service.get("temporary") for service in status["services"])
 
 
 def share(config: Path, state_dir: Path, request: Message) -> tuple[Lease, OwnConnector | None]:
@@ -126,7 +144,7 @@ def share(config: Path, state_dir: Path, request: Message) -> tuple[Lease, OwnCo
     with suppress(NotRunningError):
         return Lease(state_dir, request), None
     try:
-        own = OwnConnector(config)
+        own = OwnConnector(config, state_dir)
     except LocalError:
         with suppress(NotRunningError):
             return Lease(state_dir, request), None  # somebody else started one at the same moment
