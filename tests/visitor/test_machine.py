@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tunnelgw.config.model import ConnectorConfig
+from tunnelgw.connector.dial import DialRefused
 from tunnelgw.errors import LocalError, Refused, RemoteError
 from tunnelgw.identity import certs, home
 from tunnelgw.identity.records import CONNECTOR, VISITOR
+from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.private import pins as pins_file
 from tunnelgw.private.pins import FILE_NAME, Pins, keys_of
 from tunnelgw.private.spki import END, fingerprint_of_pem, key_fingerprint
 from tunnelgw.visitor.machine import Machine, identity_of
-from tunnelgw.wire.control import Reachable, Reached
+from tunnelgw.wire.control import Reachable, Reached, RefusedMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +126,24 @@ def test_names_are_found_among_what_may_be_reached(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="edge grant laptop --allow-service db") as caught:
             await machine.find("db")
         assert caught.value.reason is Reason.VISIT_NOT_GRANTED
+
+    asyncio.run(main())
+
+
+def test_nobody_waits_for_an_edge_that_has_refused(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+
+    async def main() -> None:
+        machine = Machine(place.config, place.identity)
+        waiting = [spawn(machine.find("ssh"), name="find"), spawn(machine.session(), name="session")]
+        await asyncio.sleep(0)
+        supervisor = machine.edge.main
+        refusal = RefusedMessage(reason="revoked", message="laptop was revoked")
+        await supervisor._refused(DialRefused(refusal))
+        for one in waiting:
+            with pytest.raises(Refused, match="laptop was revoked"):
+                async with asyncio.timeout(5):
+                    await one
 
     asyncio.run(main())
 

@@ -181,7 +181,7 @@ class Machine:
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                while not condition():
+                while not (condition() or self.edge.main.hopeless):
                     await self._changed.wait()
         except TimeoutError:
             return
