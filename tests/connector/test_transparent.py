@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -39,6 +40,14 @@ def test_addresses(text: str, shown: str) -> None:
 ])  # fmt: skip
 def test_addresses_that_no_visitor_has(text: str) -> None:
     with pytest.raises(ValueError):
+        address_to_show(text)
+
+
+@pytest.mark.parametrize("text", ["192.168.1.5", "::ffff:192.168.1.5", "2001:db8::5"])
+def test_addresses_of_this_machines_network_cards(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {ipaddress.ip_address("192.168.1.5"), ipaddress.ip_address("2001:db8::5")}
+    monkeypatch.setattr("tunnelgw.connector.transparent.is_own", own.__contains__)
+    with pytest.raises(ValueError, match="no visitor's address"):
         address_to_show(text)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.errors import LocalError
 from tunnelgw.net import marked
+from tunnelgw.net.route import is_own
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,6 +142,7 @@ def address_to_show(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         or address.is_link_local
         or address in _THIS_NETWORK
         or address in _RESERVED
+        or is_own(address)  # of its network cards, too: `samehost` of PostgreSQL, `mynetworks` of Postfix
     ):
         raise ValueError(f"{address} is no visitor's address")
     return address
