@@ -99,6 +99,11 @@ class EchoStream:
         self.closed = True
         self.reason = self.reason or reason
 
+    def die(self, reason: Reason) -> None:
+        """The other side resets it."""
+        self.closed = True
+        self.sink.stream_reset(reason)
+
     def consumed(self, count: int) -> None:
         pass
 

@@ -430,7 +430,7 @@ def test_a_passage_that_is_reset_is_counted(tmp_path: Path, name: str) -> None:
                 reader, writer = await front.knock()
                 writer.write(hello(name))
             await until(lambda: front.opener.streams and len(front.live) == 1)
-            front.opener.streams[0].sink.stream_reset(Reason.BUFFER_LIMIT)
+            front.opener.streams[0].die(Reason.BUFFER_LIMIT)
             await ended(reader)
             await until(lambda: not front.live)
             assert front.counters.refused(Reason.BUFFER_LIMIT) == 1
