@@ -406,6 +406,7 @@ def test_limits_hold_here_too(tmp_path: Path) -> None:
             await until(lambda: first.over)
             assert it.ending.counters.refused(Reason.MADE_ROOM) == 1, "who was idle longest"
             await until(lambda: it.ending.ledger.open == 2)
+            await until(lambda: len(it.ending.ledger.resting) == 2)  # who is ready here may not be there yet
             for sock in tuple(it.ending.ledger.resting):
                 sock.work()
             fourth = it.visit(visitor="203.0.113.12")
