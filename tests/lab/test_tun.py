@@ -285,8 +285,7 @@ def test_udp_in_many_segments(tunnels: Tunnels) -> None:
 def test_speed(tunnels: Tunnels) -> None:
     """Far above what is asked for; segments stay together on the whole way."""
     tunnels.connect("192.168.1.0/24,2001:db8:4::/64")
-    server = tunnels.spawn("iperf3", "router", "iperf3", "-s", "--forceflush")
-    server.wait_for("listening")
+    tunnels.measured()
     speeds = [
         tunnels.speed(LAN),
         tunnels.speed(LAN, "-R"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -11,50 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab.lab import Lab
+from tests.lab.laptop import UPLINK, Laptop
 from tests.lab.network import HOME, PUBLIC
-from tests.lab.tunnels import LAN, Machines, missing
+from tests.lab.tunnels import LAN, missing
 from tests.system.harness import TUNNELGW, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.system.harness import Process
-
-NETWORKS = ["192.168.1.0/24", "2001:db8:4::/64"]
-UPLINK = "2gbit"  # not what is measured here
-
-
-class Laptop(Machines):
-    """A lab, and a machine on the internet that joins as a visitor."""
-
-    def __init__(self, lab: Lab) -> None:
-        super().__init__(lab.folder, lab.net, lab.children)
-        self.lab = lab
-        self.config = lab.folder / "laptop" / "connector.toml"
-        self.config.parent.mkdir()
-        self.config.write_text(f'state_dir = "{self.config.parent}/state"\n')
-        self.offer(NETWORKS)
-        self.grant_first()
-        self.before = {role: self.kernel(role) for role in ("visitor", "home")}
-
-    def offer(self, networks: list[str], *, leads_out: bool = True) -> None:
-        """What connector.toml says, and a connector that began with it."""
-        self.lab.write_home()
-        text = self.lab.home_config.read_text()
-        lines = f"networks = {json.dumps(networks)}\nexit = {json.dumps(leads_out)}\n"
-        self.lab.connector.stop()
-        self.lab.home_config.write_text(lines + text)
-        self.lab.connector.start()
-
-    def grant_first(self) -> None:
-        allowed = ("--allow-network", "192.168.1.0/24", "--allow-network", "2001:db8:4::/64", "--allow-exit", "home")
-        invitation = self.lab.invite("laptop", "--role", "visitor", *allowed)
-        self.lab.tunnelgw("visitor", "join", "-", "--config", str(self.config), stdin=invitation)
-
-    def visit(self, *options: str, ready: str = "ready tgw-visit") -> Process:
-        process = self.spawn("laptop", "visitor", *TUNNELGW, "visit", "--tun", *options, "--config", str(self.config))
-        process.wait_for(ready, seconds=30)
-        return process
 
 
 @pytest.fixture
@@ -158,7 +120,7 @@ def test_speed(laptop: Laptop) -> None:
     """Alone on two cores it is about 1,000 Mbit/s (docs/vpn.md). Others may use this machine now: so at least 300 Mbit
     for each second that all of ours take on a processor together, and 100 Mbit/s at worst."""
     visit = laptop.visit("--via", "home")
-    laptop.spawn("iperf3", "router", "iperf3", "-s", "--forceflush").wait_for("listening")
+    laptop.measured()
     pids = [visit.pid, *laptop.lab.edge.pids(), *laptop.lab.connector.pids()]
     for options in ((), ("-R",), ("-P", "8")):
         before = processor_seconds(pids)

@@ -107,10 +107,20 @@ class Machines:
         """Whether no web server answers at any of them."""
         return all(self.get(address, "-m", "1.5", *options) == "000" for address in addresses)
 
+    def measured(self, role: str = "router") -> Process:
+        """An iperf3 there that `flow` and `speed` can ask."""
+        server = self.spawn("iperf3", role, "iperf3", "-s", "--forceflush")
+        server.wait_for("listening")
+        return server
+
+    def flow(self, address: str, *options: str, seconds: int = 2) -> dict[str, Any]:
+        """What iperf3 at the visitor's says in the end."""
+        said = self.exec("visitor", "iperf3", "-J", "-c", address, "-t", str(seconds), *options, seconds=seconds + 30)
+        return json.loads(said)["end"]
+
     def speed(self, address: str, *options: str, seconds: int = 2) -> float:
         """Mbit/s, as the receiver counts them."""
-        said = json.loads(self.exec("visitor", "iperf3", "-J", "-c", address, "-t", str(seconds), *options))
-        return float(said["end"]["sum_received"]["bits_per_second"]) / 1e6
+        return float(self.flow(address, *options, seconds=seconds)["sum_received"]["bits_per_second"]) / 1e6
 
     def packets(self, role: str) -> int:
         """What its interface was given to send, in packets or many at once."""
