@@ -27,6 +27,7 @@ class Kind(StrEnum):
     TCP = "tcp"  # a port whose bytes go to nginx's plain port at home, encrypted between edge and home
     PASS = "pass-through"  # TLS ends in nginx at home; the front sees the name alone
     UDP = "udp"  # a port whose datagrams go to a UDP port at home
+    TUN = "tun"  # an interface at the visitor's; its packets leave into home's network. In namespaces: scenes/tun.py
 
 
 class Wire(Protocol):
@@ -56,7 +57,7 @@ class Setup:
     kind: Kind = Kind.WEB
     workers: int = 1  # processes of the edge, where a contender has such a number
     wire: Wire | None = None
-    home: Home | None = None  # None: nginx, plain for WEB and TCP, with TLS for PASS; UDP needs one
+    home: Home | None = None  # None: nginx, plain for WEB and TCP, with TLS for PASS; UDP needs one, TUN none
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest.contenders.base import Contender, through
+from loadtest.contenders.laptop import away
 from loadtest.home import make_certificate, start_nginx
 from loadtest.processes import wait_port
 from loadtest.scenario import ADDRESS, Kind, Setup
@@ -15,6 +16,7 @@ from tests.ports import free_port
 
 if TYPE_CHECKING:
     from loadtest.processes import Group
+    from loadtest.scenario import Target
 
 COMMAND = [sys.executable, "-m", "tunnelgw"]
 RELAY = Path(__file__).parents[2] / "tests" / "system" / "relay.py"
@@ -29,9 +31,14 @@ class Tunnelgw(Contender):
         Kind.TCP: "a service with a tcp:// target and a public port",
         Kind.PASS: "a service with a tls:// target",
         Kind.UDP: "a service with a udp:// target and a public port",
+        Kind.TUN: "`visit --tun --via home` on another machine",
     }
     parts = ("edge", "connector")
     workers = True
+
+    def start(self, folder: Path, setup: Setup, service: int) -> Target:
+        """Start it; for packets, on machines of their own."""
+        return away(self.name, folder, setup) if setup.kind is Kind.TUN else super().start(folder, setup, service)
 
     def launch(self, group: Group, setup: Setup, service: int) -> tuple[int, tuple[str, ...]]:
         """Invite, join, run."""

@@ -10,7 +10,10 @@ import time
 import pytest
 
 from loadtest import scenes
-from loadtest.scenes import connectors, cut, far, handshakes, idle, soak, udp, uplink
+from loadtest.bench import refusal
+from loadtest.contenders import CONTENDERS
+from loadtest.scenario import RunError
+from loadtest.scenes import connectors, cut, far, handshakes, idle, soak, tun, udp, uplink
 from loadtest.scenes.latency import OpenLoop, Ticker
 from tests.system.targets import read_head
 
@@ -22,7 +25,7 @@ def test_every_scenario_has_a_name_of_its_own_and_a_unit():
     kinds = {type(scenario) for scenario in found}
     assert {
         handshakes.Handshakes, idle.Idle, connectors.Connectors, far.FarDownload, far.FarRequests, uplink.Uplink,
-        cut.Cut, udp.Datagrams, soak.Soak,
+        cut.Cut, udp.Datagrams, tun.Flow, soak.Soak,
     } <= kinds  # fmt: skip
 
 
@@ -138,6 +141,41 @@ def test_a_websocket_visitor_wants_its_echo(answer, expected):
     assert said[:1] == expected
     assert transport.said.startswith(b"GET /ws HTTP/1.1\r\n")
     assert (b"four" in transport.said) == (b" 101 " in answer and b"another" not in answer)
+
+
+def said_in_the_end(received: int) -> dict:
+    return {
+        "sum_sent": {"bytes": received + 1000, "bits_per_second": received * 8 / 5 + 1, "retransmits": 3},
+        "sum_received": {"bytes": received, "bits_per_second": received * 8 / 5},
+        "cpu_utilization_percent": {"host_total": 20.0, "remote_total": 15.0},
+    }  # fmt: skip
+
+
+def test_what_the_receiver_of_a_flow_got_counts():
+    found = tun.measurement(said_in_the_end(625_000_000))
+    assert (found.value, found.bytes, found.requests) == (1000.0, 625_000_000, 0)
+    assert found.extra == {"generators, cores": 0.35, "sent again": 3.0}
+    with pytest.raises(RunError, match="nothing came"):
+        tun.measurement(said_in_the_end(0))
+
+
+def test_a_machine_that_can_have_no_interface_is_told_what_it_lacks(monkeypatch):
+    flow = tun.SCENARIOS[0]
+    monkeypatch.setattr(tun.network, "unavailable", lambda: "needs root, for network namespaces")
+    assert flow.needs() == "needs root, for network namespaces"
+    monkeypatch.setattr(tun.network, "unavailable", lambda: "")
+    monkeypatch.setattr(tun, "which", lambda name: None if name == "iperf3" else name)
+    monkeypatch.setattr(tun, "DEVICE", "/dev/net/no-such-device")
+    assert flow.needs() == "needs iperf3, /dev/net/no-such-device"
+    monkeypatch.setattr(tun, "which", lambda name: name)
+    monkeypatch.setattr(tun, "DEVICE", "/dev/null")
+    assert flow.needs() == ""
+
+
+def test_only_tunnelgw_has_an_interface_for_visitors():
+    flow = tun.SCENARIOS[0]
+    assert {name for name in CONTENDERS if not refusal(flow, name)} == {"tunnelgw"}
+    assert refusal(flow, "haproxy") == "no tun"
 
 
 def test_only_the_link_is_narrow():
