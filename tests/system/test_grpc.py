@@ -25,6 +25,7 @@ class Handlers(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
+        self.hanging = threading.Event()
         self.kinds = {
             "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
             "Down": grpc.unary_stream_rpc_method_handler(self.down),
@@ -60,6 +61,7 @@ class Handlers(grpc.GenericRpcHandler):
 
     def hang(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         context.add_callback(self.cancelled.set)
+        self.hanging.set()
         self.cancelled.wait(30)
         return b""
 
@@ -174,7 +176,9 @@ def test_a_deadline_reaches_home(channel: grpc.Channel, handlers: Handlers) -> N
 
 def test_cancelling_reaches_home(channel: grpc.Channel, handlers: Handlers) -> None:
     handlers.cancelled.clear()
+    handlers.hanging.clear()
     call = channel.unary_unary(f"/{SERVICE}/Hang").future(b"", timeout=30)
+    assert handlers.hanging.wait(10), "the call is at home"
     assert channel.unary_unary(f"/{SERVICE}/Unary")(b"x", timeout=30) == b"x"
     call.cancel()
     assert handlers.cancelled.wait(10)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import resource
 import signal
 import socket
@@ -61,7 +62,8 @@ class Watcher:
         ):
             return
         name = arguments.replace(b"\0", b" ").decode(errors="replace")
-        self.seen.add(name.partition(" -m ")[2].split(" ")[0])
+        module = re.search(r" -P?m (\S+)", name)
+        self.seen.add(module[1] if module else "")
         for what in ("cmdline", "environ"):
             content = (process / what).read_bytes()
             if MARK.encode() in content or planted.SHAPES.search(content):

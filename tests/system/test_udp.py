@@ -348,8 +348,7 @@ def test_a_range_of_tcp_ports_and_what_is_refused_of_it(world: World) -> None:
         one.process.wait_for(f"connector two claimed port {base + 5}-{base + 8}, which is ours")
         assert world.edge is not None
         world.edge.wait_for(f"service all refused .*port {base + 5}-{base + 8} is held by connector one")
-        assert port_answers(base)
-        assert port_answers(base + 18)
+        wait_until(lambda: port_answers(base) and port_answers(base + 18), what="the others are open")
         addresses = {entry["address"] for entry in world.status()["addresses"] if entry["connector"] == "two"}
         assert addresses == {f"tcp://127.0.0.1:{base}-{base + 4}", f"tcp://127.0.0.1:{base + 9}-{taken - 1}"}
         one.write("")

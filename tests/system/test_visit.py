@@ -54,16 +54,15 @@ def say(sock: socket.socket, data: bytes) -> None:
 
 
 def talk(port: int, data: bytes, *, seconds: float = 60) -> bytes:
-    """Sends, ends that half, and reads to the end."""
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as sock:
+    """Sends, ends that half, and reads to the end; b"" if the connection is cut, which may be before it is used."""
+    with contextlib.suppress(ConnectionResetError), socket.create_connection(("127.0.0.1", port), seconds) as sock:
         writing = threading.Thread(target=say, args=(sock, data))
         writing.start()
         try:
-            answer = read_all(sock)
-        except ConnectionResetError:
-            answer = b""
-        writing.join()
-        return answer
+            return read_all(sock)
+        finally:
+            writing.join()
+    return b""
 
 
 def cut(sock: socket.socket) -> bool:
