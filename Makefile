@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell tools/python)
 DEMO_PORT ?= 8443
 # Tests at a time: most wait for processes and clocks. `make test TESTS_AT_A_TIME=0` has no processes beside pytest's own.
-TESTS_AT_A_TIME ?= 4
+TESTS_AT_A_TIME ?= 3
 PYTEST_ARGS ?=
 
 .PHONY: demo test lint bench check-speed lab soak lock audit clean

@@ -175,5 +175,5 @@ def test_a_minute(lab: Lab) -> None:
     report = summary(outcome, lab.loads[-1].table(outcome.report))
     print("\n".join([*said, report]))
     assert outcome.problems == [], f"{report}\n{lab.logs()}"
-    assert len(outcome.events) >= 5
+    assert len(outcome.events) >= 3
     assert outcome.counted["tunnel_resumes"] >= 2

@@ -48,7 +48,7 @@ def digest(sock: socket.socket) -> None:
 
 def say(sock: socket.socket, data: bytes) -> None:
     """All of it, and the end; or not, where the other side has cut it."""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(OSError):
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
 
