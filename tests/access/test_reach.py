@@ -15,6 +15,7 @@ from tunnelgw.access.reach import (
     Address,
     Policy,
     carried,
+    is_metadata,
     is_public,
     opened_by,
     parse_host,
@@ -251,3 +252,22 @@ def test_no_name_is_an_address_to_the_system(text: str) -> None:
 def test_networks_for_a_browser() -> None:
     policy = Policy(("192.168.1.0/24", "fd00::/64"), ("192.168.0.0/16", "192.168.1.128/25:80", ":22", "10.0.0.0/8"))
     assert policy.networks() == ["192.168.1.0/24", "192.168.1.128/25", "fd00::/64"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["169.254.169.254", "169.254.170.23", "100.100.100.200", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe",
+     "2002:a9fe:a9fe::1", "fd00:ec2::254", "fd20:ce::254", "fd00:ec2::254%1"],
+)  # fmt: skip
+def test_metadata_addresses_in_every_form(text: str) -> None:
+    assert is_metadata(text)
+
+
+@pytest.mark.parametrize("text", ["169.254.1.1", "127.0.0.1", "fd00::1", "10.0.0.1"])
+def test_what_is_no_metadata_address(text: str) -> None:
+    assert not is_metadata(text)
+
+
+def test_a_name_is_no_address() -> None:
+    with pytest.raises(ValueError, match="metadata"):
+        is_metadata("metadata")

@@ -32,14 +32,19 @@ def _networks(*texts: str) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 
-# Never, unless the connector's file lists a network within: RFC 6890 and its successors, and the clouds' habits.
-NEVER = _networks(
-    *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"),
-    "100.100.100.200/32",  # Alibaba's metadata
-    "192.0.0.192/32",  # Oracle's
+# Where clouds hand credentials, or a machine's set-up, to whoever asks from the machine itself.
+METADATA = _networks(
+    *("169.254.169.254/32", "169.254.170.2/32", "169.254.170.23/32"),
+    "100.100.100.200/32",  # Alibaba
+    "192.0.0.192/32",  # Oracle
     "168.63.129.16/32",  # Azure's own agent, which answers with secrets
-    *("::/128", "::1/128", "fe80::/10", "fec0::/10", "ff00::/8"),
-    *("fd00:ec2::254/128", "fd00:ec2::23/128", "fd20:ce::254/128"),  # Amazon's and Google's metadata
+    *("fd00:ec2::254/128", "fd00:ec2::23/128", "fd20:ce::254/128"),  # Amazon and Google
+)
+# Never, unless the connector's file lists a network within: RFC 6890 and its successors, and the clouds' habits.
+NEVER = (
+    *_networks("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"),
+    *_networks("::/128", "::1/128", "fe80::/10", "fec0::/10", "ff00::/8"),
+    *METADATA,
 )
 # Not the public internet: an exit leads to none of them. Networks for documentation are not here: nobody lives there.
 PRIVATE = _networks(
@@ -172,6 +177,14 @@ def is_public(address: Address) -> bool:
     if address.version == 6 and address not in PUBLIC6 and address not in NAT64:
         return False
     return all(is_public(inner) for inner in carried(address))
+
+
+def is_metadata(text: str) -> bool:
+    """Whether an address is in `METADATA`, by itself or by what it carries. `ValueError` for what is no address."""
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        address = ipaddress.IPv6Address(address.packed)  # without its zone
+    return any(_in(inner, METADATA) for inner in (address, *carried(address)))
 
 
 def _in(address: Address, networks: Iterable[Network]) -> bool:

@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import re
 
+from tunnelgw.access import reach
 from tunnelgw.config.model import Target
 from tunnelgw.config.names import Bad, machine, port_number, printable, split_endpoint
 
@@ -17,7 +18,6 @@ FORMS = "http:// https:// h2c:// tcp:// tls:// udp:// unix:/path http+unix:/path
 _DEFAULT_PORTS = {"http": 80, "https": 443, "h2c": 80, "tls": 443, "tcp": 0, "udp": 0}
 _LOCAL = ("unix", "http+unix", "file")
 # Metadata services of cloud providers answer any process on the machine with its credentials (SSRF).
-_METADATA = frozenset({"169.254.169.254", "fd00:ec2::254", "100.100.100.200", "169.254.170.2"})
 _METADATA_NAMES = frozenset({"metadata.google.internal", "metadata"})
 # sun_path is 108 bytes with its NUL.
 _UNIX_PATH_BYTES = 107
@@ -114,13 +114,8 @@ def _is_unspecified(host: str) -> bool:
 
 
 def is_metadata(host: str) -> bool:
-    """True for the metadata service of a cloud, also as an IPv4 address inside IPv6.
-
-    The connector asks again with the address that a name resolved to.
-    """
+    """As `reach.is_metadata`, or a name that means it; the connector asks again with what a name resolved to."""
     try:
-        address = ipaddress.ip_address(host)
+        return reach.is_metadata(host)
     except ValueError:
         return host in _METADATA_NAMES
-    inside = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
-    return str(address).partition("%")[0] in _METADATA or (inside is not None and str(inside) in _METADATA)

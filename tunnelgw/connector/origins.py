@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import socket
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunnelgw.access.reach import is_metadata
 from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.connector.transparent import address_to_show
 from tunnelgw.errors import OriginError
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
     from tunnelgw.wire.control import Open
 
 DIAL_SECONDS = 5.0
-# Where cloud machines hand out credentials to whoever asks: never a service that somebody meant to publish.
-METADATA = frozenset(
-    ipaddress.ip_address(text)
-    for text in ("169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
-)
-NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are the IPv4 address that is reached
 
 if TYPE_CHECKING:
     Factory = Callable[[], asyncio.BaseProtocol]
@@ -231,17 +225,6 @@ def _as_visitor(address: str, port: int) -> Callable[[int], socket.socket]:
         return sock
 
     return make
-
-
-def is_metadata(text: str) -> bool:
-    """Whether a machine in a cloud gets credentials from this address."""
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address):
-        address = ipaddress.IPv6Address(address.packed)  # without its zone
-        if address in NAT64:
-            return ipaddress.IPv4Address(address.packed[12:]) in METADATA
-        return (address.ipv4_mapped or address) in METADATA
-    return address in METADATA
 
 
 def _words(error: OSError) -> str:

@@ -13,7 +13,8 @@ import errno
 import socket
 from typing import TYPE_CHECKING
 
-from tunnelgw.connector.origins import DIAL_SECONDS, is_metadata
+from tunnelgw.access.reach import is_metadata
+from tunnelgw.connector.origins import DIAL_SECONDS
 from tunnelgw.net import eyeballs
 from tunnelgw.net.sockets import option
 from tunnelgw.net.tasks import spawn

@@ -17,13 +17,14 @@ from tunnelgw.errors import RemoteError
 from tunnelgw.obs.reasons import Reason, from_code
 from tunnelgw.wire.control import Open, decode_open, shown
 from tunnelgw.wire.control import encode as encode_json
+from tunnelgw.wire.stream import PRIVATE_FLOW
 
 DATA, OPEN, READY, CLOSED = range(4)
 DATA_BYTE = b"\x00"
 READY_MESSAGE = b"\x02"
-# Flows of public UDP ports have these numbers. With the highest bit they are of datagrams that belong to a stream.
+# Flows of public UDP ports have these numbers; from `PRIVATE_FLOW` on they are of datagrams that belong to a stream.
 FLOWS_FROM = 1
-FLOWS_BEFORE = 1 << 31
+FLOWS_BEFORE = PRIVATE_FLOW
 
 
 def opening(request: Open) -> bytes:
