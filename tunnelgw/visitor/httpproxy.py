@@ -206,23 +206,24 @@ class ProxyClient(asyncio.Protocol):
             raise RemoteError("CONNECT takes host:port and no body", reason=Reason.BAD_REQUEST)
         if self._is_here(target):
             raise RemoteError("the proxy itself", reason=Reason.ADDRESS_REFUSED)
-        self._dial(self._tunnel(host, port), "proxy connect")
+        self._far = far = Half(made=self._tunnelled)
+        self._dial(far, host, port)
 
     def _forward(self, head: RequestHead) -> None:
         if self._is_here(head.authority):
             raise RemoteError("the proxy itself", reason=Reason.ADDRESS_REFUSED)
         port = split_authority(head.authority)[1] or 80
         self._exchange = exchange = Exchange(self, head)
-        self._dial(self._ask(exchange, head.host, port), "proxy request")
+        self._dial(exchange, head.host, port)
 
-    def _dial(self, waiting: object, name: str) -> None:
+    def _dial(self, far: asyncio.Protocol, host: str, port: int) -> None:
+        """Ask for a connection; `far` goes on with it."""
         self._state = DIALLING
         self._arm(math.inf)
         self._pause()
-        self._task = spawn(waiting, name=name)  # type: ignore[arg-type]
+        self._task = spawn(self._reached(far, host, port), name="proxy dial")
 
-    async def _tunnel(self, host: str, port: int) -> None:
-        self._far = far = Half(made=self._tunnelled)
+    async def _reached(self, far: asyncio.Protocol, host: str, port: int) -> None:
         try:
             await self._reach.connect(lambda: far, host, port)
         except TunnelgwError as error:
@@ -248,16 +249,6 @@ class ProxyClient(asyncio.Protocol):
             far.transport.write(self._ahead)
             self._ahead = b""
         transport.resume_reading()
-
-    async def _ask(self, exchange: Exchange, host: str, port: int) -> None:
-        try:
-            await self._reach.connect(lambda: exchange, host, port)
-        except TunnelgwError as error:
-            self._refuse(error.reason)
-        except OSError:
-            self._refuse(Reason.CONNECTOR_AWAY)
-        finally:
-            self._task = None
 
     def _upload(self, data: bytes) -> None:
         assert self._exchange is not None
