@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 from tunnelgw.access.addresses import address_key
 from tunnelgw.edge.addressing import plain_address, visitor_of
-from tunnelgw.edge.handshakes import Handshakes
 from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage
-from tunnelgw.net.farewell import Farewell
+from tunnelgw.edge.undecided import Undecided
 from tunnelgw.net.handshake import shake_hands
 from tunnelgw.net.ledger import CountedSocket, Ledger, counted
 from tunnelgw.net.peek import Peek
@@ -41,7 +40,7 @@ SAY_SECONDS = 10.0  # absolute, from accept until a visitor has said a name: as 
 _TLS_RECORD = b"\x16\x03"  # whoever sends it understands an alert
 
 
-class NamedPorts:
+class NamedPorts(Undecided):
     """Inputs: `accepted` (a connection of a port that hosts share), `close`. The ledger is that of all listeners."""
 
     def __init__(
@@ -57,29 +56,24 @@ class NamedPorts:
         counters: ProcessCounters,
         rules: DoorRules,
     ) -> None:
-        self._loop = loop
-        self._wheel = wheel
+        super().__init__(loop, wheel=wheel, ledger=ledger, counters=counters)
         self._table = table
         self._certificates = certificates
         self._streams = streams
         self._live = live
-        self._ledger = ledger
-        self._counters = counters
         self.rules = rules
-        self._handshakes = Handshakes(loop, ledger, refused=self._crowded_out)
-        self._peeks: dict[CountedSocket, Peek[Found]] = {}
 
     def accepted(self, raw: socket.socket, address: tuple[str, int], port: int, protocol: str) -> None:
         """A visitor of a shared port: count it and look at what it says."""
         host = plain_address(address[0])
         key = None if self.rules.trusted(host) else address_key(host)
-        refusal = self._ledger.admit(key, listener="tcp", handshake=True, visitor=True)
+        refusal = self.ledger.admit(key, listener="tcp", handshake=True, visitor=True)
         if refusal is not None:
             self._counters.refuse(refusal)
             raw.close()
             return
-        sock = counted(raw, self._ledger, key=key, peer=(host, address[1]), listener="tcp", handshake=True)
-        gone = self._ledger.look(sock, lambda: self._crowded_out(sock))
+        sock = counted(raw, self.ledger, key=key, peer=(host, address[1]), listener="tcp", handshake=True)
+        gone = self.ledger.look(sock, lambda: self._crowded_out(sock))
         if gone is not None and gone.leave is not None:
             gone.leave()
         if gone is not sock:
@@ -87,9 +81,7 @@ class NamedPorts:
 
     def close(self) -> None:
         """Drop what is not decided yet. Decided connections belong to others."""
-        for sock in [sock for sock in self._ledger.looking if sock.listener == "tcp"]:
-            self._forget(sock)
-            sock.close()
+        self._drop_all("tcp")
 
     # Looking.
 
@@ -178,25 +170,3 @@ class NamedPorts:
         refused = self._counters.refuse
         passage = TlsPassage(self._streams, self._live, route, visitor, refused=refused, tell=named.inside)
         await shake_hands(sock, passage, context, failed=refused)
-
-    # Refusing.
-
-    def _say(self, sock: CountedSocket, words: bytes, reason: Reason) -> None:
-        self._counters.refuse(reason)
-        sock.settle()  # decided: nobody else may close it now
-        Farewell(self._loop, self._wheel, sock, words)
-
-    def _drop(self, sock: CountedSocket, reason: Reason) -> None:
-        self._counters.refuse(reason)
-        sock.close()
-
-    def _crowded_out(self, sock: CountedSocket) -> None:
-        """Undecided, or waiting for its handshake, and there is no room for it."""
-        self._forget(sock)
-        self._drop(sock, Reason.HANDSHAKE_LIMIT)
-
-    def _forget(self, sock: CountedSocket) -> None:
-        self._handshakes.leave(sock)
-        peek = self._peeks.pop(sock, None)
-        if peek is not None:
-            peek.cancel()

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from tunnelgw.access.addresses import address_key
 from tunnelgw.edge.addressing import plain_address, visitor_of, worker_of
-from tunnelgw.edge.handshakes import Handshakes
 from tunnelgw.edge.passthrough import Live, RawPassage, TlsPassage
+from tunnelgw.edge.undecided import Undecided
 from tunnelgw.net import tls
 from tunnelgw.net.accept import Acceptor, Reserve, defer_accept, dress, most_connections, most_descriptors
 from tunnelgw.net.farewell import Farewell
@@ -77,7 +77,7 @@ class DoorRules:
     proxy_protocol: bool = False
 
 
-class FrontDoor:
+class FrontDoor(Undecided):
     """Inputs: listening sockets (`serve`, `serve_plain`), rules, and sockets another worker handed over (`adopt`).
 
     `descriptors`: how many files this process may open; None: as many as the system lets it.
@@ -99,26 +99,21 @@ class FrontDoor:
         live: Live,
         descriptors: int | None = None,
     ) -> None:
-        self._loop = loop
-        self._wheel = wheel
+        if descriptors is None:
+            descriptors = most_descriptors()
+        most = most_connections(descriptors, workers=peers.count)
+        ledger = Ledger(counters, limit=rules.connections_per_address, open_limit=most)
+        super().__init__(loop, wheel=wheel, ledger=ledger, counters=counters)
         self._table = table
         self._certificates = certificates
         self._gateway = gateway
         self._opener = opener
         self._tunnel = tunnel
         self._peers = peers
-        self._counters = counters
         self._rules = rules
         self._live = live
-        if descriptors is None:
-            descriptors = most_descriptors()
-        self.ledger = Ledger(
-            counters, limit=rules.connections_per_address, open_limit=most_connections(descriptors, workers=peers.count)
-        )
         self.reserve = Reserve()
-        self._handshakes = Handshakes(loop, self.ledger, refused=self._crowded_out)
         self._acceptors: list[Acceptor] = []
-        self._peeks: dict[CountedSocket, Peek[ClientHello] | Peek[ProxyHeader]] = {}
 
     def serve(self, listeners: Sequence[socket.socket]) -> None:
         """Accept TLS visitors and tunnels. The listeners stay the caller's; who made them does not matter."""
@@ -154,9 +149,7 @@ class FrontDoor:
     def close(self) -> None:
         """Stop, and drop what is not decided yet. Decided connections belong to others."""
         self.stop_accepting()
-        for sock in [sock for sock in self.ledger.looking if sock.listener == "https"]:
-            self._forget(sock)
-            sock.close()
+        self._drop_all("https")
         self.reserve.close()
 
     def adopt(self, descriptor: int, peer: tuple[str, int]) -> None:
@@ -368,24 +361,7 @@ class FrontDoor:
     # Refusing.
 
     def _alert(self, sock: CountedSocket, code: Alert, reason: Reason) -> None:
-        self._counters.refuse(reason)
-        sock.settle()  # decided: nobody else may close it now
-        Farewell(self._loop, self._wheel, sock, alert_record(code))
-
-    def _drop(self, sock: CountedSocket, reason: Reason) -> None:
-        self._counters.refuse(reason)
-        sock.close()
-
-    def _crowded_out(self, sock: CountedSocket) -> None:
-        """Undecided, or waiting for its handshake, and there is no room for it."""
-        self._forget(sock)
-        self._drop(sock, Reason.HANDSHAKE_LIMIT)
-
-    def _forget(self, sock: CountedSocket) -> None:
-        self._handshakes.leave(sock)
-        peek = self._peeks.pop(sock, None)
-        if peek is not None:
-            peek.cancel()
+        self._say(sock, alert_record(code), reason)
 
 
 def _one_more(data: bytes) -> int:
