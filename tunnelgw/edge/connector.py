@@ -14,20 +14,19 @@ Invariant: at most one session and one link per connector.
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from typing import TYPE_CHECKING
 
 from tunnelgw.edge.greeting import welcome
 from tunnelgw.edge.parking import Lane, request_for
-from tunnelgw.errors import Refused, RemoteError
+from tunnelgw.edge.tunnel import Tunnel
+from tunnelgw.errors import Refused
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import Claims, Control, Health, Hello, Notice, Open, Renewed, RenewRequest, Services, Trust
+from tunnelgw.wire.control import Control, Health, Hello, Open, Services
 from tunnelgw.wire.datagrams import FLOWS_BEFORE
 from tunnelgw.wire.flow import SessionLimits, TokenBucket
-from tunnelgw.wire.session import Session
 
 if TYPE_CHECKING:
     from tunnelgw.edge.connectors import Connectors
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from tunnelgw.gateway.opener import StreamWaiter, Visitor
     from tunnelgw.net.link import Link
     from tunnelgw.routing.table import Route
-    from tunnelgw.wire.control import Greeting
     from tunnelgw.wire.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -46,35 +44,23 @@ LIMITS = SessionLimits(accepted=64, opens_per_second=1.0)
 MESSAGES_BURST, MESSAGES_PER_SECOND = 256, 5.0
 
 
-class Connector:
+class Connector(Tunnel):
     """One connector as this process sees it: session handler, owner of its link, and its parked requests."""
 
-    __slots__ = (
-        "all", "armed_until", "away_until", "deadline", "dial", "draining", "instance", "lane", "link", "messages",
-        "name", "reconnects", "resumes", "serial", "session", "session_id", "since", "software", "trust", "unhealthy",
-    )  # fmt: skip
+    __slots__ = ("away_until", "lane", "reconnects", "resumes", "software", "unhealthy")
+
+    role = "connector"
+    limits = LIMITS
 
     def __init__(self, name: str, connectors: Connectors, *, away_until: float) -> None:
-        self.name = name
-        self.all = connectors
-        self.session: Session | None = None
-        self.session_id = ""
-        self.link: Link | None = None
-        self.instance = ""
+        messages = TokenBucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_BURST, now=connectors.loop.time())
+        super().__init__(name, connectors, messages)
         self.software = ""
-        self.serial = ""  # of the certificate that the present link showed
-        self.trust = ""  # digest of the authorities that it trusts; "" if it cannot be told others
-        self.dial = 0
-        self.draining = False  # it said GOAWAY: no new streams on this session
         self.unhealthy: frozenset[str] = frozenset()  # services whose targets do not work, as it says
-        self.since = time.time()  # of the present state
         self.away_until = away_until  # loop time until which requests are still parked
         self.reconnects = 0
         self.resumes = 0
-        self.messages = TokenBucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_BURST, now=connectors.loop.time())
         self.lane = Lane(connectors.lot, lambda: self.since)
-        self.deadline = INF  # when a detached session is given up
-        self.armed_until = INF
 
     @property
     def state(self) -> str:
@@ -139,13 +125,12 @@ class Connector:
             self._say_goodbye(Reason.SUPERSEDED)
         first_time = not self.instance
         self.instance, self.dial, self.software, self.serial = hello.instance, hello.dial, hello.software, serial
-        old, self.link = self.link, None
-        if old is not None:
-            # The old link must be closed before either side says its count: nothing may arrive on it after that.
-            old.abort()
-            self.since = time.time()
+        self._release()
         resumed = self._resume(link, hello)
-        replaced = None if resumed else self._begin(link)
+        replaced = None
+        if not resumed:
+            self.all.groups.begun(self)
+            replaced = self._begin(link, self)
         self.reconnects += not (first_time or resumed)
         self.resumes += resumed
         self.deadline = INF
@@ -165,70 +150,12 @@ class Connector:
                 replaced.close(Reason.CONNECTOR_AWAY)
         self.since = time.time()
 
-    def _resume(self, link: Link, hello: Hello) -> bool:
-        session = self.session
-        if session is None or not hello.session or hello.session != self.session_id:
-            return False
-        try:
-            self._take(link)
-            link.attach(session, hello.received)
-        except RemoteError as error:
-            self.all.counters.refuse(error.reason)
-            self.all.say(f"{self.name} resumes", "connector %s: cannot resume: %s", self.name, error.text)
-            return False
-        return True
+    def _lost_for_good(self) -> Reason | None:
+        # It dials no more, or elsewhere: these streams are over.
+        return Reason.CONNECTOR_STOPPING if self.draining or self.all.farewell is not None else None
 
-    def _begin(self, link: Link) -> Session | None:
-        """A new session; the old one, which is still to be closed."""
-        old = self.session
-        self.session_id = secrets.token_hex(16)
-        self.all.groups.begun(self)
-        session = self.session = Session(
-            opens_odd=True, handler=self, wake=self._wake, budget=self.all.budget, now=self.all.loop.time(),
-            limits=LIMITS,
-        )  # fmt: skip
-        self._take(link)
-        link.attach(session, 0)
-        return old
-
-    def _take(self, link: Link) -> None:
-        link.owner = self
-        self.link = link
-
-    def _wake(self) -> None:
-        if self.link is not None:
-            self.link.wake()
-
-    def greeting_received(self, link: Link, message: Greeting) -> None:  # noqa: ARG002 - LinkOwner's interface
-        raise RemoteError("a greeting after the session began")
-
-    def link_lost(self, link: Link, error: Exception | None) -> None:
-        """The link died: the session waits for another one."""
-        if link is not self.link:
-            return
-        self.link = None
-        session = self.session
-        if session is None:
-            return
-        if isinstance(error, RemoteError):
-            self.all.counters.refuse(error.reason)
-            self.all.say(f"{self.name} broke", "connector %s broke the protocol: %s", self.name, error.text)
-            self.give_up(Reason.PROTOCOL_ERROR)
-            return
-        now = self.all.loop.time()
-        session.detach(now)
-        self.since = time.time()
-        if self.draining or self.all.farewell is not None:  # it dials no more, or elsewhere: these streams are over
-            self.give_up(Reason.CONNECTOR_STOPPING)
-            return
-        self.all.wheel.arm(self, now + self.all.resume_seconds)
-        log.info("connector %s: link lost (%s)", self.name, error or "closed")
+    def _detached(self) -> None:
         self.all.unlinked(self.name)
-
-    def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's interface
-        """No link came back in time."""
-        if self.link is None:
-            self.give_up(Reason.CONNECTOR_AWAY)
 
     def give_up(self, reason: Reason) -> None:
         """End the session: every stream is reset. Parked requests stay until their own deadline."""
@@ -269,16 +196,6 @@ class Connector:
             self.all.groups.refuse_forlorn()
             self.all.moved(self.name)
 
-    def announce(self, reason: Reason) -> None:
-        """Tell the connector that it should look for another tunnel; streams in progress go on."""
-        if self.session is not None:
-            self.session.go_away(reason)
-
-    def _say_goodbye(self, reason: Reason) -> None:
-        self.announce(reason)
-        if self.link is not None:
-            self.link.flush()
-
     # The session's handler.
 
     def stream_opened(self, stream: Stream, request: Open) -> None:
@@ -288,17 +205,13 @@ class Connector:
         stream.reset(Reason.SERVICE_UNKNOWN)
 
     def control_received(self, message: Control) -> None:
-        if not self.messages.take(self.all.loop.time()):
-            raise RemoteError("more messages than a connector can have to say", reason=Reason.RATE_LIMIT)
+        if self._heard(message):
+            return
         if isinstance(message, Services):
             self.all.on_services(self, message)
             self.all.groups.heard(self)
         elif isinstance(message, Health):
             self.all.groups.note_health(self, frozenset(message.unhealthy))
-        elif isinstance(message, RenewRequest):
-            self.all.on_renew(self, message)
-        elif isinstance(message, Notice):
-            self.all.say(f"{self.name} says", "connector %s says: %s", self.name, message.message)
 
     def datagram_received(self, flow: int, data: bytes) -> None:
         """Of a private stream, or of a flow of a UDP port: the number says which."""
@@ -312,14 +225,3 @@ class Connector:
         self.all.leaving(self.name)
         log.info("connector %s is leaving: %s", self.name, reason.text)
         self._moved()
-
-    def learn(self) -> None:
-        """Tell it which authorities to trust from now on, if it knows others and can be told."""
-        if self.session is not None and self.trust and self.trust != self.all.trust:
-            self.trust = self.all.trust
-            self.session.send_control(Trust(ca=self.all.authority))
-
-    def tell(self, message: Claims | Notice | Renewed) -> None:
-        """Send a control message if there is a session."""
-        if self.session is not None:
-            self.session.send_control(message)

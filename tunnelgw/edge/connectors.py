@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from tunnelgw.edge.visit import Visit
+    from tunnelgw.edge.tunnel import Tunnel
     from tunnelgw.gateway.opener import StreamWaiter, Visitor
     from tunnelgw.net.timers import Wheel
     from tunnelgw.obs.counters import ProcessCounters
@@ -60,7 +60,7 @@ class Connectors:
         self._notices = Interval()
         # Set by the composition root before the first hello.
         self.on_services: Callable[[Connector, Services], None] = _nobody
-        self.on_renew: Callable[[Connector | Visit, RenewRequest], None] = _nobody
+        self.on_renew: Callable[[Tunnel, RenewRequest], None] = _nobody
         self.on_datagram: Callable[[Connector, int, bytes], None] = _nobody
         self.gone: Callable[[Connector], None] = _nobody
         self.leaving: Callable[[str], None] = _nobody

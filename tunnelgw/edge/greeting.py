@@ -8,11 +8,10 @@ from tunnelgw import __version__
 from tunnelgw.wire.control import Welcome
 
 if TYPE_CHECKING:
-    from tunnelgw.edge.connector import Connector
-    from tunnelgw.edge.visit import Visit
+    from tunnelgw.edge.tunnel import Tunnel
 
 
-def welcome(guest: Connector | Visit, *, version: int, resumed: bool, received: int) -> Welcome:
+def welcome(guest: Tunnel, *, version: int, resumed: bool, received: int) -> Welcome:
     """What this worker says of itself and of the session."""
     everybody = guest.all
     return Welcome(

@@ -12,10 +12,9 @@ from tunnelgw.net.tasks import spawn
 from tunnelgw.wire.control import Notice
 
 if TYPE_CHECKING:
-    from tunnelgw.edge.connector import Connector
     from tunnelgw.edge.connectors import Connectors
     from tunnelgw.edge.office import Office
-    from tunnelgw.edge.visit import Visit
+    from tunnelgw.edge.tunnel import Tunnel
     from tunnelgw.wire.control import RenewRequest
 
 
@@ -28,11 +27,11 @@ class Renewals:
         self._office = office
         self._connectors = connectors
 
-    def ask(self, connector: Connector | Visit, request: RenewRequest) -> None:
+    def ask(self, connector: Tunnel, request: RenewRequest) -> None:
         """A connector wants a new certificate; the signing happens outside of the loop."""
         spawn(self._answer(connector, request), name=f"renewal of {connector.name}")
 
-    async def _answer(self, connector: Connector | Visit, request: RenewRequest) -> None:
+    async def _answer(self, connector: Tunnel, request: RenewRequest) -> None:
         try:
             connector.tell(await self._office.renew(connector.name, request))
         except (Refused, RemoteError, LocalError) as error:
