@@ -335,7 +335,7 @@ def test_an_answer_that_is_none_is_a_page(answer: bytes, status: bytes) -> None:
 
 
 def test_heads_and_pauses_have_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnelgw.visitor.httpproxy.HEAD_SECONDS", 0.1)
+    monkeypatch.setattr("tunnelgw.visitor.local.HEAD_SECONDS", 0.1)
     monkeypatch.setattr("tunnelgw.visitor.httpproxy.IDLE_SECONDS", 0.1)
     monkeypatch.setattr("tunnelgw.visitor.httpproxy.LINGER_SECONDS", 0.1)
 

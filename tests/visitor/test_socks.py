@@ -271,7 +271,7 @@ def test_a_password_where_one_is_asked_for() -> None:
 
 
 def test_a_head_has_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunnelgw.visitor.socks.HEAD_SECONDS", 0.1)
+    monkeypatch.setattr("tunnelgw.visitor.local.HEAD_SECONDS", 0.1)
 
     async def test(_r: FakeReach, server: LocalServer, _t: LocalService, dial: Callable[[], Awaitable[Peer]]) -> None:
         reader, writer = await dial()

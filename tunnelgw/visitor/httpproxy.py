@@ -9,25 +9,22 @@ PAC file: a web page whose name means 127.0.0.1 (DNS rebinding) gets nothing. Af
 
 from __future__ import annotations
 
-import asyncio
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tunnelgw.access.reach import parse_host
-from tunnelgw.errors import RemoteError, TunnelgwError
+from tunnelgw.errors import RemoteError
 from tunnelgw.gateway.pages import PHRASES, accepted, answer_status, error_page
 from tunnelgw.http.codec import find_request_end, parse_request_head
 from tunnelgw.http.strict import clean_request, split_fields
-from tunnelgw.net.flow import WRITE_HIGH, WRITE_LOW
-from tunnelgw.net.relay import Half, link
-from tunnelgw.net.sockets import cut
-from tunnelgw.net.tasks import spawn
+from tunnelgw.net.relay import Half
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.hostname import split_authority
 from tunnelgw.visitor.httpexchange import Exchange
-from tunnelgw.visitor.local import HEAD_SECONDS, LocalServer
+from tunnelgw.visitor.local import LocalClient, LocalServer
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from tunnelgw.http.head import Fields, RequestHead
@@ -53,19 +50,14 @@ def http_server(reach: Reach, pac: Callable[[str], bytes], *, most: int = 0) -> 
     return LocalServer(lambda server: ProxyClient(server, reach, pac), **options)
 
 
-class ProxyClient(asyncio.Protocol):
+class ProxyClient(LocalClient):
     """One connection, until it is handed over."""
 
-    __slots__ = (
-        "_accept", "_ahead", "_exchange", "_far", "_full", "_near", "_pac", "_reach", "_reading", "_seen", "_served",
-        "_server", "_state", "_task", "_transport", "armed_until", "deadline",
-    )  # fmt: skip
+    __slots__ = ("_accept", "_ahead", "_exchange", "_full", "_pac", "_reading", "_seen", "_served", "_state")
 
     def __init__(self, server: LocalServer, reach: Reach, pac: Callable[[str], bytes]) -> None:
-        self._server = server
-        self._reach = reach
+        super().__init__(server, reach)
         self._pac = pac
-        self._transport: asyncio.Transport | None = None
         self._state = HEAD
         self._ahead = b""
         self._seen = 0  # of `_ahead`: searched for the head's end without finding it
@@ -74,20 +66,8 @@ class ProxyClient(asyncio.Protocol):
         self._reading = True
         self._full = False  # the client does not read what it asked for
         self._exchange: Exchange | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._near: Half | None = None
-        self._far: Half | None = None
-        self.deadline = self.armed_until = math.inf
 
     # What the transport calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = made = cast("asyncio.Transport", transport)
-        if not self._server.enter(self):
-            cut(made)
-            return
-        made.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
-        self._arm(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         if self._state == DISCARD:
@@ -96,15 +76,12 @@ class ProxyClient(asyncio.Protocol):
             self._upload(data)
             return
         if self._state == HEAD and not self._ahead and self._served:
-            self._arm(HEAD_SECONDS)
+            self._await_head()
         self._ahead += data
         if self._state == HEAD:
             self._pump()
         elif len(self._ahead) > _AHEAD_BYTES:
             self._pause()
-
-    def eof_received(self) -> bool:
-        return False  # no client of a proxy leaves half
 
     def pause_writing(self) -> None:
         self._full = True
@@ -118,10 +95,6 @@ class ProxyClient(asyncio.Protocol):
         elif self._state == HEAD and self._ahead:
             self._pump()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's interface
-        self._transport = None
-        self._end()
-
     def on_deadline(self, now: float) -> None:
         """No whole head came in time, or nothing more."""
         del now
@@ -129,15 +102,6 @@ class ProxyClient(asyncio.Protocol):
             self._refuse(Reason.HEAD_TIMEOUT)
         else:
             self._close()
-
-    def stop(self) -> None:
-        """Cut it, and what it leads to."""
-        for half in (self._near, self._far):
-            if half is not None and half.transport is not None:
-                cut(half.transport)
-        if self._transport is not None:
-            cut(self._transport)
-        self._end()
 
     # Requests.
 
@@ -217,38 +181,18 @@ class ProxyClient(asyncio.Protocol):
         self._dial(exchange, head.host, port)
 
     def _dial(self, far: asyncio.Protocol, host: str, port: int) -> None:
-        """Ask for a connection; `far` goes on with it."""
         self._state = DIALLING
         self._arm(math.inf)
         self._pause()
-        self._task = spawn(self._reached(far, host, port), name="proxy dial")
+        super()._dial(far, host, port)
 
-    async def _reached(self, far: asyncio.Protocol, host: str, port: int) -> None:
-        try:
-            await self._reach.connect(lambda: far, host, port)
-        except TunnelgwError as error:
-            self._refuse(error.reason)
-        except OSError:
-            self._refuse(Reason.CONNECTOR_AWAY)
-        finally:
-            self._task = None
+    def _failed(self, reason: Reason) -> None:
+        self._refuse(reason)
 
     def _tunnelled(self, far: Half) -> None:
-        """The far side is connected; nothing of it was received yet."""
-        transport, self._transport = self._transport, None
-        assert far.transport is not None
-        if transport is None or transport.is_closing():
-            cut(far.transport)
-            return
-        self._state = CLOSED
-        near = self._near = Half(ended=self._end)
-        near.adopt(transport)
-        link(near, far)
-        transport.write(_ESTABLISHED)
-        if self._ahead:
-            far.transport.write(self._ahead)
-            self._ahead = b""
-        transport.resume_reading()
+        ahead, self._ahead = self._ahead, b""
+        if self._hand_over(far, _ESTABLISHED, ahead):
+            self._state = CLOSED
 
     def _upload(self, data: bytes) -> None:
         assert self._exchange is not None
@@ -280,7 +224,10 @@ class ProxyClient(asyncio.Protocol):
             self._linger()
             return
         self._state = HEAD
-        self._arm(HEAD_SECONDS if self._ahead else IDLE_SECONDS)
+        if self._ahead:
+            self._await_head()
+        else:
+            self._arm(IDLE_SECONDS)
         self.resume_upload()
         if self._ahead:
             self._pump()
@@ -305,9 +252,6 @@ class ProxyClient(asyncio.Protocol):
 
     # Inside.
 
-    def _arm(self, seconds: float) -> None:
-        self._server.wheel.arm(self, asyncio.get_running_loop().time() + seconds)
-
     def _pause(self) -> None:
         if self._reading and self._transport is not None and not self._transport.is_closing():
             self._reading = False
@@ -331,10 +275,6 @@ class ProxyClient(asyncio.Protocol):
         self.resume_upload()
         self._arm(LINGER_SECONDS)
 
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
     def _close(self) -> None:
         self._state = CLOSED
         if self._transport is not None:
@@ -343,14 +283,10 @@ class ProxyClient(asyncio.Protocol):
     def _end(self) -> None:
         self._state = CLOSED
         self._ahead = b""
-        self.deadline = math.inf
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.abandon()
-        self._server.leave(self)
+        super()._end()
 
 
 def _head(status: int, fields: Fields, length: int) -> bytes:

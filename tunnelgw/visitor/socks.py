@@ -10,23 +10,22 @@ either side ends, nothing of the other is left.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tunnelgw.errors import RemoteError, TunnelgwError
-from tunnelgw.net.relay import Half, link
-from tunnelgw.net.sockets import cut
+from tunnelgw.net.relay import Half
 from tunnelgw.net.tasks import spawn
 from tunnelgw.visitor import sockswire as wire
 from tunnelgw.visitor.association import Association
-from tunnelgw.visitor.local import HEAD_SECONDS, LocalServer
+from tunnelgw.visitor.local import LocalClient, LocalServer
 from tunnelgw.visitor.sockswire import SocksError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tunnelgw.obs.reasons import Reason
     from tunnelgw.visitor.reach import Reach
     from tunnelgw.visitor.sockswire import Request
 
@@ -37,36 +36,20 @@ def socks_server(reach: Reach, *, users: Mapping[bytes, bytes] | None = None, mo
     return LocalServer(lambda server: SocksClient(server, reach, users), **options)
 
 
-class SocksClient(asyncio.Protocol):
+class SocksClient(LocalClient):
     """One connection until it is handed over, or for as long as its association lives."""
 
-    __slots__ = (
-        "_association", "_far", "_head", "_near", "_reach", "_request", "_server", "_step", "_task", "_transport",
-        "_users", "armed_until", "deadline",
-    )  # fmt: skip
+    __slots__ = ("_association", "_head", "_request", "_step", "_users")
 
     def __init__(self, server: LocalServer, reach: Reach, users: Mapping[bytes, bytes] | None) -> None:
-        self._server = server
-        self._reach = reach
+        super().__init__(server, reach)
         self._users = users
-        self._transport: asyncio.Transport | None = None
         self._head = b""
         self._step: Callable[[bytes], int] | None = self._begin
         self._request: Request | None = None
-        self._task: asyncio.Task[None] | None = None
         self._association: Association | None = None
-        self._near: Half | None = None
-        self._far: Half | None = None
-        self.deadline = self.armed_until = math.inf
 
     # What the transport calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        if not self._server.enter(self):
-            cut(self._transport)
-            return
-        self._server.wheel.arm(self, asyncio.get_running_loop().time() + HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         if self._step is None:
@@ -85,26 +68,10 @@ class SocksClient(asyncio.Protocol):
         except RemoteError:
             self.stop()
 
-    def eof_received(self) -> bool:
-        return False  # whoever leaves before it is connected wants nothing any more
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the loop's interface
-        self._transport = None
-        self._end()
-
     def on_deadline(self, now: float) -> None:
         """The head did not come in time."""
         del now
         self.stop()
-
-    def stop(self) -> None:
-        """Cut it, and what it leads to."""
-        for half in (self._near, self._far):
-            if half is not None and half.transport is not None:
-                cut(half.transport)
-        if self._transport is not None:
-            cut(self._transport)
-        self._end()
 
     # The greeting.
 
@@ -166,38 +133,18 @@ class SocksClient(asyncio.Protocol):
             raise SocksError("port 0", wire.NOT_ALLOWED)
         else:
             transport.pause_reading()
-            self._task = spawn(self._connect(request), name="socks connect")
+            self._far = far = Half(made=self._connected)
+            self._dial(far, request.host, request.port)
         return end
 
     # What was asked for.
 
-    async def _connect(self, request: Request) -> None:
-        self._far = Half(made=self._connected)
-        far = self._far
-        try:
-            await self._reach.connect(lambda: far, request.host, request.port)
-        except TunnelgwError as error:
-            self._answer(wire.code_for(error.reason))
-        except OSError:
-            self._answer(wire.NETWORK)
-        finally:
-            self._task = None
+    def _failed(self, reason: Reason) -> None:
+        self._answer(wire.code_for(reason))
 
     def _connected(self, far: Half) -> None:
-        """The far side is connected; nothing of it was received yet."""
-        transport, self._transport = self._transport, None
-        assert far.transport is not None
-        if transport is None or transport.is_closing():
-            cut(far.transport)
-            return
-        near = self._near = Half(ended=self._end)
-        near.adopt(transport)
-        link(near, far)
-        transport.write(wire.reply(self._request, wire.GRANTED))
-        if self._head:
-            far.transport.write(self._head)
-            self._head = b""
-        transport.resume_reading()
+        head, self._head = self._head, b""
+        self._hand_over(far, wire.reply(self._request, wire.GRANTED), head)
 
     async def _associate(self, request: Request) -> None:
         transport = self._transport
@@ -222,10 +169,6 @@ class SocksClient(asyncio.Protocol):
         self._write(wire.reply(self._request, code))
         self._close()
 
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
     def _close(self) -> None:
         self._step = None
         if self._transport is not None:
@@ -234,11 +177,7 @@ class SocksClient(asyncio.Protocol):
     def _end(self) -> None:
         self._step = None
         self._head = b""
-        self.deadline = math.inf
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
         association, self._association = self._association, None
         if association is not None:
             association.close()
-        self._server.leave(self)
+        super()._end()
