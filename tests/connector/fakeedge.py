@@ -92,6 +92,7 @@ class FakeEdge:
         self.datagrams: list[tuple[int, bytes]] = []
         self.joins: list[Join] = []
         self.renewals = 0
+        self.renewals_cut = 0  # so many more are asked for in vain
         self.session: Session | None = None
         self.link: Link | None = None
         self.session_number = 0
@@ -223,6 +224,10 @@ class FakeEdge:
         return Renewed(certificate=self.authority.sign_request(message.csr, NAME), ca=self.authority.pem)
 
     def _renew(self, link: Link, message: RenewRequest) -> None:
+        if self.renewals_cut:
+            self.renewals_cut -= 1
+            link.abort()
+            return
         link.greet(self._renewed(message))
 
     # Session handler

@@ -521,6 +521,25 @@ def test_an_expired_certificate_is_exchanged(tmp_path: Path) -> None:
     run(main)
 
 
+def test_an_exchange_that_was_cut_is_tried_again_soon(tmp_path: Path) -> None:
+    """It says nothing about the certificate: as any other dial that failed, not as a refusal."""
+
+    async def main() -> None:
+        edge = await FakeEdge(tmp_path).listen()
+        day = datetime.timedelta(days=1)
+        make_identity(tmp_path / "state", edge, before=now() - 80 * day, after=now() - 10 * day)
+        edge.refuse_with = RefusedMessage("certificate_expired", "it has expired")
+        edge.renewals_cut = 2
+        connector = Connector(config(tmp_path))
+        await connector.start()
+        await until(lambda: connector.is_ready)  # for less time than a refusal makes it wait
+        assert (edge.renewals_cut, edge.renewals) == (0, 1)
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+
+
 def test_stopping_lets_streams_end(tmp_path: Path) -> None:
     async def main() -> None:
         target = await LocalService(echo=True).listen()

@@ -10,7 +10,9 @@ import pytest
 from tests.connector.athome import LOOPS, run, until
 from tests.connector.authority import TestAuthority
 from tests.connector.fakeedge import FakeEdge, config
+from tunnelgw.config.model import Endpoint
 from tunnelgw.connector.app import Connector
+from tunnelgw.connector.dial import explain
 from tunnelgw.connector.join import join_or_explain
 from tunnelgw.errors import LocalError
 from tunnelgw.identity import home, invitations
@@ -104,3 +106,8 @@ def test_a_connector_without_identity_joins_by_itself(tmp_path: Path, monkeypatc
         await edge.close()
 
     run(main)
+
+
+def test_who_hangs_up_without_a_word_is_named() -> None:
+    """As event loops report a peer that closes in the middle of a handshake."""
+    assert explain(ConnectionResetError(), Endpoint("vps", 443)) == "cannot connect to vps:443: it hung up"

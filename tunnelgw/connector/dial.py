@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunnelgw.wire.control import Greeting
 
 DIAL_SECONDS = 10.0  # resolving, connecting, TLS and the greeting together
+SIGNED_SECONDS = 30.0  # until a certificate: the edge makes a process for the signature; a small VPS takes some seconds
 NO_NAME = "tgw.invalid"  # SNI where the edge is known by an address only
 
 G = TypeVar("G", bound="Greeting")
@@ -108,9 +109,9 @@ def explain(error: BaseException, edge: Endpoint) -> str:
     if isinstance(error, socket.gaierror):
         return f"the name {edge.host} cannot be resolved: {error.strerror}"
     if isinstance(error, TimeoutError):
-        return f"no answer from {edge} within {DIAL_SECONDS:g} s"
+        return f"no answer from {edge} in time"
     if isinstance(error, OSError):
-        return f"cannot connect to {edge}: {error.strerror or error}"
+        return f"cannot connect to {edge}: {error.strerror or str(error) or 'it hung up'}"
     return str(error)
 
 

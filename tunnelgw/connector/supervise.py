@@ -234,12 +234,14 @@ class Supervisor:
             return 0.0
         if reason is Reason.CERTIFICATE_EXPIRED:
             try:
-                async with asyncio.timeout(30.0):
-                    await self._edge.renew_expired()
-            except (OSError, TunnelgwError) as error:
-                self._down(f"the certificate has expired and was not renewed: {explain(error, self._edge.endpoint)}")
-                return self._backoff.failed(self._now(), floor=_FLOOR[reason])
-            return 0.0
+                await self._edge.renew_expired()
+            except DialRefused as answer:
+                refusal, reason = answer, answer.reason
+            except (OSError, TunnelgwError) as error:  # of this dial, and no answer to the question
+                why = explain(error, self._edge.endpoint)
+                return self._failed(f"the certificate has expired and was not renewed: {why}")
+            else:
+                return 0.0
         self._expire(self._now())
         hint = f"; {refusal.hint}" if refusal.hint else ""
         self.hopeless = reason in _FLOOR
