@@ -23,6 +23,15 @@ def test_of_equals_the_oldest_goes() -> None:
     assert [crowd.add(name, name) for name in "abcd"] == [None, None, "a", "b"]
 
 
+def test_of_equals_who_holds_most_beside_it_goes() -> None:
+    crowd: Crowd[str] = Crowd(9)
+    for name in ("a0", "b0", "c0", "d0", "d1"):
+        crowd.add(name[0], name)
+    held = {"a": 1, "b": 3, "c": 3, "d": 2}
+    taken = [crowd.take(lambda key: held[str(key)]) for _ in range(6)]
+    assert taken == ["d0", "b0", "c0", "d1", "a0", None]
+
+
 def test_members_without_an_address_are_nobodys_burden() -> None:
     crowd: Crowd[str] = Crowd(3)
     assert [crowd.add(None, name) for name in "xy"] == [None, None]

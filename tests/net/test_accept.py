@@ -136,7 +136,9 @@ def test_when_all_places_are_taken_who_rests_longest_of_whoever_has_most_makes_r
         third.rest(lambda: house._leave(third, "b3, later"))
         for name in ("g0", "h0", "i0", "j0"):
             assert isinstance(house.arrive(name[0], name), CountedSocket)
-        assert house.gone == ["b2", "a0", "c5", "b4", "a1", "e0", "f0"], "busy d stays, and b3 began to rest last"
+        assert house.gone == ["b2", "a0", "b4", "c5", "a1", "e0", "f0"], (
+            "b had more, busy d stays, b3 began to rest last"
+        )
         assert (house.book.open, house.book.leaving) == (6, 0)
 
 

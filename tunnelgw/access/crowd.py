@@ -9,10 +9,13 @@ Invariant: at most `most` members after each `add`; every step costs the same ho
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
+
+_EQUALS = 16  # of the addresses with most members, looked at for the one that weighs most
 
 T = TypeVar("T", bound="Hashable")
 
@@ -63,11 +66,15 @@ class Crowd(Generic[T]):
             del self._members[key]
         self._moved(key, len(members) + 1, len(members))
 
-    def take(self) -> T | None:
-        """Who has to go now (it is no member any more); None if nobody is there."""
+    def take(self, weigh: Callable[[Hashable], int] | None = None) -> T | None:
+        """Who has to go now (it is no member any more); None if nobody is there.
+
+        weigh: what else an address key holds; of some with equally many members the one goes that holds most.
+        """
         if not self._keys:
             return None
-        key = next(iter(self._by_size[self._largest]))
+        equals = self._by_size[self._largest]
+        key = next(iter(equals)) if weigh is None else max(islice(equals, _EQUALS), key=weigh)
         member = next(iter(self._members[key]))
         self.discard(member)
         return member

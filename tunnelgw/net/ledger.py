@@ -24,7 +24,7 @@ from tunnelgw.access.shares import share
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
 # Accepted and not decided yet: a socket, what was peeked at for a moment, a timer; about 3 KB each, 6 MB.
 LOOKING_MAX = 2048
@@ -160,7 +160,7 @@ class Ledger:
 
     def _ask(self, crowd: Crowd[CountedSocket]) -> bool:
         """Make one leave: the first that came of whoever has most there. False if nobody is there."""
-        sock = crowd.take()
+        sock = crowd.take(self._open_of)
         if sock is None or sock.leave is None:
             return False
         leave, sock.leave = sock.leave, None
@@ -168,6 +168,11 @@ class Ledger:
         self.leaving += 1
         leave()
         return True
+
+    def _open_of(self, key: Hashable) -> int:
+        """Who had something under way a moment ago does not rest yet, and is no poorer for it."""
+        peer = self._peers.get(key) if isinstance(key, str) else None
+        return 1 if peer is None else peer.open
 
     @property
     def full(self) -> bool:
