@@ -266,15 +266,19 @@ def test_a_code_to_scan_on_a_terminal_only(world: World) -> None:
     port = world.service("other")
     master, slave = pty.openpty()
     command = [*TUNNELGW, "http", str(port), "--name", "preview", "--config", str(home.config)]
-    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
-        os.close(slave)
-        shown = b""
-        while b"leads to" not in shown:
-            assert select.select([master], [], [], 20)[0], shown
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    shown = b""
+    try:
+        while b"Ctrl-C" not in shown:
+            assert select.select([master], [], [], 60)[0], shown
             shown += os.read(master, 65536)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-    os.close(master)
+        assert process.wait(30) == 0, shown
+    finally:
+        process.kill()  # a test that failed is not to wait for it
+        process.wait()
+        os.close(master)
     assert shown.startswith(f"https://preview.example.com:{world.port}/".encode())
     assert shown.count("\N{LOWER HALF BLOCK}".encode()) > 20
     plain = share(home, "http", port, "--name", "preview")
