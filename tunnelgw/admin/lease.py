@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FIRST_SECONDS = 60.0  # until the edge has said yes or no; the connector gives up before
 STOP_SECONDS = 15.0
+SIGNAL_SECONDS = 1.0  # a signal that comes just before a blocking read does not end it: seen after this time at most
 
 
 class Lease:
@@ -64,10 +65,15 @@ class Lease:
 
     def lines(self) -> Iterator[Message]:
         """Events, and last the response (which has no "event"). LocalError with the connector's own text."""
-        buffer = bytearray()
+        buffer, shared = bytearray(), False
         while True:
             with explained(self._state_dir, timeout=FIRST_SECONDS):
-                data = self._sock.recv(65536)
+                try:
+                    data = self._sock.recv(65536)
+                except TimeoutError:
+                    if not shared:
+                        raise
+                    continue  # from now on it says something when there is something
             if not data:
                 raise LocalError("the connector ended, and what was shared with it")
             buffer += data
@@ -76,7 +82,8 @@ class Lease:
             for line in lines:
                 message = json.loads(line)
                 if "event" in message:
-                    self._sock.settimeout(None)  # from now on it says something when there is something
+                    self._sock.settimeout(SIGNAL_SECONDS)
+                    shared = True
                     yield message
                 else:
                     yield checked(message)
