@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import ssl
 import threading
+import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -92,3 +95,21 @@ def read_exactly(sock: socket.socket, count: int) -> bytes:
     while len(data) < count and (part := sock.recv(min(count - len(data), 262144))):
         data += part
     return bytes(data)
+
+
+def both_ways(sock: ssl.SSLSocket, data: bytes) -> bytes:
+    """Sends `data` and reads as many bytes meanwhile, in one thread: two must not share a TLS socket."""
+    received, left = bytearray(), memoryview(data)
+    end = time.monotonic() + 60
+    sock.setblocking(False)
+    while len(received) < len(data) and time.monotonic() < end:
+        readable, writable, _ = select.select([sock], [sock] if left else [], [], 0 if sock.pending() else 1)
+        if readable or sock.pending():
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if not (part := sock.recv(65536)):
+                    break
+                received += part
+        if writable:
+            with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                left = left[sock.send(left[:65536]) :]
+    return bytes(received)

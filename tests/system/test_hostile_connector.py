@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +151,6 @@ def test_frames_of_one_byte_for_visitors_who_do_not_read(world: World) -> None:
         for number in numbers:
             peer.flood(encode(frames.DATA, number, head))
         crumb = [encode(frames.DATA, number, b"xy") * 2000 for number in numbers]
-        threading.Thread(target=peer.ended, daemon=True).start()
         for _ in range(20):
             for data in crumb:
                 peer.flood(data)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.ports import free_port
 from tests.system.harness import World, port_answers, wait_until
-from tests.system.targets import RawTarget, read_all, read_exactly
+from tests.system.targets import RawTarget, both_ways, read_all, read_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -234,10 +234,7 @@ def test_tls_ends_at_the_edge_for_tcp(world: World) -> None:
             client.kill()
         body = os.urandom(2_000_000)
         with world.tls("shell.example.com") as visitor:
-            sender = threading.Thread(target=visitor.sendall, args=(body,))
-            sender.start()
-            got = read_exactly(visitor, len(body))
-            sender.join(10)
+            got = both_ways(visitor, body)
         assert hashlib.sha256(got).digest() == hashlib.sha256(body).digest()
 
 
