@@ -61,14 +61,15 @@ def test_little_is_exposed(name: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_packets_cost_one_capability(tmp_path: Path) -> None:
-    """The drop-in that docs/vpn.md shows, beside the unit."""
-    program, folder = tmp_path / "tunnelgw", tmp_path / "tunnelgw-connector.service.d"
+@pytest.mark.parametrize("name", SERVICES)
+def test_packets_cost_one_capability(tmp_path: Path, name: str) -> None:
+    """The drop-in that docs/vpn.md shows, beside the units."""
+    program, folder = tmp_path / "tunnelgw", tmp_path / f"{name}.d"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     folder.mkdir()
     shutil.copy(SYSTEMD / "packets.conf", folder)
-    unit = tmp_path / "tunnelgw-connector.service"
+    unit = tmp_path / name
     unit.write_text((SYSTEMD / unit.name).read_text().replace("/usr/local/bin/tunnelgw", str(program)))
     assert "tunnelgw" not in run("systemd-analyze", "verify", unit)
     level = re.search(

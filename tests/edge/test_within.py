@@ -12,12 +12,14 @@ from tests.connector.test_indoors import Heard, run, until
 from tests.net.test_pair import Sink
 from tunnelgw.access.grants import Grant
 from tunnelgw.config.model import Endpoint
+from tunnelgw.edge.exit import SEVERAL
 from tunnelgw.edge.within import OPENING_MAX, EdgeServices
 from tunnelgw.net.pair import stream_pair
 from tunnelgw.net.tls import private_client_context, private_server_context
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.private import messages
-from tunnelgw.private.messages import Ready, RefusedInside, WantService, WantTcp
+from tunnelgw.private import machines, messages
+from tunnelgw.private.machines import Stay
+from tunnelgw.private.messages import Ready, RefusedInside, WantPackets, WantService, WantTcp
 from tunnelgw.private.sealed import Sealed
 from tunnelgw.private.spki import fingerprint_of_pem
 from tunnelgw.wire.control import Open
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 class Place:
     """The edge's end, and visitors of the same authority."""
 
-    def __init__(self, folder: Path, listen: Endpoint | None) -> None:
+    def __init__(self, folder: Path, listen: Endpoint | None, *, alone: bool = True) -> None:
         self.authority = TestAuthority()
         self.folder = folder
         self.refused: list[Reason] = []
         server = private_server_context(*self.authority.write(folder, "edge"), authority=self.authority.pem)
-        self.within = EdgeServices(context=lambda: server, metrics=lambda: listen, refused=self.refused.append)
+        self.within = EdgeServices(
+            context=lambda: server, metrics=lambda: listen, refused=self.refused.append, alone=alone
+        )
 
     def silent(self, by: str) -> Sink:
         """A stream on which nothing is said."""
@@ -43,7 +47,7 @@ class Place:
         self.within.open(far, Open(service="edge-metrics", kind="private", by=by, key="a" * 64))  # type: ignore[arg-type]
         return sink
 
-    def come(self, by: str, want: WantService | WantTcp, *, kind: str = "private") -> Heard:
+    def come(self, by: str, want: Any, *, kind: str = "private") -> Heard:
         files = self.authority.write(self.folder, by, client=True)
         near, far = stream_pair()
         key = fingerprint_of_pem(files[0].read_text())
@@ -144,5 +148,61 @@ def test_what_is_refused_inside(tmp_path: Path, listen: Endpoint | None, want: A
         assert heard.answer == RefusedInside(reason.label, reason.text)
         heard.end.finish()
         await until(lambda: over(place))
+
+    run(main())
+
+
+class Interface:
+    """An exit for packets, without a kernel: whoever comes, stays."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.closed = False
+        self.stays: list[Stay] = []
+
+    def take(self, stream: Any, request: Any, _want: Any, _policy: Any, ended: Any) -> Stay:
+        self.stays.append(Stay(stream, request.by, ended, self.stays.remove))
+        stream.write(messages.encode(Ready()))
+        return self.stays[-1]
+
+    def cut(self, reason: Reason) -> None:
+        for stay in tuple(self.stays):
+            stay.cut(reason)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def test_whole_machines_leave_while_they_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the grant is taken away, or the edge stops; nobody new comes after that."""
+    interface = Interface()
+    monkeypatch.setattr(machines, "Machines", lambda *_, **__: interface)
+    want = WantPackets(outwards="a" * 64, inwards="b" * 64)
+
+    async def main() -> None:
+        place = Place(tmp_path, None)
+        laptop, phone = (place.come(name, want, kind="exit") for name in ("laptop", "phone"))
+        await until(lambda: laptop.heard and phone.heard)
+        place.within.review("laptop", Grant(exits=("home",)))
+        assert (laptop.reason, phone.reason) == (Reason.VISIT_NOT_GRANTED, None)
+        place.within.drain()
+        assert phone.reason is Reason.EDGE_STOPPING
+        assert not interface.stays
+        late = place.come("laptop", want, kind="exit")
+        await until(lambda: "finished" in late.heard)
+        assert late.answer == RefusedInside(Reason.EDGE_STOPPING.label, Reason.EDGE_STOPPING.text)
+        await place.within.close()
+        assert interface.closed
+        assert place.within._exit._places.taken == 0
+
+    run(main())
+
+
+def test_whole_machines_leave_from_one_worker_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        place = Place(tmp_path, None, alone=False)
+        heard = place.come("laptop", WantPackets(outwards="a" * 64, inwards="b" * 64), kind="exit")
+        await until(lambda: "finished" in heard.heard)
+        assert heard.answer == RefusedInside(Reason.NOT_IMPLEMENTED.label, SEVERAL)
+        assert place.within._exit._places.taken == 0
 
     run(main())

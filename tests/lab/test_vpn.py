@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.lab import Lab
 from tests.lab.laptop import UPLINK, Laptop
-from tests.lab.network import HOME, PUBLIC
+from tests.lab.network import HOME, PUBLIC, VPS
 from tests.lab.tunnels import LAN, missing
 from tests.system.harness import TUNNELGW, wait_until
 
@@ -81,6 +81,35 @@ def test_an_exit(laptop: Laptop) -> None:
     assert "kill switch" in laptop.exec("visitor", *TUNNELGW, "visit", "--cleanup")
     assert laptop.get("198.51.100.2") == "200"
     assert laptop.exec("visitor", *TUNNELGW, "visit", "--cleanup") == "there is nothing to undo\n"
+
+
+def test_the_edge_as_an_exit(laptop: Laptop) -> None:
+    """All of it leaves at the VPS, names included; through an upgrade of the edge, and a stop that leaves nothing."""
+    lab = laptop.lab
+    lab.tunnelgw("vps", "edge", "grant", "laptop", "--allow-exit", "edge", "--config", str(lab.edge_config))
+    names = laptop.names("internet", "203.0.113.1", "203.0.113.1")
+    laptop.resolv_conf("vps").write_text("nameserver 203.0.113.1\n")
+    laptop.before["vps"] = laptop.kernel("vps")
+    visit = laptop.visit("--exit", "edge")
+    far, near = laptop.web("internet", "203.0.113.1"), laptop.web("vps", VPS)
+    laptop.count_leaks(f"{VPS} tcp dport 443")
+    assert laptop.get("203.0.113.1") == "200"
+    assert f"{VPS} - -" in far.text()
+    assert laptop.exec("visitor", "getent", "ahostsv4", "www.example.org").split()[0] == "203.0.113.1"
+    assert "www.example.org" in names.text()
+    assert laptop.shut(VPS, HOME), "an exit leads out, not to itself or a home"
+    assert near.text().count(" - -") == 0
+    lab.edge.start(arguments=("--upgrade",))
+    wait_until(lambda: laptop.get("203.0.113.1") == "200", seconds=60, what="the exit after an upgrade")
+    lab.edge.stop()
+    laptop.wait_as_before("vps")
+    assert laptop.shut("203.0.113.1")
+    assert laptop.leaks() == 0
+    lab.edge.start()
+    wait_until(lambda: laptop.get("203.0.113.1") == "200", seconds=60, what="the exit after the edge came back")
+    assert laptop.leaks() == 0
+    assert visit.stop() == 0
+    laptop.wait_as_before("visitor")
 
 
 def test_what_was_not_granted(laptop: Laptop) -> None:

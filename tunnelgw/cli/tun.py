@@ -32,9 +32,7 @@ def tun_wish(arguments: Namespace) -> TunWish | None:
 
     kind, place = ("exit", arguments.exit) if arguments.exit else ("via", arguments.via)
     if not place:
-        raise LocalError("--tun needs --via CONNECTOR, or --exit CONNECTOR", exit_code=2)
-    if place == "edge":
-        raise LocalError("--tun leads to a connector: the edge may make no interface", exit_code=2)
+        raise LocalError("--tun needs --via CONNECTOR, --exit CONNECTOR or --exit edge", exit_code=2)
     try:
         domains = tuple(host_name(text.strip(".").lower(), wildcard=False) for text in arguments.dns_domain or ())
     except Bad as error:

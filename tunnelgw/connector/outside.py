@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnelgw.config.model import ConnectorConfig
-    from tunnelgw.connector.packets import Packets
     from tunnelgw.errors import Refused
+    from tunnelgw.private.machines import Machines
     from tunnelgw.private.messages import Want
     from tunnelgw.private.outwards import Leaving
     from tunnelgw.private.sealed import Sealed
@@ -46,7 +46,7 @@ class Beyond:
         self._exit = False
         self._open: set[Leaving] = set()
         self._executor = look_ups()
-        self._machines: Packets | None = None  # visitors that come with all their packets
+        self._machines: Machines | None = None  # visitors that come with all their packets
         self._sparing = Sparing(log)
         self.refused = 0  # addresses that somebody wanted and may not have
 
@@ -69,7 +69,7 @@ class Beyond:
             refuse_inside(stream, Reason.ADDRESS_REFUSED, ended=ended)
             return
         if isinstance(want, WantPackets):
-            self._packets().take(stream, request, want, policy, ended)
+            self._interface().take(stream, request, want, policy, ended)
             return
         egress = Egress(policy, refused=lambda error: self._note(request, error), executor=self._executor)
         left: list[Leaving] = []
@@ -93,11 +93,11 @@ class Beyond:
         if self._machines is not None:
             await self._machines.close()
 
-    def _packets(self) -> Packets:
+    def _interface(self) -> Machines:
         if self._machines is None:
-            from tunnelgw.connector.packets import Packets  # for who needs it
+            from tunnelgw.private.machines import Machines  # for who needs it
 
-            self._machines = Packets(self._networks, exit=self._exit)
+            self._machines = Machines(self._networks, exit=self._exit)
         return self._machines
 
     def _policy(self, request: Open) -> Policy:

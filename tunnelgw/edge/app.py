@@ -125,10 +125,11 @@ class Edge:
 
     def _listen_to_connectors(self) -> None:
         connectors = self.connectors
-        connectors.visits.within = EdgeServices(
+        self.within = connectors.visits.within = EdgeServices(
             context=lambda: self.office.private_context,
             metrics=lambda: self.config.metrics.listen,
             refused=connectors.counters.refuse,
+            alone=self.peers.count == 1,
         )
         connectors.on_services = Intake(self._decide).offer
         connectors.on_datagram = self.flows.received
@@ -249,6 +250,7 @@ class Edge:
         self.left = True
         self._close_listeners()
         self.certificates.retire()
+        self.within.drain()
         self.connectors.send_away(Reason.EDGE_STOPPING)  # they come back at once, to the other process
         self._wind_down = self.loop.call_later(MOVE_SECONDS, self.gateway.wind_down)
 
@@ -283,6 +285,7 @@ class Edge:
         visits = self.connectors.visits
         for visit in visits:
             visit.announce(Reason.EDGE_STOPPING)
+        self.within.drain()
         end = self.loop.time() + grace
         await asyncio.sleep(LAST_WORDS_SECONDS)
         while (self.gateway.connections or self.live or visits.streams) and self.loop.time() < end:  # noqa: ASYNC110
@@ -291,6 +294,7 @@ class Edge:
         self.door.close()
         self.tunnels.close()
         self.connectors.cut_all(Reason.EDGE_STOPPING)  # after visitors: their streams ended in order if they could
+        await self.within.close()
         await self.certificates.stop()
         self.wheel.close()
 

@@ -48,7 +48,7 @@ STREAMS_MAX = 32  # of the metrics: a descriptor each; a scraper has one
 class EdgeServices:
     """Implements `visits.Within`. `context`: of the private end; `metrics`: where they are served, None: nowhere.
 
-    refused: counts a reason.
+    refused: counts a reason; alone: there are no other workers.
     """
 
     def __init__(
@@ -57,11 +57,12 @@ class EdgeServices:
         context: Callable[[], ssl.SSLContext],
         metrics: Callable[[], Endpoint | None],
         refused: Callable[[Reason], None],
+        alone: bool = True,
     ) -> None:
         self._context = context
         self._metrics = metrics
         self._refused = refused
-        self._exit = ExitHere(refused)
+        self._exit = ExitHere(refused, alone=alone)
         self.opening = Shares(OPENING_MAX)
         self.streams = Shares(STREAMS_MAX)
         self._guests: dict[str, set[_Guest]] = {}  # by visitor: all but those that left
@@ -89,6 +90,14 @@ class EdgeServices:
         guest = _Guest(self, request)
         self._guests.setdefault(request.by, set()).add(guest)
         guest.begin(stream, self._context())
+
+    def drain(self) -> None:
+        """The edge is stopping, or another process takes over: what never ends by itself ends now."""
+        self._exit.drain()
+
+    async def close(self) -> None:
+        """Return when nothing of this is left on the machine."""
+        await self._exit.close()
 
     def forget(self, guest: _Guest) -> None:
         """It is over, or left."""

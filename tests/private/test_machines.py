@@ -12,11 +12,10 @@ import pytest
 from tunnelgw.access.packets import FRAGMENT, ICMP, NO_PORT, TCP, UDP
 from tunnelgw.access.pools import Pool
 from tunnelgw.access.reach import Policy
-from tunnelgw.connector import packets
-from tunnelgw.connector.packets import Packets, _plain
 from tunnelgw.errors import LocalError
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.private import messages
+from tunnelgw.private import machines, messages
+from tunnelgw.private.machines import Machines, _plain
 from tunnelgw.private.messages import Ready, RefusedInside, WantPackets
 
 WANT = WantPackets(outwards="a" * 64, inwards="b" * 64)
@@ -73,13 +72,13 @@ class Host:
         """Nothing was held."""
 
 
-def home(patch: pytest.MonkeyPatch) -> tuple[Packets, Host]:
+def home(patch: pytest.MonkeyPatch) -> tuple[Machines, Host]:
     host = Host()
-    patch.setattr(packets, "PacketHost", lambda *_, **__: host)
-    return Packets(("192.168.1.0/24",), exit=False), host
+    patch.setattr(machines, "PacketHost", lambda *_, **__: host)
+    return Machines(("192.168.1.0/24",), exit=False), host
 
 
-async def come(home: Packets, name: str, key: str, ended: list[str]) -> Stream:
+async def come(home: Machines, name: str, key: str, ended: list[str]) -> Stream:
     stream = Stream()
     request: Any = SimpleNamespace(by=name, key=key)
     home.take(stream, request, WANT, POLICY, lambda: ended.append(name))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Visitors whose whole machine comes in: their private streams, and the interface that takes their packets.
 
 The stream says that somebody is there and carries the keys; the packets are its datagrams. What a visitor may reach is
-decided as for its connections, by the file and the grant, for each packet.
+decided as for its connections, by the policy of whoever it leaves from (a connector, or the edge), for each packet.
 
 Invariant: a place at the interface lives exactly as long as its stream.
 """
@@ -24,6 +24,7 @@ from tunnelgw.private import messages
 from tunnelgw.private.messages import Ready
 from tunnelgw.private.names import PORT as NAMES
 from tunnelgw.private.opening import refuse_inside
+from tunnelgw.private.outwards import Leaving
 from tunnelgw.private.packets import PacketHost
 from tunnelgw.private.steady import Steady, sealing
 
@@ -48,25 +49,25 @@ def machine_name() -> str:
         return socket.gethostname()
 
 
-class Packets:
-    """All of one connector. Inputs: `take`, `change`, `cut`, `close`."""
+class Machines:
+    """All that leave from one process. Inputs: `take`, `change`, `cut`, `close`."""
 
     def __init__(self, networks: tuple[str, ...], *, exit: bool) -> None:  # noqa: A002
         self._host = PacketHost(machine_name(), _plain(networks), exit=exit)
         self._stays: dict[str, Stay] = {}  # by visitor
 
-    def take(self, stream: Sealed, request: Open, want: WantPackets, policy: Policy, ended: Callable[[], None]) -> None:
+    def take(self, stream: Sealed, request: Open, want: WantPackets, policy: Policy, ended: Callable[[], None]) -> Stay:
         """A visitor whose key was checked."""
         # With its key: another edge may know somebody else by that name.
-        stay = Stay(stream, f"{request.by} {request.key}", ended)
+        stay = Stay(stream, f"{request.by} {request.key}", ended, self._over)
         before = self._stays.get(stay.visitor)
         self._stays[stay.visitor] = stay
         if before is not None:
             before.cut(Reason.SUPERSEDED)
         spawn(self._open(stay, want, policy), name="a visitor's packets")
+        return stay
 
     async def _open(self, stay: Stay, want: WantPackets, policy: Policy) -> None:
-
         host = self._host
         steady: Steady | None = None
 
@@ -80,7 +81,7 @@ class Packets:
         try:
             guest = await host.open(stay.visitor, lambda *packet: self._allowed(policy, *packet), send)
         except TunnelgwError as error:
-            self._over(stay)
+            self._over(stay)  # nothing to take back; the stream ends when the visitor has read why
             log.warning("visitor %s wants to send packets: %s", stay.visitor.split()[0], error.text)
             refuse_inside(stay.stream, Reason.NOT_IMPLEMENTED, text=error.text, ended=stay.end)
             return
@@ -90,7 +91,7 @@ class Packets:
         outer = cast("Stream", stay.stream.outer)
         sealer, opener = seals(want.inwards), opens(want.outwards)
         steady = Steady(outer, sealer, opener, guest.receive, loop=asyncio.get_running_loop())
-        stay.begin(guest, steady, lambda: self._over(stay))
+        stay.begin(guest, steady)
         pool = host.pool
         assert pool is not None
         answer = Ready(
@@ -121,7 +122,6 @@ class Packets:
     def cut(self, reason: Reason) -> None:
         """End what is open."""
         for stay in list(self._stays.values()):
-            self._over(stay)
             stay.cut(reason)
 
     async def close(self) -> None:
@@ -134,27 +134,26 @@ class Packets:
             del self._stays[stay.visitor]
 
 
-class Stay:
+class Stay(Leaving):
     """One visitor's stream, while its packets come. The stream's sink once it began."""
 
     __slots__ = ("over", "stream", "visitor", "_ended", "_flow", "_guest", "_left")
 
-    def __init__(self, stream: Sealed, visitor: str, ended: Callable[[], None]) -> None:
+    def __init__(self, stream: Sealed, visitor: str, ended: Callable[[], None], left: Callable[[Stay], None]) -> None:
         self.over = False
         self.stream = stream
         self.visitor = visitor
         self._ended: Callable[[], None] | None = ended
         self._guest: Guest | None = None
         self._flow: Steady | None = None
-        self._left: Callable[[], None] = lambda: None
+        self._left = left
         stream.sink = self
 
-    def begin(self, guest: Guest, flow: Steady, left: Callable[[], None]) -> None:
+    def begin(self, guest: Guest, flow: Steady) -> None:
         """It has its place."""
-        self._guest, self._flow, self._left = guest, flow, left
+        self._guest, self._flow = guest, flow
 
     def cut(self, reason: Reason) -> None:
-        """End it from here."""
         if not self.stream.closed:
             self.stream.reset(reason)
         self.end()
@@ -166,7 +165,7 @@ class Stay:
             self._flow.close()
         if self._guest is not None:
             self._guest.close()
-        self._left()
+        self._left(self)
         ended, self._ended = self._ended, None
         if ended is not None:
             ended()
