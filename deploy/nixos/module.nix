@@ -107,6 +107,9 @@ in
       };
       users.groups.tunnelgw = { };
       environment.systemPackages = [ cfg.package ];
+      # Programs may choose BBR, which fills a line that loses packets (docs/performance.md).
+      boot.kernelModules = [ "tcp_bbr" ];
+      boot.kernel.sysctl."net.ipv4.tcp_allowed_congestion_control" = lib.mkDefault "reno cubic bbr";
     })
 
     (mkIf cfg.edge.enable {

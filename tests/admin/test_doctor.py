@@ -112,6 +112,15 @@ def test_a_clock_that_cannot_be_compared_is_no_failure(reply: bytes) -> None:
         assert doctor.clock(["127.0.0.1"], host="x", port=port).ok
 
 
+@pytest.mark.parametrize(("allowed", "text"), [("reno cubic bbr", "BBR, wherever"), ("reno cubic", "no BBR, so slow")])
+def test_bbr(tmp_path: Path, allowed: str, text: str) -> None:
+    (tmp_path / "allowed").write_text(f"{allowed}\n")
+    check = doctor.lossy_lines(tmp_path / "allowed")
+    assert check.ok
+    assert check.text.startswith(text)
+    assert doctor.lossy_lines(tmp_path / "hidden").text.startswith("no BBR")
+
+
 def test_names_and_ports(free_port: int) -> None:
     assert doctor.resolve("localhost")[0].ok
     check, addresses = doctor.resolve("does-not-exist.invalid")

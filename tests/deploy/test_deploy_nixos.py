@@ -47,5 +47,11 @@ def test_hardening_is_that_of_the_units() -> None:
     service = unit.split("[Service]")[1].split("[Install]")[0]
     for line in service.splitlines():
         key, equals, _ = line.partition("=")
-        if equals and not line.startswith("#") and key != "ConfigurationDirectory":
+        # The module has options of NixOS for what ExecStartPre does.
+        if equals and not line.startswith("#") and key not in ("ConfigurationDirectory", "ExecStartPre"):
             assert re.search(rf"\b{key} = ", TEXT), key
+
+
+def test_bbr_may_be_chosen() -> None:
+    assert 'boot.kernelModules = [ "tcp_bbr" ];' in TEXT
+    assert '"net.ipv4.tcp_allowed_congestion_control" = lib.mkDefault "reno cubic bbr";' in TEXT

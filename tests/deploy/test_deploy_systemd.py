@@ -25,11 +25,25 @@ def settings(name: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in (SYSTEMD / name).read_text().splitlines():
         key, equals, value = line.partition("=")
-        if equals and not line.startswith("#"):
+        if equals and not line.startswith("#") and key != "ExecStartPre":
             # A second filter takes away from the first.
             assert key not in found or (key, value) == ("SystemCallFilter", "~@privileged"), key
             found.setdefault(key, value)
     return found
+
+
+def preparations(name: str) -> list[str]:
+    """What systemd runs first."""
+    return re.findall(r"^ExecStartPre=(.*)$", (SYSTEMD / name).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_bbr_is_allowed_where_that_can_be(name: str) -> None:
+    """As root ("+"), and a kernel without it is no failure ("-")."""
+    assert preparations(name) == [
+        "-+/usr/sbin/modprobe -q tcp_bbr",
+        '-+/usr/sbin/sysctl -q "net.ipv4.tcp_allowed_congestion_control=reno cubic bbr"',
+    ]
 
 
 def run(*command: str | Path) -> str:

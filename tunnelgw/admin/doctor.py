@@ -14,6 +14,7 @@ import ssl
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunnelgw.config.model import Endpoint
@@ -22,7 +23,6 @@ from tunnelgw.net.tls import TUNNEL_ALPN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from tunnelgw.config.model import ServiceConfig, Target
 
@@ -30,6 +30,7 @@ DIAL_SECONDS = 5.0
 # Certificates are valid from an hour before they were made; beyond this a wrong clock begins to matter.
 CLOCK_TOLERANCE_SECONDS = 60.0
 EXPIRES_SOON_SECONDS = 7 * 86400.0
+BBR_ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 _PROBE = "tunnelgw-doctor"
 
 
@@ -157,6 +158,19 @@ def orders(problem: str, *, name: str, kinds: Sequence[str]) -> Check:
         ports = " or ".join({"http-01": "80", "tls-alpn-01": "443"}[kind] for kind in kinds)
         advice = f"the issuer must reach this machine by that name on port {ports}: look at DNS, the firewall, listen"
     return Check(name, False, problem, f"{advice}; then run: tunnelgw edge certificate renew HOST")
+
+
+def lossy_lines(allowed: Path = BBR_ALLOWED) -> Check:
+    """May a program that is not root choose BBR? If not all works, but slowly where packets are lost: no failure."""
+    name = "congestion control"
+    try:
+        if "bbr" in allowed.read_text().split():
+            return Check(name, True, "BBR, wherever a line is long or full")
+    except OSError:
+        pass  # a container that hides it
+    return Check(
+        name, True, 'no BBR, so slow on lines that lose packets: see docs/install.md, "Lines that lose packets"'
+    )
 
 
 def private(path: Path) -> Check:

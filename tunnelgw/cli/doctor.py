@@ -66,6 +66,7 @@ def _home(path: Path) -> Iterator[Check]:
     config = load_connector(path)
     yield doctor.Check("configuration", True, str(path))
     yield from _identities(config)
+    yield doctor.lossy_lines()
     running = True
     try:
         status = call(config.state_dir, {"command": "status"})["status"]
@@ -153,6 +154,7 @@ def _edge(path: Path) -> Iterator[Check]:
     yield from _reach_edge(config.address, tunnel_client_context(None, None, authority=authority))
     _, addresses = doctor.resolve(config.address.host)
     yield doctor.points_here(config.domain, addresses)
+    yield doctor.lossy_lines()
     yield from _served(config)
 
 
