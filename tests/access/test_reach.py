@@ -56,6 +56,17 @@ def hidden_in(inner: str) -> list[str]:
     return [str(ipaddress.IPv6Address(found)) for found in numbers]
 
 
+def test_an_exit_leads_out_and_not_to_its_neighbours() -> None:
+    """With IPv6 the addresses of a home are public ones."""
+    near = {ipaddress.ip_address("2a00:1:2:3::5")}
+    leads_out = Policy((), (), exit=True)
+    leads_out.check(ipaddress.ip_address("2a00:1:2:4::5"), 80, is_near=near.__contains__)
+    with pytest.raises(Refused):
+        leads_out.check(ipaddress.ip_address("2a00:1:2:3::5"), 80, is_near=near.__contains__)
+    listed = Policy(("2a00:1:2:3::/64",), ("2a00:1:2:3::/64",), exit=True)
+    listed.check(ipaddress.ip_address("2a00:1:2:3::5"), 80, is_near=near.__contains__)
+
+
 def test_only_what_both_sides_name() -> None:
     policy = Policy(HOME, ("192.168.0.0/16", "10.0.0.0/8"))
     assert allowed(policy, "192.168.1.7")

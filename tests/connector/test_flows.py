@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from pathlib import Path
@@ -231,6 +232,24 @@ def test_a_target_that_refuses_ends_the_flow() -> None:
             it.open()
             it.send(b"a")
             assert await it.told() == [(FIRST, datagrams.closed(Reason.TARGET_REFUSED))]
+            assert not len(it.flows)
+
+    run(main)
+
+
+def test_a_target_that_went_away_ends_the_flow() -> None:
+    """So that the visitor's next datagram looks where it is now; one that was only too large ends nothing."""
+
+    async def main() -> None:
+        with World() as it:
+            it.open()
+            it.send(b"a")
+            await it.asked()
+            (flow,) = it.flows._by_visitor.values()
+            flow._failed(OSError(errno.EMSGSIZE, "Message too long"))
+            assert len(it.flows) == 1
+            flow._failed(OSError(errno.EHOSTUNREACH, "No route to host"))
+            assert await it.told() == [(FIRST, datagrams.closed(Reason.TARGET_UNREACHABLE))]
             assert not len(it.flows)
 
     run(main)

@@ -103,7 +103,7 @@ def test_only_what_is_granted(tunnels: Tunnels) -> None:
         tunnels.web(role, address)
     gateway = tunnels.kernel("home")["addresses"][-1].split()[1].partition("/")[0]
     assert tunnels.get(LAN) == "200"
-    table = ("table", "29799")
+    table = ("table", "29798")
     for address in ("192.168.1.2", "100.64.0.2", "127.0.0.1", "169.254.169.254"):
         tunnels.exec("visitor", "ip", "route", "replace", address, "dev", "tgw-visit", *table)
         assert tunnels.shut(address, options=("--interface", "tgw-visit")), address
@@ -122,7 +122,7 @@ def test_the_kernel_alone_lets_nobody_further(tunnels: Tunnels) -> None:
         tunnels.web(role, address)
     assert tunnels.get(LAN) == "200"
     for address in ("192.168.1.2", "100.64.0.2", "10.181.240.200", "198.51.100.2", "169.254.169.254", "127.0.0.1"):
-        tunnels.exec("visitor", "ip", "route", "replace", address, "dev", "tgw-visit", "table", "29799")
+        tunnels.exec("visitor", "ip", "route", "replace", address, "dev", "tgw-visit", "table", "29798")
         assert tunnels.shut(address, options=("--interface", "tgw-visit")), address
         assert not tunnels.ping(address, "-I", "tgw-visit"), address
 

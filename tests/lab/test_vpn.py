@@ -62,11 +62,13 @@ def test_an_exit(laptop: Laptop) -> None:
     laptop.names("internet", "203.0.113.1", "198.51.100.2")
     laptop.resolv_conf("visitor").write_text("nameserver 203.0.113.1\n")
     visit = laptop.visit("--exit", "home")
-    web = laptop.web("vps", "198.51.100.2")
+    web, inside = laptop.web("vps", "198.51.100.2"), laptop.web("router", "2001:db8:4::1")
+    laptop.exec("home", "curl", "-sf", "-o", "/dev/null", "http://[2001:db8:4::1]:8000/")
     laptop.count_leaks("198.51.100.2 tcp dport 443")
     assert laptop.get("198.51.100.2") == "200"
     assert f"{PUBLIC[0]} - -" in web.text()
     assert laptop.shut("2001:db8:4::1"), "an exit leads out, not into home"
+    assert inside.text().count("GET") == 1
     assert laptop.leaks() == 0
     laptop.lab.edge.stop()
     assert laptop.shut("198.51.100.2")

@@ -1,4 +1,4 @@
-"""Which addresses are this machine's own."""
+"""Which addresses are this machine's own, and which its neighbours'."""
 
 from __future__ import annotations
 
@@ -45,9 +45,16 @@ ip address add 198.51.100.2/25 dev one
 ip address add 198.51.100.10/25 dev one
 ip address add 2001:db8::2/64 dev one nodad
 ip route add local 203.0.113.0/24 dev lo
+ip route add default via 198.51.100.1
+ip route add 192.0.2.0/24 via 198.51.100.1
+ip -6 route add default via 2001:db8::1
 exec "$0" -c '
 import ipaddress
-from tunnelgw.net.route import is_own
+from tunnelgw.net.route import is_near, is_own
+for text in ("198.51.100.3", "198.51.100.1", "2001:db8::3", "2001:db8::1"):
+    assert is_near(ipaddress.ip_address(text)), text
+for text in ("8.8.8.8", "192.0.2.7", "2001:db8:1::3"):
+    assert not is_near(ipaddress.ip_address(text)), text
 for text in ("198.51.100.2", "198.51.100.10", "2001:db8::2", "203.0.113.9"):
     assert is_own(ipaddress.ip_address(text)), text
 for text in ("198.51.100.3", "198.51.100.127", "2001:db8::3", "8.8.8.8"):

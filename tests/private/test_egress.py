@@ -306,6 +306,10 @@ def test_a_changed_policy_reaches_old_flows(monkeypatch: pytest.MonkeyPatch) -> 
         way.policy = to("10.0.0.0/8")
         flow.send(b"y", "127.0.0.1", port)
         assert flow.dropped == 1
+        way.policy = to("127.0.0.1/32")
+        flow.send(b"z", "127.0.0.1", port)
+        await until(lambda: b"Z" in got)
+        assert got == [b"X", b"Z"]
         flow.close()
         service.transport.close()
 

@@ -7,27 +7,27 @@ import pytest
 from tunnelgw.visitor.routes import addresses, is_exit, lines, parsed
 
 OWN = ["10.1.2.3", "fd00::3"]
-RULE = "rule add not fwmark 0x74677600 table 29799 priority 29799"
+RULE = "rule add not fwmark 0x74677600 table 29798 priority 29798"
 
 
 def test_networks() -> None:
     four = lines(4, ["192.168.1.0/24", "fd00:1::/64"], OWN, ["10.1.2.1"], ["192.168.1.1", "fe80::1"])
     assert four == [
-        "route add 192.168.1.0/24 dev tgw-visit table 29799 src 10.1.2.3",
-        "route add 10.1.2.1/32 dev tgw-visit table 29799 src 10.1.2.3",
-        "route add throw 192.168.1.1/32 table 29799",
+        "route add 192.168.1.0/24 dev tgw-visit table 29798 src 10.1.2.3",
+        "route add 10.1.2.1/32 dev tgw-visit table 29798 src 10.1.2.3",
+        "route add throw 192.168.1.1/32 table 29798",
         RULE,
     ]
     assert lines(6, ["192.168.1.0/24", "fd00:1::/64"], OWN, ["10.1.2.1"], [])[0] == (
-        "route add fd00:1::/64 dev tgw-visit table 29799 src fd00::3"
+        "route add fd00:1::/64 dev tgw-visit table 29798 src fd00::3"
     )
 
 
 def test_a_family_that_the_exit_has_not_leads_nowhere() -> None:
-    assert lines(6, ["0.0.0.0/0"], OWN[:1], [], ["2001:db8::1"]) == ["route add unreachable ::/0 table 29799", RULE]
+    assert lines(6, ["0.0.0.0/0"], OWN[:1], [], ["2001:db8::1"]) == ["route add unreachable ::/0 table 29798", RULE]
     assert "throw" not in "".join(lines(4, ["0.0.0.0/0"], OWN, [], ["192.168.1.1"])), "nothing stays outside"
     assert lines(6, ["0.0.0.0/0", "::/0"], OWN, [], []) == [
-        "route add ::/0 dev tgw-visit table 29799 src fd00::3",
+        "route add ::/0 dev tgw-visit table 29798 src fd00::3",
         RULE,
     ]
     assert is_exit(["0.0.0.0/0"])

@@ -206,10 +206,18 @@ class Policy:
         self._listed = tuple(rule for rule in self._offered if rule.network is not None and rule.network.prefixlen)
         self.exit = exit
 
-    def check(self, address: Address, port: int, *, is_own: Callable[[Address], bool] = lambda _: False) -> None:
+    def check(
+        self,
+        address: Address,
+        port: int,
+        *,
+        is_own: Callable[[Address], bool] = lambda _: False,
+        is_near: Callable[[Address], bool] = lambda _: False,
+    ) -> None:
         """`Refused(ADDRESS_REFUSED)` unless this resolved address and port may be reached.
 
-        `is_own` says whether the machine would reach itself there.
+        `is_own` says whether the machine would reach itself there, `is_near` whether a neighbour: with IPv6 a home's
+        addresses are public, and an exit leads out, not into home.
         """
         if isinstance(address, ipaddress.IPv6Address):
             if address.scope_id is not None:
@@ -226,19 +234,30 @@ class Policy:
         if offered and any(rule.covers(address, port) for rule in self._granted):
             return
         if self.exit and is_public(address):
+            if is_near(address):
+                raise _refused(f"{address} is in a network of the exit's own, which is in none of its networks")
             return
         raise _refused(f"{address} port {port} is not among what is {'granted' if offered else 'offered'}")
 
-    def passes(self, address: Address, *, whole: bool, is_own: Callable[[Address], bool] = lambda _: False) -> bool:
+    def passes(
+        self,
+        address: Address,
+        *,
+        whole: bool,
+        is_own: Callable[[Address], bool] = lambda _: False,
+        is_near: Callable[[Address], bool] = lambda _: False,
+    ) -> bool:
         """Whether every port of this address may be reached (`whole`), or any: for what has no port."""
         rules = (*self._offered, *self._granted)
         ends = {port for rule in rules for port in (rule.first, rule.last, rule.first - 1, rule.last + 1)}
         ports = sorted(port for port in {*ALL_PORTS, *ends} if 1 <= port <= ALL_PORTS[1])  # each stretch has one
-        return (all if whole else any)(self._passes(address, port, is_own) for port in ports)
+        return (all if whole else any)(self._passes(address, port, is_own, is_near) for port in ports)
 
-    def _passes(self, address: Address, port: int, is_own: Callable[[Address], bool]) -> bool:
+    def _passes(
+        self, address: Address, port: int, is_own: Callable[[Address], bool], is_near: Callable[[Address], bool]
+    ) -> bool:
         try:
-            self.check(address, port, is_own=is_own)
+            self.check(address, port, is_own=is_own, is_near=is_near)
         except Refused:
             return False
         return True

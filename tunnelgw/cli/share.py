@@ -52,7 +52,8 @@ def run(arguments: Namespace) -> int:
         "seconds": arguments.seconds or 0,
     }
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
     shared: Lease | None = None
     own: OwnConnector | None = None
     try:

@@ -12,6 +12,7 @@ goes to the visitor of its socket, or nowhere; the order of a flow is kept; noth
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 PER_TURN = 32  # datagrams of one flow in one turn: others wait a millisecond at most
 WAITING_MOST = 16  # datagrams of one flow while its target's name is looked up
 PART = 4  # new flows and proven ones may have so much of the places that streams may have: those stay reachable
+# What one datagram meets, and the next one may not: too large for the path, no room, forbidden by a rule.
+PASSING = frozenset((errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM))
 NAME_SHOWN = 80  # characters of a service name that the edge sent
 _BUFFER = memoryview(bytearray(1 + 65536))  # DATA's byte, then what a target says
 _BEHIND = _BUFFER[1:]
@@ -87,11 +90,8 @@ class HomeFlow:
             sock.send(b"".join((self._header, data)) if self._header else data)
         except (BlockingIOError, InterruptedError):
             return
-        except ConnectionRefusedError:  # ICMP's answer to an earlier one
-            self.flows.refused(self)
-            return
-        except OSError as error:  # too large for the path, no route
-            log.debug("service %s: a datagram was not sent: %s", self.origin.service.name, error)
+        except OSError as error:  # ICMP's answer to an earlier one, among others
+            self._failed(error)
             return
         if self._first:
             self._header = b""
@@ -121,16 +121,19 @@ class HomeFlow:
                 size = self.sock.recv_into(_BEHIND)
             except (BlockingIOError, InterruptedError):
                 return
-            except ConnectionRefusedError:
-                self.flows.refused(self)
-                return
             except OSError as error:
-                log.debug("service %s: %s", self.origin.service.name, error)
+                self._failed(error)
                 return
             self.answered = True
             tunnel = self.tunnel
             if tunnel is not None and tunnel.session is not None:
                 tunnel.session.send_datagram(self.number, self._message(size))
+
+    def _failed(self, error: OSError) -> None:
+        if error.errno in PASSING:
+            log.debug("service %s: a datagram was lost: %s", self.origin.service.name, error)
+        else:  # the target, or our own address, is gone: the visitor's next datagram begins anew
+            self.flows.lost(self, error)
 
     def _message(self, size: int) -> bytes:
         """What the target said, behind DATA's byte; a Simple Proxy Protocol header that comes back is taken off."""
@@ -192,12 +195,13 @@ class HomeFlows:
         if self._wheel is not None:
             self._wheel.close()
 
-    def refused(self, flow: HomeFlow) -> None:
-        """Nobody listens at the target; another address of its name is tried next."""
+    def lost(self, flow: HomeFlow, error: OSError) -> None:
+        """Nobody listens at the target, or nothing leads there; another address of its name is tried next."""
         target, port = flow.origin.service.target, flow.origin.service.target_port(flow.visitor[4])
+        refused = isinstance(error, ConnectionRefusedError)
         self._targets.turn(target.host, port)
-        self._warn(flow, f"{target.host} port {port}: refused")
-        self.end(flow, Reason.TARGET_REFUSED)
+        self._warn(flow, f"{target.host} port {port}: {'refused' if refused else error.strerror or error}")
+        self.end(flow, Reason.TARGET_REFUSED if refused else Reason.TARGET_UNREACHABLE)
 
     def end(self, flow: HomeFlow, reason: Reason | None) -> None:
         """The flow is over; `reason`: what the edge hears (None: nothing). Idempotent."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tunnelgw.access.reach import parse_host
 from tunnelgw.errors import OriginError, Refused
 from tunnelgw.net import eyeballs, sockets
-from tunnelgw.net.route import is_own
+from tunnelgw.net.route import is_near, is_own
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tunnelgw.access.reach import Address, Policy
     from tunnelgw.net.eyeballs import Place
 
-LOOK_UPS = 4  # at once for all visitors; a resolver that does not answer holds a thread for up to 30 seconds
+LOOK_UPS = 16  # at once for all visitors; a resolver that does not answer holds a thread for up to 30 seconds
 DIAL_SECONDS = 10.0  # resolving and connecting; a browser's own patience is longer
 
 
@@ -104,7 +104,7 @@ class Egress:
             raise self._told(Refused(str(error), reason=Reason.ADDRESS_REFUSED)) from None
 
     def _check(self, address: Address, port: int) -> None:
-        self.policy.check(address, port, is_own=is_own)
+        self.policy.check(address, port, is_own=is_own, is_near=is_near)
 
     def _told(self, error: Refused) -> Refused:
         if self._refused is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from tunnelgw.access.packets import FRAGMENT, ICMP, ICMP6, TCP, UDP
 from tunnelgw.errors import TunnelgwError
-from tunnelgw.net.route import is_own
+from tunnelgw.net.route import is_near, is_own
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.private import messages
@@ -108,11 +108,11 @@ class Machines:
             return protocol in (ICMP, ICMP6) or port == NAMES
         if protocol in (TCP, UDP) and port != FRAGMENT:
             try:
-                policy.check(address, port, is_own=is_own)
+                policy.check(address, port, is_own=is_own, is_near=is_near)
             except TunnelgwError:
                 return False
             return True
-        return policy.passes(address, whole=port == FRAGMENT, is_own=is_own)
+        return policy.passes(address, whole=port == FRAGMENT, is_own=is_own, is_near=is_near)
 
     def change(self, networks: tuple[str, ...], *, exit: bool) -> None:  # noqa: A002
         """The file offers something else: what is open under the old one is cut, and comes again."""

@@ -84,6 +84,7 @@ class EgressFlow:
             place = self._egress.place(found, port)
         except Refused:
             self.dropped += 1
+            place = None  # what was known of it is over
         self._note(key, place)
         if place is not None:
             self._send(data, place)

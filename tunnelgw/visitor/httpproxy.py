@@ -143,7 +143,8 @@ class ProxyClient(LocalClient):
             raise RemoteError("the proxy itself is only read", reason=Reason.METHOD_REFUSED)
         if target.partition(b"?")[0] != b"/proxy.pac":
             raise RemoteError("the proxy has /proxy.pac and nothing else", reason=Reason.NO_ROUTE)
-        body = self._pac(hosts[0].decode("ascii"))
+        host, port = split_authority(hosts[0])
+        body = self._pac(f"[{host}]:{port or 80}" if ":" in host else f"{host}:{port or 80}")
         self._write(_head(200, _PAC_FIELDS, len(body)) + (body if method == b"GET" else b""))
         self._close()
 

@@ -17,7 +17,7 @@ from tunnelgw.access.nftables import MARK, VISIT_TUN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TABLE = PRIORITY = 29799  # 0x7467, "tg"
+TABLE = PRIORITY = 29798  # beside 0x7467, "tg", which the table of transparent services has
 DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 FAMILIES = (4, 6)
 
