@@ -12,6 +12,7 @@ from tests.visitor.fakes import FakeReach
 from tunnelgw.config.model import Endpoint
 from tunnelgw.errors import OriginError, Refused
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.visitor import httpproxy
 from tunnelgw.visitor.httpproxy import http_server
 
 if TYPE_CHECKING:
@@ -262,6 +263,18 @@ def test_what_is_ambiguous_or_not_served_is_refused_and_nothing_dialled(sent: by
         assert answer.startswith(b"HTTP/1.1 " + status)
         assert answer.count(b"HTTP/1.1") == 1
         assert not place.reach.asked
+
+    with_place(test)
+
+
+def test_the_pac_file_of_port_80_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients leave that port out."""
+    monkeypatch.setattr(httpproxy.ProxyClient, "_is_here", lambda *_: True)
+
+    async def test(place: Place) -> None:
+        for host, named in (("127.0.0.1", b"127.0.0.1:80"), ("[::1]", b"[::1]:80")):
+            answer = await place.ask(f"GET /proxy.pac HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert answer.endswith(b"for " + named)
 
     with_place(test)
 

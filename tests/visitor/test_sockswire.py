@@ -126,3 +126,15 @@ def test_replies_in_the_clients_version() -> None:
 )  # fmt: skip
 def test_reasons_have_their_codes(reason: Reason, code: int) -> None:
     assert wire.code_for(reason) == code
+
+
+@pytest.mark.parametrize(
+    "reason", [Reason.PARK_TIMEOUT, Reason.PARK_LIMIT, Reason.EDGE_REPLACED, Reason.CONNECTOR_AWAY]
+)
+def test_a_home_that_is_away_is_an_unreachable_network(reason: Reason) -> None:
+    assert wire.code_for(reason) == wire.NETWORK
+
+
+@pytest.mark.parametrize("reason", [Reason.NOT_IMPLEMENTED, Reason.WITHDRAWN, Reason.VISIT_NOT_GRANTED])
+def test_what_is_not_offered_is_not_allowed(reason: Reason) -> None:
+    assert wire.code_for(reason) == wire.NOT_ALLOWED
