@@ -262,17 +262,24 @@ def disks_full(lab: Lab, *, seconds: float = 1.0, meanwhile: Callable[[], None] 
 
 
 @contextmanager
-def exhausted(program: Program) -> Iterator[None]:
-    """Not one more descriptor for this program's processes, beyond those that they have."""
-    before = {}
-    try:
+def exhausted(program: Program) -> Iterator[Callable[[], None]]:
+    """Not one more descriptor for this program's processes, beyond those that they have.
+
+    To be called again when some were given back meanwhile, which would be free to take.
+    """
+    before: dict[int, tuple[int, int]] = {}
+
+    def tighten() -> None:
         for pid in program.pids():
             with suppress(ProcessLookupError, FileNotFoundError):  # a child that signs ends by itself
                 taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-                before[pid] = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+                before.setdefault(pid, resource.prlimit(pid, resource.RLIMIT_NOFILE))
                 limit = min(set(range(len(taken) + 1)) - taken)
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[pid][1]))
-        yield
+
+    try:
+        tighten()
+        yield tighten
     finally:
         for pid, limits in before.items():
             with suppress(ProcessLookupError):
@@ -281,16 +288,27 @@ def exhausted(program: Program) -> Iterator[None]:
 
 def edge_without_descriptors(lab: Lab, *, seconds: float = 2.0) -> None:
     """The edge cannot open anything more for a while."""
-    with exhausted(lab.edge):
-        wait_until(lambda: lab.curl(WEB, check=False, seconds=5).returncode != 0, seconds=40, what="one is turned away")
+    with exhausted(lab.edge) as tighten:
+
+        def turned_away() -> bool:
+            tighten()
+            return bool(lab.curl(WEB, check=False, seconds=5).returncode)
+
+        wait_until(turned_away, seconds=40, what="one is turned away")
         pause(seconds)
 
 
 def connector_without_descriptors(lab: Lab, *, seconds: float = 2.0) -> None:
     """The connector cannot open anything more for a while; it has a link."""
     wait_until(lambda: lab.code(WEB, check=False) == 200, seconds=60, what="home is there")
-    with exhausted(lab.connector):
-        wait_until(lambda: lab.code(WEB, check=False) == 502, seconds=40, what="a page that says so")
+    with exhausted(lab.connector) as tighten:
+
+        def told() -> bool:
+            """By ssh: a request may go on a connection to the service that is kept, and be answered."""
+            tighten()
+            return bool(lab.ssh("true", check=False).returncode)
+
+        wait_until(told, seconds=40, what="one whose connection to its service would be new is told")
         pause(seconds)
 
 
