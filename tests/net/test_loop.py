@@ -1,13 +1,18 @@
-"""What a process says of failures that nobody caught."""
+"""What a process says of failures that nobody caught, and whose a descriptor is."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import socket
+import ssl
+import struct
+from typing import Any, cast
 
 import pytest
 
-from tunnelgw.net.loop import run
+from tunnelgw.net.loop import adopt, run
 
 
 @pytest.mark.parametrize(
@@ -37,3 +42,73 @@ def test_a_task_that_fails_unheard_is_never_silent(caplog: pytest.LogCaptureFixt
 
     run(main, require_uvloop=True)
     assert "never retrieved" in caplog.text
+
+
+class Leaving(asyncio.Protocol):
+    """Closes at once, or writes to a peer that is gone."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def connection_made(self, made: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", made)
+        if self.how in ("abort", "close"):
+            getattr(transport, self.how)()
+        elif self.how != "stay":
+            transport.write(b"x" * 100)
+
+
+def gone(peer: socket.socket) -> None:
+    """The peer of a connection resets it."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+async def pair(family: int) -> tuple[socket.socket, socket.socket]:
+    """A connected, non-blocking socket and its peer."""
+    if family == socket.AF_UNIX:
+        near, far = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            near = socket.create_connection(listener.getsockname())
+            far, _ = listener.accept()
+    near.setblocking(False)
+    return near, far
+
+
+@pytest.mark.parametrize("uvloop", [True, False])
+@pytest.mark.parametrize("how", ["stay", "abort", "close", "write", "handshake", "cancel"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_a_descriptor_has_one_owner(family: int, how: str, uvloop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gets its number after the transport closed it keeps it."""
+
+    async def main() -> None:
+        near, far = await pair(family)
+        number = near.fileno()
+        options: dict[str, Any] = {}
+        if how in ("write", "handshake"):
+            gone(far)
+        if how == "handshake":
+            options = {"ssl": ssl.create_default_context(), "server_hostname": "example.com"}
+        adopting = asyncio.ensure_future(adopt(near, Leaving(how), **options))  # noqa: TID251 - a test's own task
+        if how == "cancel":
+            asyncio.get_running_loop().call_soon(adopting.cancel)
+        await asyncio.wait([adopting])
+        if adopting.cancelled() or adopting.exception():
+            assert how in ("handshake", "cancel")
+        elif how == "stay":
+            adopting.result().abort()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert near.fileno() == -1
+        taken = os.open(os.devnull, os.O_RDONLY)
+        assert taken <= number, "it was closed"
+        del near, adopting
+        gc.collect()
+        os.fstat(taken)
+        os.close(taken)
+        far.close()
+
+    if not uvloop:
+        monkeypatch.setattr("tunnelgw.net.loop.loop_factory", lambda **_: asyncio.new_event_loop)
+    run(main, require_uvloop=uvloop)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tunnelgw.errors import Refused, RemoteError, TunnelgwError
 from tunnelgw.net import eyeballs, sockets
 from tunnelgw.net.link import Link
+from tunnelgw.net.loop import adopt
 from tunnelgw.net.tls import TUNNEL_ALPN
 from tunnelgw.obs.reasons import BY_LABEL, Reason
 from tunnelgw.wire.control import RefusedMessage
@@ -70,13 +71,7 @@ async def open_link(
     places = await eyeballs.resolve(edge.host, edge.port)
     sock = await eyeballs.connect(places, make_socket=make_socket)
     link = Link(owner, loop=loop)
-    try:
-        transport, _ = await loop.create_connection(
-            lambda: link, sock=sock, ssl=context, server_hostname=name, ssl_handshake_timeout=DIAL_SECONDS
-        )
-    except BaseException:
-        sock.close()
-        raise
+    transport = await adopt(sock, link, ssl=context, server_hostname=name, ssl_handshake_timeout=DIAL_SECONDS)
     if tls_of(transport).selected_alpn_protocol() != TUNNEL_ALPN:
         link.abort()
         raise RemoteError(f"{edge} does not speak the tunnel protocol: is another server on that port?")

@@ -26,6 +26,7 @@ from tunnelgw.net import tls
 from tunnelgw.net.accept import KEPT_DESCRIPTORS, most_descriptors
 from tunnelgw.net.handshake import shake_hands
 from tunnelgw.net.ledger import Ledger, counted
+from tunnelgw.net.loop import adopt
 from tunnelgw.net.pair import stream_pair
 from tunnelgw.net.splice import Splice
 from tunnelgw.net.tasks import spawn
@@ -236,7 +237,7 @@ class Ending:
         visitor.place = sock
         self.ledger.shake(sock)
         splice = arrival.splice()
-        await self._loop.create_unix_connection(lambda: splice, sock=near)
+        await adopt(near, splice)
         return await shake_hands(sock, protocol, context, failed=self.counters.refuse)
 
 

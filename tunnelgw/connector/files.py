@@ -20,6 +20,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from aiohttp import web
 
+from tunnelgw.net.loop import adopt
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
@@ -50,7 +52,7 @@ class Folder:
             near.setblocking(False)
             far.setblocking(False)
             await loop.connect_accepted_socket(self._server, far)
-            await loop.create_unix_connection(factory, sock=near)
+            await adopt(near, factory())
         except BaseException:
             near.close()
             far.close()

@@ -22,6 +22,7 @@ from tunnelgw.connector.proxyheader import proxy_header
 from tunnelgw.connector.transparent import address_to_show
 from tunnelgw.errors import OriginError
 from tunnelgw.net import eyeballs, marked, sockets
+from tunnelgw.net.loop import adopt
 from tunnelgw.routing.postgres import SSL_REQUEST
 
 if TYPE_CHECKING:
@@ -105,11 +106,7 @@ class Origin:
         if not done:
             async with asyncio.timeout(DIAL_SECONDS):
                 await eyeballs.connected(sock)
-        try:
-            await asyncio.get_running_loop().create_connection(factory, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
+        await adopt(sock, factory())
 
     async def _dial(self, factory: Factory, request: Open) -> None:
         target, port = self.service.target, self._port(request)
@@ -118,19 +115,14 @@ class Origin:
         if not allowed:
             raise OSError(errno.EACCES, "a cloud metadata address is never a target" if places else "no address")
         sock = await self._reach(allowed, request)
-        loop = asyncio.get_running_loop()
         try:
             if self._asks_first:
                 await self._ask_for_tls(sock, request)
             if target.scheme != "https":
-                await loop.create_connection(factory, sock=sock)
+                await adopt(sock, factory())
                 return
-            await loop.create_connection(
-                factory,
-                sock=sock,
-                ssl=self._tls(),
-                server_hostname=target.host,
-                ssl_handshake_timeout=DIAL_SECONDS,
+            await adopt(
+                sock, factory(), ssl=self._tls(), server_hostname=target.host, ssl_handshake_timeout=DIAL_SECONDS
             )
         except ConnectionError as error:  # both loops report a peer that leaves the handshake like this
             sock.close()

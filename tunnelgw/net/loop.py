@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import gc
 import logging
+import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunnelgw.errors import LocalError
@@ -70,3 +71,27 @@ def _keep_heap() -> None:
         return
     for parameter, size in _HEAP.items():
         mallopt(parameter, size)
+
+
+async def adopt(sock: socket.socket, protocol: asyncio.BaseProtocol, **options: Any) -> asyncio.Transport:
+    """A transport for a connected socket, which is the loop's from here on, also where this raises.
+
+    `options` are `create_connection`'s, for TLS. Raises what that raises.
+
+    uvloop (0.23) forgets the socket of a transport that closes while `connection_made` runs, be it that its peer is
+    gone and a write fails: it closes the descriptor, and the socket's end would then close whoever has its number.
+    """
+    loop = asyncio.get_running_loop()
+    ours = isinstance(loop, asyncio.BaseEventLoop)  # asyncio's, whose transports close the socket itself
+    connect = loop.create_unix_connection if sock.family == socket.AF_UNIX else loop.create_connection
+    try:
+        transport, _ = await connect(lambda: protocol, sock=sock, **options)
+    except BaseException:
+        if ours:
+            sock.close()
+        else:
+            sock.detach()
+        raise
+    if transport.is_closing() and not ours:
+        sock.detach()
+    return transport

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tunnelgw.access.reach import parse_host
 from tunnelgw.errors import OriginError, Refused
 from tunnelgw.net import eyeballs, sockets
+from tunnelgw.net.loop import adopt
 from tunnelgw.net.route import is_near, is_own
 from tunnelgw.obs.reasons import Reason
 
@@ -60,12 +61,7 @@ class Egress:
                 sock = await eyeballs.connect(places, make_socket=_stream_socket)
         except OSError as error:
             raise failed(host, port, error) from error
-        try:
-            transport, _ = await asyncio.get_running_loop().create_connection(factory, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        return transport
+        return await adopt(sock, factory())
 
     async def resolve(self, host: str, port: int) -> list[Place]:
         """The places of `host` that may be reached, at least one. Raises `Refused`, and OSError of the resolver."""

@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import LocalError, Refused, TunnelgwError
+from tunnelgw.net.loop import adopt
 from tunnelgw.net.splice import Splice
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
@@ -85,7 +86,7 @@ class Forward:
         visit = _Connection(over, self._report if failed is None else failed)
         try:
             splice = await self._call(visit)
-            await _serve(splice, sock)
+            await adopt(sock, splice)
         except (TunnelgwError, OSError) as error:
             sock.close()
             visit.fail(error if isinstance(error, TunnelgwError) else LocalError(f"{self.name}: {error}"))
@@ -150,14 +151,6 @@ class _Connection:
 
     def ended(self, sent: int, received: int) -> None:  # noqa: ARG002 - Splice's signature
         self._over.set()
-
-
-async def _serve(splice: Splice, sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    if sock.family == socket.AF_UNIX:
-        await loop.create_unix_connection(lambda: splice, sock=sock)
-    else:
-        await loop.create_connection(lambda: splice, sock=sock)
 
 
 def bind(where: Endpoint) -> socket.socket:
