@@ -66,6 +66,9 @@ class LooseStream:
     def hurry(self) -> None:
         pass
 
+    def lend(self, data: memoryview) -> None:
+        self.write(bytes(data))
+
     def finish(self) -> None:
         self.finished.set()
         self.ended.set()

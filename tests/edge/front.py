@@ -86,6 +86,9 @@ class EchoStream:
     def hurry(self) -> None:
         pass
 
+    def lend(self, data: memoryview) -> None:
+        self.write(bytes(data))
+
     def finish(self) -> None:
         self.finished = True
         asyncio.get_running_loop().call_soon(self._end)

@@ -200,6 +200,9 @@ class FakeStream:
     def hurry(self) -> None:
         pass
 
+    def lend(self, data: memoryview) -> None:
+        self.write(bytes(data))
+
     def finish(self) -> None:
         self.finished = True
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tunnelgw.net import link as module
-from tunnelgw.net.link import BATCH_LEAST, BATCH_MOST, Link
+from tunnelgw.net.link import BATCH_LEAST, BATCH_MOST, KEPT_BYTES, Link
 
 
 class FakeTransport(asyncio.Transport):
@@ -37,6 +37,11 @@ class FullSession:
     has_output = True
     link_dead = False
     scheduler = SimpleNamespace(hot=False)
+    received = 0
+    retained_frames = SimpleNamespace(sent=0)
+
+    def tick(self, now: float) -> None:
+        pass
 
     def attach(self, peer_received: int, now: float) -> None:
         pass
@@ -91,3 +96,15 @@ def test_a_transport_that_lost_its_socket_is_no_trouble(attached) -> None:
     link.flush()
     assert len(transport.written) == 2
     assert len(transport.written[1]) == BATCH_LEAST
+
+
+def test_memory_is_given_back_once_after_a_burst(attached, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, _transport, _unsent = attached
+    given: list[int] = []
+    monkeypatch.setattr(module, "give_back", lambda: given.append(link.session.received))
+    for received in (0, 0, 10, 10, KEPT_BYTES + 10, 2 * KEPT_BYTES, 2 * KEPT_BYTES, 2 * KEPT_BYTES, 3 * KEPT_BYTES):
+        link.session.received = received
+        link._tick()
+    assert given == [2 * KEPT_BYTES]
+    link._tick()
+    assert given == [2 * KEPT_BYTES, 3 * KEPT_BYTES]

@@ -10,6 +10,7 @@ import pytest
 from tunnelgw.net.loop import loop_factory
 from tunnelgw.net.splice import Splice
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.stream import HIGH_WATER
 
 
 class FakeStream:
@@ -30,6 +31,9 @@ class FakeStream:
 
     def hurry(self) -> None:
         pass
+
+    def lend(self, data: memoryview) -> None:
+        self.write(bytes(data))
 
     def finish(self) -> None:
         assert not self.finished
@@ -251,3 +255,12 @@ def test_a_reset_arrives_as_a_reset(require_uvloop: bool) -> None:
 def nonblocking(sock: socket.socket) -> socket.socket:
     sock.setblocking(False)
     return sock
+
+
+def test_a_stream_that_waits_is_read_in_smaller_pieces() -> None:
+    """One large read is the most that it holds, whichever way it came to stand still."""
+    stream = FakeStream()
+    splice = Splice(stream)
+    free = len(splice.get_buffer(-1))
+    stream.queued = 1
+    assert len(splice.get_buffer(-1)) + HIGH_WATER <= free

@@ -61,6 +61,28 @@ class LossyLink(RuleBasedStateMachine):
         self.written.setdefault((side, sink.stream.id), bytearray()).extend(data)
         sink.stream.write(data if size % 2 else memoryview(data))
 
+    @rule(side=SIDES, which=st.integers(0, 7), size=st.integers(1, 160 * KIB), limit=st.integers(0, 200_000))
+    def lend(self, side: str, which: int, size: int, limit: int) -> None:
+        """A read of a socket, of which the link takes something at once, or nothing."""
+        sink = self.pick(side, which)
+        if sink is None or sink.stream.shut:
+            return
+        session = self.end(side).session
+        woken = session.wake
+
+        def wake() -> None:
+            if session.scheduler.hot and limit:
+                self.pull(side, limit)
+            else:
+                woken()
+
+        self.written.setdefault((side, sink.stream.id), bytearray()).extend(CHUNK[:size])
+        buffer = bytearray(CHUNK[:size])
+        session.wake = wake
+        sink.stream.lend(memoryview(buffer))
+        session.wake = woken
+        buffer[:] = bytes(size)  # the next read
+
     @rule(side=SIDES, which=st.integers(0, 7))
     def finish(self, side: str, which: int) -> None:
         sink = self.pick(side, which)

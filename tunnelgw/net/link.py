@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from tunnelgw.errors import RemoteError
 from tunnelgw.net import sockets
+from tunnelgw.net.loop import KEPT_BYTES, give_back
 from tunnelgw.wire import hello
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class Link(asyncio.BufferedProtocol):
     """One TLS connection of a tunnel; see the module's text."""
 
     __slots__ = (
-        "_batch", "_blocked", "_dup", "_full", "_loop", "_lost", "_paced", "_reader", "_scheduled", "_since_look",
-        "_timer", "_timer_at", "_watched_at", "_watching", "owner", "peer", "session", "transport",
+        "_batch", "_blocked", "_dup", "_full", "_given_back", "_loop", "_lost", "_moved", "_paced", "_reader",
+        "_scheduled", "_since_look", "_timer", "_timer_at", "_watched_at", "_watching", "owner", "peer", "session",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, owner: LinkOwner, *, loop: asyncio.AbstractEventLoop) -> None:
@@ -78,6 +80,7 @@ class Link(asyncio.BufferedProtocol):
         self._watched_at = 0.0
         self._blocked = False
         self._paced = False
+        self._moved = self._given_back = 0  # bytes of the session: at the last tick, and when memory was given back
         self._scheduled = False
         self._since_look = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -281,6 +284,7 @@ class Link(asyncio.BufferedProtocol):
             return
         session.tick(self._loop.time())
         self._pace_if_far()
+        self._give_back_if_quiet(session)
         if session.link_dead:
             log.warning("link %s is dead: no answer to a ping", self.peer)
             self.abort(TimeoutError("no answer to a ping"))
@@ -292,6 +296,13 @@ class Link(asyncio.BufferedProtocol):
         if sock is not None and sockets.round_trip(sock) >= sockets.PACED_SECONDS:
             self._paced = True
             sockets.pace(sock)
+
+    def _give_back_if_quiet(self, session: Session) -> None:
+        moved = session.received + session.retained_frames.sent
+        if moved == self._moved and moved - self._given_back >= KEPT_BYTES:
+            self._given_back = moved
+            give_back()
+        self._moved = moved
 
     def _close(self, error: Exception | None) -> None:
         if self._lost:

@@ -70,6 +70,10 @@ class End:
     def hurry(self) -> None:
         """As `Stream.hurry`: everything went already."""
 
+    def lend(self, data: memoryview) -> None:
+        """As `Stream.lend`."""
+        self.write(data)
+
     def finish(self) -> None:
         """As `Stream.finish`."""
         if not self._shut:

@@ -152,11 +152,13 @@ def dismiss(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> No
     loop.call_soon(transport.abort)  # what was just written leaves at the end of this turn
 
 
+_count = array("i", (0,))  # may be written to, which ioctl tries first
+
+
 def unsent(descriptor: int) -> int:
     """Bytes in the socket's queue that the kernel has not sent yet (SIOCOUTQNSD); 0 where it cannot tell."""
-    count = array("i", (0,))  # may be written to, which ioctl tries first
     try:
-        fcntl.ioctl(descriptor, SIOCOUTQNSD, count)
+        fcntl.ioctl(descriptor, SIOCOUTQNSD, _count)
     except OSError:
         return 0
-    return count[0]
+    return _count[0]

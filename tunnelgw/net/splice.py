@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from tunnelgw.net.flow import WRITE_HIGH, WRITE_LOW, Outlet
 from tunnelgw.net.sockets import cut
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.wire.stream import HIGH_WATER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from tunnelgw.wire.events import StreamEnd
 
 
-# All splices read into this one buffer and copy it out at once. One read is all that a stream may hold beyond its high
-# water: with the loop's own 256 KiB, a thousand visitors who stand still held as many megabytes. Half of the cost of a
-# read is its fixed part (callbacks, pausing and resuming), so it is larger than a turn.
-_ARRIVALS = memoryview(bytearray(96 * 1024))
+# All splices read into this one buffer, and lend it: what the link does not take at once is copied. Half of the cost
+# of a read is its fixed part (callbacks, pausing and resuming), so it is large where the link keeps up; where bytes
+# wait already it is smaller, so that a stream never holds more than one large read (with 256 KiB each a thousand
+# visitors who stand still held as many megabytes).
+_ARRIVALS = memoryview(bytearray(160 * 1024))
+_FEWER = _ARRIVALS[: len(_ARRIVALS) - HIGH_WATER]
 
 
 class Splice(asyncio.BufferedProtocol):
@@ -84,13 +87,11 @@ class Splice(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_soon(self._pause_if_still)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the loop's interface
-        return _ARRIVALS
+        return _FEWER if self._stream.queued else _ARRIVALS
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received += nbytes
-        stream = self._stream
-        stream.write(bytes(_ARRIVALS[:nbytes]))
-        stream.hurry()
+        self._stream.lend(_ARRIVALS[:nbytes])
 
     def eof_received(self) -> bool:
         self.ended_out = True

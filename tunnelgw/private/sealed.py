@@ -123,6 +123,11 @@ class Sealed:
         """As `Stream.hurry`."""
         self._outer.hurry()
 
+    def lend(self, data: memoryview) -> None:
+        """As `Stream.lend`."""
+        self.write(data if self._open else bytes(data))
+        self.hurry()
+
     def finish(self) -> None:
         """As `Stream.finish`."""
         if not self._shut:

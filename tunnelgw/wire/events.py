@@ -66,6 +66,9 @@ class StreamEnd(Protocol):
     def hurry(self) -> None:
         """What was written may go out before this turn of the loop ends. Sinks may be told to go on: call it last."""
 
+    def lend(self, data: memoryview) -> None:
+        """As `write` and `hurry`, of bytes in a buffer that the caller uses again: what stays here is copied."""
+
     def finish(self) -> None:
         """End our half after what is queued. Idempotent."""
 

@@ -209,6 +209,13 @@ class Stream:
         if scheduler.fresh >= HOT:
             scheduler.hurry()
 
+    def lend(self, data: memoryview) -> None:
+        """`write` and `hurry`, of bytes in a buffer that the caller uses again: what does not leave now is copied."""
+        self.write(data)
+        self.hurry()
+        if self.queued:
+            self._keep()
+
     def finish(self) -> None:
         """FIN our half after what is queued. Idempotent."""
         if not self.shut:
@@ -274,6 +281,16 @@ class Stream:
         self.sink.stream_data(payload)
         if self.unread:
             self._hold()
+
+    def _keep(self) -> None:
+        """Only what was written last can be in somebody else's buffer, and still queued."""
+        queue = self.queue
+        last = queue[-1]
+        if type(last) is memoryview:
+            if self.offset and len(queue) == 1:
+                last = last[self.offset :]
+                self.offset = 0
+            queue[-1] = bytes(last)
 
     def _hold(self) -> None:
         """The sink holds an object more: after so many, charge what they cost."""
