@@ -17,7 +17,7 @@ TABLES = {
     "a network": nftables.home(POOL, NETWORKS, exit=False, dns_port=5353),
     "an exit": nftables.home(POOL, [], exit=True, dns_port=5353),
     "both, on a machine that did not forward": nftables.home(
-        POOL, NETWORKS, exit=True, dns_port=5353, off=(6, 4), hears=["enp3s0.10", "wlan0"]
+        POOL, NETWORKS, exit=True, dns_port=5353, off={6: 0, 4: 7}, hears=["enp3s0.10", "wlan0"]
     ),
     "everything": nftables.home(POOL, ["0.0.0.0/0", "::/0"], exit=True, dns_port=5353),
     "nothing": nftables.home(POOL, [], exit=False, dns_port=5353),
@@ -70,7 +70,7 @@ def test_an_exit_leads_to_the_internet_alone() -> None:
 def test_what_did_not_forward_forwards_nothing_else() -> None:
     text = TABLES["both, on a machine that did not forward"]
     assert chain(text, "onwards")[-2:] == ["meta nfproto ipv4 drop", "meta nfproto ipv6 drop"]
-    assert f"chain {nftables.OFF}4 {{" in text
+    assert f"chain {nftables.OFF}4_beside_7 {{" in text
     assert '"enp3s0.10", "wlan0"' in text
     assert "nfproto" not in TABLES["an exit"], "a router goes on routing"
 

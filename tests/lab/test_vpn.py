@@ -178,3 +178,58 @@ def test_the_connector_leaves_nothing(laptop: Laptop) -> None:
     laptop.lab.connector.start()
     wait_until(lambda: laptop.ping(LAN), seconds=30, what="packets again")
     assert visit.stop() == 0
+
+
+@pytest.mark.parametrize("role", ["home", "vps"])
+def test_the_start_after_a_kill_takes_everything_back(laptop: Laptop, role: str) -> None:
+    """No visitor has to come for it. Without the right to, a start says nothing of it."""
+    lab = laptop.lab
+    laptop.resolv_conf("vps").write_text("nameserver 203.0.113.1\n")
+    laptop.before["vps"] = laptop.kernel("vps")
+    if role == "vps":
+        lab.tunnelgw("vps", "edge", "grant", "laptop", "--allow-exit", "edge", "--config", str(lab.edge_config))
+    visit = laptop.visit(*(("--via", "home") if role == "home" else ("--exit", "edge")))
+    program = lab.connector if role == "home" else lab.edge
+    if role == "home":
+        visit.stop()
+    program.kill()
+    visit.kill()
+    left = laptop.kernel(role)
+    assert "table inet tunnelgw_home" in left["tables"]
+    assert "net.ipv4.ip_forward = 1" in left["switches"]
+    program.start(before=("setpriv", "--bounding-set=-net_admin", "--inh-caps=-all"))
+    assert "rules" not in program.present.text()
+    assert laptop.kernel(role) == left
+    program.stop()
+    program.start()
+    assert laptop.kernel(role) == laptop.before[role]
+    assert "killed while it let visitors' packets in" in program.present.text()
+    program.stop()
+    program.start()
+    assert "killed" not in program.present.text()
+
+
+DOCKER = """
+table ip filter {
+    chain FORWARD { type filter hook forward priority 0; policy drop
+        oifname "docker0" accept
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["ended", "killed"])
+def test_forwarding_that_another_program_needs_by_now_stays(laptop: Laptop, killed: bool) -> None:
+    """Docker began while a visitor was there: nothing of ours stays, but what Docker found switched on is still on."""
+    visit = laptop.visit("--via", "home")
+    assert laptop.ping(LAN)
+    laptop.net.exec("home", "nft", "-f", "-", stdin=DOCKER)
+    (laptop.lab.connector.kill if killed else laptop.lab.connector.stop)()
+    visit.kill()
+    if killed:
+        laptop.lab.connector.start()
+    after = laptop.kernel("home")
+    assert "tunnelgw" not in after["tables"]
+    assert "net.ipv4.ip_forward = 1" in after["switches"]
+    assert "net.ipv6.conf.all.forwarding = 0" in after["switches"]
+    assert "IPv4 forwarding stays on" in laptop.lab.connector.present.text()

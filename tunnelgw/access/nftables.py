@@ -11,12 +11,13 @@ what one visitor was granted.
 from __future__ import annotations
 
 import ipaddress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.pools import of_version
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from tunnelgw.access.pools import Pool
 
@@ -107,18 +108,19 @@ def _kill_switch() -> str:
 
 
 def home(
-    pool: Pool, networks: Collection[str], *, exit: bool, dns_port: int, off: Collection[int] = (),  # noqa: A002
-    hears: Collection[str] = (),
+    pool: Pool, networks: Collection[str], *, exit: bool, dns_port: int,  # noqa: A002
+    off: Mapping[int, int] = MappingProxyType({}), hears: Collection[str] = (),
 ) -> str:  # fmt: skip
     """The far side's table.
 
-    off: the families (4, 6) that were not forwarded before us: nothing else is now either. hears: interfaces that took
+    off: the families (4, 6) that were not forwarded before us, with a number that is kept for later
+    (`net/forwarding.py`): nothing else is forwarded now either. hears: interfaces that took
     their routes from routers' advertisements, to be told so again when forwarding ends.
     """
     # The whole of a family opens neither this machine nor what is never reached: that has to be named.
     named = [text for text in networks if not text.endswith("/0")]
     on_purpose = [text for text in named if _within_never(text)]
-    notes = "".join(f"    chain {OFF}{family} {{\n    }}\n" for family in sorted(off))
+    notes = "".join(f"    chain {OFF}{family}_beside_{off[family]} {{\n    }}\n" for family in sorted(off))
     if hears:
         names = listed([f'"{name}"' for name in sorted(hears)])
         notes += f"    set hears {{\n        type ifname\n        elements = {names}\n    }}\n"

@@ -29,6 +29,7 @@ from tunnelgw.connector.transparent import Transparency
 from tunnelgw.connector.tunnel import Instance
 from tunnelgw.errors import LocalError
 from tunnelgw.net import systemd
+from tunnelgw.net.forwarding import take_back
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.watch import FileWatch
 from tunnelgw.obs.reasons import Reason
@@ -113,6 +114,7 @@ class Connector:
         self.served.replace(self.temporary.beside(self.config))  # before the first dial: its Welcome is answered
         self.edges = [self._edge(place) for place in await edges_to_serve(self.config)]
         self._transparency.begin(self.temporary.beside(self.config))
+        await take_back()
         self.apply()  # before any visitor
         for edge in self.edges:
             edge.start()

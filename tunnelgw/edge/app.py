@@ -40,6 +40,7 @@ from tunnelgw.gateway.service import Gateway
 from tunnelgw.identity.records import CONNECTOR
 from tunnelgw.identity.registry import Registry
 from tunnelgw.net.certificates import Certificates
+from tunnelgw.net.forwarding import take_back
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.obs.reasons import Reason
@@ -220,6 +221,7 @@ class Edge:
         self._https, self._http = tuple(https), tuple(http)
         self.ports.pause()
         await self.office.open()  # first: without its own certificate there is no tunnel
+        await take_back()
         self.follower.begin()  # before reading: what changes meanwhile is seen by the first look
         for record in self.registry.connectors():
             if not record.revoked and record.role == CONNECTOR:

@@ -22,8 +22,8 @@ from tunnelgw.access.nftables import HOME, HOME_TUN
 from tunnelgw.access.packets import Gate
 from tunnelgw.access.pools import Pool, of_version
 from tunnelgw.errors import TunnelgwError
-from tunnelgw.net import resolvconf
-from tunnelgw.net.commands import attempt, ip, nft, only_one, run
+from tunnelgw.net import forwarding, resolvconf
+from tunnelgw.net.commands import attempt, ip, nft, run
 from tunnelgw.net.forwarding import Forwarding
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.tun import Tun, open_tun
@@ -172,7 +172,7 @@ class PacketHost:
         return guest is None or guest.send(data)
 
     async def _set_up(self) -> None:
-        self._lock = only_one("tunnelgw-packets", "lets visitors' packets in")
+        self._lock = forwarding.lock()
         try:
             used = await networks_of_routes()
             self.pool = Pool(self.name, used)
@@ -184,7 +184,7 @@ class PacketHost:
                 await ip(6, f"address add {self.pool.gateway6}/64 dev {HOME_TUN} nodad")
             self._dns_port = await self._names.listen(str(self.pool.gateway4), 0)
             await self._forwarding.recall()
-            self._forwarding.look(self.families)
+            await self._forwarding.look(self.families)
             await self._write_rules()
             self._forwarding.switch_on()
             self.tun.start(self._received, loop=asyncio.get_running_loop())
@@ -205,11 +205,11 @@ class PacketHost:
 
     async def _write_rules(self) -> None:
         assert self.pool is not None
-        forwarding = self._forwarding
+        switches = self._forwarding
         await nft(
             nftables.home(
-                self.pool, self._networks, exit=self._exit, dns_port=self._dns_port, off=forwarding.off,
-                hears=forwarding.hears,
+                self.pool, self._networks, exit=self._exit, dns_port=self._dns_port, off=switches.off,
+                hears=switches.hears,
             )
         )  # fmt: skip
 
@@ -229,6 +229,7 @@ class PacketHost:
         if self.tun is None:
             self._release()
             return
+        await self._forwarding.review()
         self._forwarding.switch_back()
         self.tun.close()
         self.tun = None
