@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import shutil
 import subprocess
 
 import pytest
 
-from tunnelgw.access import nftables
+from tunnelgw.access import nftables, reach
 from tunnelgw.access.pools import Pool
 
 POOL = Pool("home", [])
@@ -61,10 +63,33 @@ def test_never_is_opened_by_its_name_alone() -> None:
     assert "/0" not in "".join(itself)
 
 
+def dropped(rules: list[str]) -> list[reach.Network]:
+    """What the rules of a chain drop by its destination, wherever it comes from."""
+    lines = [rule for rule in rules if rule.endswith("} drop") and " != " not in rule]
+    return [ipaddress.ip_network(text) for line in lines for text in re.findall(r"[0-9a-f.:]+(?:/[0-9]+)?(?=[, ])",
+            line.partition("{")[2])]  # fmt: skip
+
+
+def test_what_is_never_reached_is_the_same_list_as_for_connections() -> None:
+    """All of it, whole, and nothing else but the mapped addresses, which no packet has."""
+    found = dropped(chain(TABLES["a network"], "out"))
+    mapped = ipaddress.ip_network("::ffff:0:0/96")
+    assert mapped in found
+    for version in (4, 6):
+        ours = [one for one in found if one.version == version and one != mapped]
+        theirs = [one for one in reach.NEVER if one.version == version]
+        assert ours == list(ipaddress.collapse_addresses(theirs))  # type: ignore[type-var]
+    for text in ("168.63.129.16", "192.0.0.192", "fec0::1", "fd00:ec2::23", "169.254.170.2", "::1"):
+        assert any(ipaddress.ip_address(text) in network for network in found), text
+
+
 def test_an_exit_leads_to_the_internet_alone() -> None:
     rules = chain(TABLES["an exit"], "out")
     assert rules.index("accept") > max(number for number, rule in enumerate(rules) if " drop" in rule)
-    assert sum("10.0.0.0/8" in rule or "169.254.0.0/16" in rule or "fc00::/7" in rule for rule in rules) == 3
+    found = dropped(rules)
+    for network in reach.PRIVATE:
+        assert any(network.version == one.version and network.subnet_of(one) for one in found), network
+    assert "ip6 daddr != { 2000::/3, 64:ff9b::/96 } drop" in rules
 
 
 def test_what_did_not_forward_forwards_nothing_else() -> None:

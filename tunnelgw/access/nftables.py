@@ -15,11 +15,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.pools import of_version
+from tunnelgw.access.reach import NAT64, NEVER, PRIVATE, PUBLIC6, opened_by, parse_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from tunnelgw.access.pools import Pool
+    from tunnelgw.access.reach import Network
 
 VISIT, HOME = "tunnelgw_visit", "tunnelgw_home"  # names of tables
 VISIT_TUN, HOME_TUN = "tgw-visit", "tgw-home"  # and of interfaces
@@ -27,10 +29,17 @@ MARK = 0x74677600  # of sockets that stay outside of the tunnel: the link to the
 # Names of chains without rules: what to switch back, known for as long as it matters.
 OFF, UNMARKED = "forwarding_was_off_", "src_valid_mark_was_off"
 
-NEVER4 = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4", "100.100.100.200")
-NEVER6 = ("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8", "fd00:ec2::254")
-PRIVATE4 = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")
-PRIVATE6 = ("fc00::/7",)
+# No packet has one of these addresses: they are IPv4's, to a socket (RFC 4291 2.5.5.2).
+_MAPPED = "::ffff:0:0/96"
+
+
+def _collapsed(networks: Iterable[Network], version: int) -> list[str]:
+    return [str(one) for one in ipaddress.collapse_addresses(one for one in networks if one.version == version)]  # type: ignore[type-var]
+
+
+NEVER4, NEVER6 = _collapsed(NEVER, 4), [*_collapsed(NEVER, 6), _MAPPED]
+PRIVATE4 = _collapsed(PRIVATE, 4)
+INTERNET6 = [str(PUBLIC6), str(NAT64)]
 
 
 def replaced(name: str, body: str) -> str:
@@ -119,7 +128,7 @@ def home(
     """
     # The whole of a family opens neither this machine nor what is never reached: that has to be named.
     named = [text for text in networks if not text.endswith("/0")]
-    on_purpose = [text for text in named if _within_never(text)]
+    on_purpose = [text for text in named if opened_by(parse_rule(text)) is not None]
     notes = "".join(f"    chain {OFF}{family}_beside_{off[family]} {{\n    }}\n" for family in sorted(off))
     if hears:
         names = listed([f'"{name}"' for name in sorted(hears)])
@@ -130,12 +139,6 @@ def home(
 
 def _reached(networks: Collection[str]) -> str:
     return accepted("ip daddr", of_version(networks, 4)) + accepted("ip6 daddr", of_version(networks, 6))
-
-
-def _within_never(text: str) -> bool:
-    network = ipaddress.ip_network(text)
-    nevers = [ipaddress.ip_network(never) for never in (*NEVER4, *NEVER6)]
-    return any(network.version == never.version and network.subnet_of(never) for never in nevers)  # type: ignore[arg-type]
 
 
 def _to_itself(pool: Pool, reached: str, dns_port: int) -> str:
@@ -169,7 +172,7 @@ def _onwards(pool: Pool, on_purpose: str, reached: str, *, exit: bool, off: Coll
     """What passes through this machine, under its own address."""
     inward, outward = f'iifname "{HOME_TUN}"', f'oifname "{HOME_TUN}"'
     public = (
-        f"        ip daddr {listed(PRIVATE4)} drop\n        ip6 daddr {listed(PRIVATE6)} drop\n        accept\n"
+        f"        ip daddr {listed(PRIVATE4)} drop\n        ip6 daddr != {listed(INTERNET6)} drop\n        accept\n"
         if exit
         else ""
     )
