@@ -8,10 +8,12 @@ import pytest
 
 from tests.lab import network
 from tests.lab.lab import Lab
+from tests.lab.tunnels import Tunnels, missing
 from tests.system.sshd import SSHD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +22,14 @@ def possible() -> None:
     missing = network.unavailable() or ("" if SSHD else "needs sshd")
     if missing:
         pytest.skip(f"the lab {missing}")
+
+
+@pytest.fixture
+def tunnels(tmp_path: Path) -> Iterator[Tunnels]:
+    if missing():
+        pytest.skip(missing())
+    with Tunnels(tmp_path) as tunnels:
+        yield tunnels
 
 
 @pytest.fixture(scope="module")

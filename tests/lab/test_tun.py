@@ -10,19 +10,14 @@ import signal
 import socket
 import stat
 import struct
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.tunnels import LAN, Tunnels, cut, go_on, missing
+from tests.lab.tunnels import LAN, Tunnels, cut, go_on
 from tests.system.harness import wait_until
 from tests.system.sshd import configure
 from tunnelgw.access.nftables import MARK
 from tunnelgw.net.tun import DEVICE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 REPAIR = "import asyncio; from tunnelgw.visitor.device import repair; print(asyncio.run(repair()))"
 MARKED = """
@@ -50,14 +45,6 @@ got = [sock.recv(65536) for _ in range(40)]
 assert sorted(got) == [bytes([number]) * 1200 for number in range(40)]
 print(len(got), "packets of 1200 bytes, right")
 """
-
-
-@pytest.fixture
-def tunnels(tmp_path: Path) -> Iterator[Tunnels]:
-    if missing():
-        pytest.skip(missing())
-    with Tunnels(tmp_path) as tunnels:
-        yield tunnels
 
 
 def test_into_a_network(tunnels: Tunnels) -> None:

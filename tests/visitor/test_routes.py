@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tunnelgw.visitor.routes import addresses, is_exit, lines, parsed
+from tunnelgw.visitor.routes import addresses, is_exit, lines, parsed, rule
 
 OWN = ["10.1.2.3", "fd00::3"]
-RULE = "rule add not fwmark 0x74677600 table 29798 priority 29798"
 
 
 def test_networks() -> None:
@@ -16,7 +15,6 @@ def test_networks() -> None:
         "route add 192.168.1.0/24 dev tgw-visit table 29798 src 10.1.2.3",
         "route add 10.1.2.1/32 dev tgw-visit table 29798 src 10.1.2.3",
         "route add throw 192.168.1.1/32 table 29798",
-        RULE,
     ]
     assert lines(6, ["192.168.1.0/24", "fd00:1::/64"], OWN, ["10.1.2.1"], [])[0] == (
         "route add fd00:1::/64 dev tgw-visit table 29798 src fd00::3"
@@ -24,19 +22,20 @@ def test_networks() -> None:
 
 
 def test_a_family_that_the_exit_has_not_leads_nowhere() -> None:
-    assert lines(6, ["0.0.0.0/0"], OWN[:1], [], ["2001:db8::1"]) == ["route add unreachable ::/0 table 29798", RULE]
+    assert lines(6, ["0.0.0.0/0"], OWN[:1], [], ["2001:db8::1"]) == ["route add unreachable ::/0 table 29798"]
     assert "throw" not in "".join(lines(4, ["0.0.0.0/0"], OWN, [], ["192.168.1.1"])), "nothing stays outside"
     assert lines(6, ["0.0.0.0/0", "::/0"], OWN, [], []) == [
         "route add ::/0 dev tgw-visit table 29798 src fd00::3",
-        RULE,
     ]
+    assert rule() == "rule add not fwmark 0x74677600 table 29798 priority 29798"
     assert is_exit(["0.0.0.0/0"])
     assert not is_exit(["0.0.0.0/1", "::/0"])
 
 
 def test_addresses_of_before_are_gone() -> None:
-    assert addresses(4, OWN) == ["address flush dev tgw-visit", "address add 10.1.2.3/32 dev tgw-visit"]
-    assert addresses(6, OWN)[1] == "address add fd00::3/128 dev tgw-visit nodad"
+    assert addresses(4, OWN) == ["address flush dev tgw-visit", "address replace 10.1.2.3/32 dev tgw-visit"]
+    assert addresses(4, OWN, alone=False) == ["address replace 10.1.2.3/32 dev tgw-visit"]
+    assert addresses(6, OWN)[1] == "address replace fd00::3/128 dev tgw-visit nodad"
 
 
 @pytest.mark.parametrize("text", ["1.2.3.0/24 via 6.6.6.6", "default", "", "10.0.0.1/8", "10.0.0.0/8\nlink delete lo"])

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DEVICE = "/dev/net/tun"
 # linux/if_tun.h
-_TUNSETIFF, _TUNSETOFFLOAD, _TUNSETVNETLE = 0x400454CA, 0x400454D0, 0x400454DC
+_TUNSETIFF, _TUNSETOFFLOAD, _TUNSETVNETLE, _TUNGETIFF = 0x400454CA, 0x400454D0, 0x400454DC, 0x800454D2
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _CSUM, _TSO4, _TSO6, _ECN, _USO = 1, 2, 4, 8, 0x20 | 0x40
 _SEGMENTS = _CSUM | _TSO4 | _TSO6 | _ECN
@@ -84,6 +84,14 @@ class Tun:
         if self.udp_segments:
             fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, _SEGMENTS | _USO if wanted else _SEGMENTS)
 
+    def is_there(self) -> bool:
+        """Whether nobody deleted the interface."""
+        try:
+            fcntl.ioctl(self._descriptor, _TUNGETIFF, bytes(40))
+        except (OSError, ValueError):  # the latter: closed
+            return False
+        return True
+
     def close(self) -> None:
         """Remove the interface, and with it its addresses and routes. Idempotent."""
         if self._descriptor >= 0:
@@ -101,7 +109,7 @@ class Tun:
             except BlockingIOError:
                 return
             except OSError as error:  # somebody deleted it
-                log.warning("%s is gone: %s", self.name, error.strerror)
+                log.debug("%s is gone: %s", self.name, error.strerror)  # whoever has it looks after it (upkeep.py)
                 self.pause()
                 return
             if len(data) > PARCEL_MAX:

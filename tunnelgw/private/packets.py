@@ -24,9 +24,10 @@ from tunnelgw.access.pools import Pool, of_version
 from tunnelgw.errors import TunnelgwError
 from tunnelgw.net import forwarding, resolvconf
 from tunnelgw.net.commands import attempt, ip, nft, run
-from tunnelgw.net.forwarding import Forwarding
+from tunnelgw.net.forwarding import Forwarding, is_there
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.tun import Tun, open_tun
+from tunnelgw.net.upkeep import Upkeep
 from tunnelgw.private.names import Forwarder
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class PacketHost:
         self._names: Forwarder | None = None
         self._dns_port = 0
         self._changing = asyncio.Lock()
+        self._upkeep: Upkeep | None = None
         self._linger: asyncio.TimerHandle | None = None
 
     # Visitors.
@@ -176,18 +178,16 @@ class PacketHost:
         try:
             used = await networks_of_routes()
             self.pool = Pool(self.name, used)
-            self.tun = open_tun(HOME_TUN)
             self.families = await self._families()
             self._names = Forwarder(lambda _: (resolvconf.servers(resolvconf.read())[:3], 0))
-            await ip(4, *link_lines(HOME_TUN), f"address add {self.pool.gateway4}/24 dev {HOME_TUN}")
-            if 6 in self.families:
-                await ip(6, f"address add {self.pool.gateway6}/64 dev {HOME_TUN} nodad")
+            await self._make_interface(self.pool)
             self._dns_port = await self._names.listen(str(self.pool.gateway4), 0)
             await self._forwarding.recall()
             await self._forwarding.look(self.families)
             await self._write_rules()
             self._forwarding.switch_on()
-            self.tun.start(self._received, loop=asyncio.get_running_loop())
+            self._upkeep = Upkeep(self._look)
+            self._upkeep.start()
         except BaseException:
             await self._tear_down()
             raise
@@ -197,6 +197,28 @@ class PacketHost:
                 "another program (Docker, ufw) drops what this machine passes on; if visitors reach nothing, see "
                 "docs/vpn.md, 'Docker and firewalls'"
             )
+
+    async def _make_interface(self, pool: Pool) -> None:
+        self.tun = open_tun(HOME_TUN)
+        await ip(4, *link_lines(HOME_TUN), f"address add {pool.gateway4}/24 dev {HOME_TUN}")
+        if 6 in self.families:
+            await ip(6, f"address add {pool.gateway6}/64 dev {HOME_TUN} nodad")
+        self.tun.start(self._received, loop=asyncio.get_running_loop())
+
+    async def _look(self) -> None:
+        """Something changed in this machine's network."""
+        async with self._changing:
+            if self.tun is None or self.pool is None:
+                return
+            if not self.tun.is_there():
+                log.warning("another program removed %s: it is made anew", HOME_TUN)
+                self.tun.close()
+                await self._make_interface(self.pool)
+            gone = not is_there(HOME)
+            if gone:
+                log.warning("another program removed the rules of %s: they are made anew", HOME_TUN)
+            if await self._forwarding.review() or gone:
+                await self._write_rules()
 
     async def _families(self) -> frozenset[int]:
         """Those that lead anywhere from here."""
@@ -223,6 +245,9 @@ class PacketHost:
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
+        if self._upkeep is not None:
+            await self._upkeep.close()  # first: nothing is made anew from here on
+            self._upkeep = None
         if self._names is not None:
             await self._names.close()
             self._names = None

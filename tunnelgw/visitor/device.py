@@ -4,7 +4,8 @@
 leaves past it, whether the tunnel is up or not. `configure` follows each time the far side has said which addresses and
 routes it gives. `remove` puts everything back. After a SIGKILL the interface and its routes are gone with the process;
 what stays is the kill switch, on purpose, and a changed resolv.conf that still works. `repair` removes both: at each
-start, and by `tunnelgw visit --cleanup`.
+start, and by `tunnelgw visit --cleanup`. In between, what another program removes is made anew, and what depends on
+this place (its routers and name servers) follows when the machine moves to another one.
 
 Invariant: whatever was changed is put back by `remove`, in any state; nothing that the far side says reaches a command
 before it was parsed as an address or network.
@@ -26,7 +27,9 @@ from tunnelgw.access.pools import packed
 from tunnelgw.errors import LocalError, RemoteError, TunnelgwError
 from tunnelgw.net import resolvconf
 from tunnelgw.net.commands import SYSCTL, attempt, ip, nft, only_one, run, switch, switch_back
+from tunnelgw.net.forwarding import is_there
 from tunnelgw.net.tun import Tun, open_tun
+from tunnelgw.net.upkeep import Upkeep
 from tunnelgw.private.packets import link_lines
 from tunnelgw.visitor import routes as routing
 
@@ -53,7 +56,11 @@ class Device:
         self._send = send
         self._lock: socket.socket | None = None
         self._unmarked = False  # src_valid_mark was off
-        self._given: tuple[list[str], list[str], list[str]] | None = None
+        self._given: tuple[list[str], list[str], list[str]] | None = None  # addresses, routes, servers
+        self._led: dict[int, tuple[list[str], set[str]]] = {}  # by family: lines that were run, what came of them
+        self._many = False  # segments of UDP are read at once
+        self._changing = asyncio.Lock()
+        self._upkeep = Upkeep(self._look)
 
     async def prepare(self) -> None:
         """The interface, and the kill switch; before the tunnel is dialled. `LocalError`."""
@@ -62,9 +69,10 @@ class Device:
             self.tun = open_tun(VISIT_TUN)
             await self._repair()
             self._unmarked = await _was_unmarked() or switch(_SOURCE_CHECK) == "0"
-            await nft(nftables.visit([], exit=self.exit, unmarked=self._unmarked))
+            await self._write_rules()
             switch(_SOURCE_CHECK, "1")
             await ip(4, *link_lines(VISIT_TUN))
+            self._upkeep.start()
         except BaseException:
             await self.remove()
             raise
@@ -76,8 +84,6 @@ class Device:
 
         udp_segments: whether its kernel takes UDP in many segments.
         """
-        tun = self.tun
-        assert tun is not None
         try:
             given = routing.parsed(routes)[:ROUTES_MAX]
             own, gateways = ([str(one) for one in _addresses(texts)] for texts in (addresses, servers))
@@ -87,24 +93,73 @@ class Device:
             raise RemoteError("the far side leads to its networks, not to the internet")
         if not self.exit:
             given = [text for text in given if text not in routing.DEFAULTS.values()]
-        tun.segment_udp(wanted=udp_segments)
-        if self._given == (own, given, gateways):
-            return
+        async with self._changing:
+            tun = await self._mend()
+            self._many = udp_segments
+            tun.segment_udp(wanted=udp_segments)
+            if self._given != (own, given, gateways):
+                await self._take(own, given, gateways)
+            self.names.look()
+            await self._lead()
+            await self.names.begin(gateways, exit=self.exit)
+            tun.start(self._send, loop=asyncio.get_running_loop())
+
+    async def _take(self, own: list[str], given: list[str], gateways: list[str]) -> None:
+        """What the far side gives is something else than before."""
         reached = Networks([*given, *gateways])
         self.gate = Gate(
             packed(own), lambda address, protocol, _: _comes(reached, address, protocol), own_is_source=False
         )
-        await nft(nftables.visit(own, exit=self.exit, unmarked=self._unmarked))
-        await self._route(own, given, gateways)
-        await self.names.begin(gateways, exit=self.exit)
+        await self._write_rules(own)
+        self._led.clear()
         self._given = own, given, gateways
-        tun.start(self._send, loop=asyncio.get_running_loop())
 
-    async def _route(self, own: Sequence[str], given: Sequence[str], gateways: Sequence[str]) -> None:
-        await _unroute()
+    async def _write_rules(self, own: Sequence[str] = ()) -> None:
+        await nft(nftables.visit(own, exit=self.exit, unmarked=self._unmarked))
+
+    async def _lead(self) -> None:
+        """Addresses, routes and rules as they should be, at this place; what is so already is not touched."""
+        assert self._given is not None
+        own, given, gateways = self._given
         stay = [*await _routers(), *self.names.local]
         for family in _families():
-            await ip(family, *routing.addresses(family, own), *routing.lines(family, given, own, gateways, stay))
+            wanted = routing.lines(family, given, own, gateways, stay)
+            led = self._led.get(family)
+            if led is None or led[0] != wanted or not led[1] <= await _routes(family):
+                await _flush(family)
+                mine = routing.addresses(family, own, alone=led is None)
+                await ip(family, f"link set dev {VISIT_TUN} up", *mine, *wanted)
+                self._led[family] = wanted, await _routes(family)
+            if str(routing.TABLE) not in await attempt("ip", f"-{family}", "rule", "show", "table", str(routing.TABLE)):
+                await ip(family, routing.rule())
+
+    async def _look(self) -> None:
+        """Something changed in this machine's network."""
+        async with self._changing:
+            if self.tun is None:
+                return
+            await self._mend()
+            if self._given is not None:
+                self.names.look()
+                await self._lead()
+
+    async def _mend(self) -> Tun:
+        """The interface and the rules, made anew if they are gone. `LocalError`."""
+        assert self.tun is not None
+        if not is_there(VISIT):
+            log.warning("another program removed the rules of %s: they are made anew", VISIT_TUN)
+            await self._write_rules(self._given[0] if self._given is not None else ())
+        if not self.tun.is_there():
+            log.warning("another program removed %s: it is made anew", VISIT_TUN)
+            self.tun.close()
+            self._led.clear()
+            self.tun = open_tun(VISIT_TUN)
+            await ip(4, *link_lines(VISIT_TUN))
+            if self._given is not None:
+                self.tun.segment_udp(wanted=self._many)
+                await self.names.renew()
+                self.tun.start(self._send, loop=asyncio.get_running_loop())
+        return self.tun
 
     def receive(self, data: bytes) -> None:
         """A parcel of the far side: to the kernel, or dropped."""
@@ -124,6 +179,7 @@ class Device:
 
     async def remove(self) -> None:
         """Put everything back, the rules last. Idempotent, never raises but when it is cancelled."""
+        await self._upkeep.close()  # first: nothing is made anew from here on
         await self.names.end()
         await _unroute()
         if self.tun is not None:
@@ -154,7 +210,16 @@ async def _unroute() -> None:
                 await run("ip", f"-{family}", "rule", "delete", "priority", str(routing.PRIORITY))
             except LocalError:
                 break
-        await attempt("ip", f"-{family}", "route", "flush", "table", str(routing.TABLE))
+        await _flush(family)
+
+
+async def _flush(family: int) -> None:
+    await attempt("ip", f"-{family}", "route", "flush", "table", str(routing.TABLE))
+
+
+async def _routes(family: int) -> set[str]:
+    """What the kernel has in our table."""
+    return set((await attempt("ip", f"-{family}", "route", "show", "table", str(routing.TABLE))).splitlines())
 
 
 async def repair() -> list[str]:

@@ -48,14 +48,14 @@ class Names:
         self._last: dict[str, list[str]] = {}
         self._in_file = False
         self._watching: asyncio.Task[None] | None = None
-        self._look()
+        self.look()
 
     async def begin(self, far: Sequence[str], *, exit: bool) -> None:  # noqa: A002
         """Ask these servers from now on. `LocalError` where names cannot be led there, and with an exit must be."""
         self._far, self._exit = list(far), exit
         if self._forwarder is not None or not far or not (exit or self._domains):
             return
-        self._look()
+        self.look()
         self._forwarder = Forwarder(self._servers, remember=self._edges)
         try:
             await self._forwarder.listen(STUB, 53)
@@ -90,7 +90,13 @@ class Names:
         self._last[name] = found or self._last.get(name, [])
         return self._last[name]
 
-    def _look(self) -> None:
+    async def renew(self) -> None:
+        """The interface was made anew: what the machine was told about it is gone. `LocalError`."""
+        if self._forwarder is not None and not self._in_file:
+            await self._tell()
+
+    def look(self) -> None:
+        """This may be another place, with servers of its own."""
         found = resolvconf.servers(resolvconf.restored(resolvconf.read()))
         if set(found) & set(RESOLVED_STUBS):
             found = resolvconf.servers(resolvconf.read(resolvconf.RESOLVED)) or found
@@ -123,7 +129,7 @@ class Names:
             await asyncio.sleep(LOOK_SECONDS)
             text = resolvconf.read()
             if text == resolvconf.restored(text):
-                self._look()
+                self.look()
                 try:
                     resolvconf.change(STUB)
                 except OSError as error:

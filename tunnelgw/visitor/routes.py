@@ -32,20 +32,25 @@ def is_exit(routes: Sequence[str]) -> bool:
     return DEFAULTS[4] in routes
 
 
-def addresses(family: int, own: Sequence[str]) -> list[str]:
-    """Lines that give the interface these addresses, and no others."""
+def addresses(family: int, own: Sequence[str], *, alone: bool = True) -> list[str]:
+    """Lines that give the interface these addresses; alone: and no others."""
     length, option = (32, "") if family == 4 else (128, " nodad")
     mine = [text for text in own if (":" in text) == (family == 6)]
     return [
-        f"address flush dev {VISIT_TUN}",
-        *(f"address add {text}/{length} dev {VISIT_TUN}{option}" for text in mine),
+        *([f"address flush dev {VISIT_TUN}"] if alone else []),
+        *(f"address replace {text}/{length} dev {VISIT_TUN}{option}" for text in mine),
     ]
+
+
+def rule() -> str:
+    """The line that leads into the table."""
+    return f"rule add not fwmark {MARK:#x} table {TABLE} priority {PRIORITY}"
 
 
 def lines(
     family: int, routes: Sequence[str], own: Sequence[str], servers: Sequence[str], stay: Sequence[str]
 ) -> list[str]:
-    """The table and its rule. `servers`: of names, at the far side; `stay`: addresses of this place that must stay
+    """The table. `servers`: of names, at the far side; `stay`: addresses of this place that must stay
     reachable on their own way, its routers and name servers, even where a network of the far side has the same.
 
     With a default route of one family, the other one leads nowhere rather than past the tunnel.
@@ -65,4 +70,4 @@ def lines(
             found.append(f"route add unreachable {DEFAULTS[family]} table {TABLE}")
     else:
         found += [f"route add throw {text}/{full} table {TABLE}" for text in dict.fromkeys(filter(ours, stay))]
-    return [*found, f"rule add not fwmark {MARK:#x} table {TABLE} priority {PRIORITY}"]
+    return found
