@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.lab import Lab
+from tests.lab.lab import EDGE_NAME, Lab
 from tests.lab.laptop import UPLINK, Laptop
 from tests.lab.network import HOME, PUBLIC, VPS
 from tests.lab.tunnels import LAN, missing
@@ -17,6 +17,8 @@ from tests.system.harness import TUNNELGW, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.system.harness import Process
 
 
 @pytest.fixture
@@ -132,6 +134,35 @@ def test_what_was_not_granted(laptop: Laptop) -> None:
     lab.tunnelgw("vps", "edge", "grant", "laptop", "--allow-network", "192.168.1.0/24", "--allow-exit", "home", *config)
     wait_until(lambda: laptop.ping(HOME), seconds=30, what="a grant that came back")
     assert visit.stop() == 0
+
+
+def elsewhere(laptop: Laptop, *options: str) -> Process:
+    """A copy of the laptop's state visits from another machine."""
+    laptop.lab.net.hosts("internet", {EDGE_NAME: (VPS,)})
+    command = (*TUNNELGW, "visit", "--tun", *options, "--config", str(laptop.config))
+    other = laptop.spawn("elsewhere", "internet", *command)
+    other.wait_for("ready tgw-visit", seconds=30)
+    return other
+
+
+def test_an_exit_that_another_machine_takes_over(laptop: Laptop) -> None:
+    """Nothing leaves until a person ends the command, who is told; begun again, it takes over in turn."""
+    visit = laptop.visit("--exit", "home")
+    laptop.web("vps", "198.51.100.2")
+    laptop.count_leaks("198.51.100.2 tcp dport 443")
+    assert laptop.get("198.51.100.2") == "200"
+    other = elsewhere(laptop, "--via", "home")
+    visit.wait_for("took over: nothing leaves this machine until this command is ended")
+    assert laptop.shut("198.51.100.2")
+    assert not laptop.ping("198.51.100.2", "-I", "wan")
+    assert laptop.leaks() == 0
+    assert visit.stop() == 0
+    laptop.wait_as_before("visitor")
+    again = laptop.visit("--exit", "home")
+    assert other.popen.wait(20) == 1
+    assert "another machine that joined as laptop took over" in other.text()
+    assert laptop.get("198.51.100.2") == "200"
+    assert again.stop() == 0
 
 
 def test_names_of_home(laptop: Laptop) -> None:

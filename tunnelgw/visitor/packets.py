@@ -3,7 +3,8 @@
 The interface and its rules stay while the tunnel is away, and the stream is opened again whenever it ended: a program
 here notices a pause, and nothing leaves another way.
 
-Invariant: `run` returns by an error or a cancellation only, and everything on this machine is as before then.
+Invariant: `run` returns by an error or a cancellation only, and everything on this machine is as before then. With an
+exit that was reached once, or that another machine took over, only by a cancellation: it would open the kill switch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from tunnelgw.access.nftables import MARK
 from tunnelgw.errors import LocalError, RemoteError, TunnelgwError
@@ -71,15 +72,17 @@ class Packets:
         await self._device.prepare()
 
     async def run(self, say: Callable[[str], None]) -> None:
-        """Keep it up. LocalError where it comes to nothing at first."""
+        """Keep it up. LocalError where it comes to nothing at first, or where another machine took over."""
         pause, was_up = PAUSE_LEAST, False
         while True:
             try:
                 lost = await self._open()
-            except LocalError:
-                raise
             except TunnelgwError as error:
-                if error.reason is Reason.SUPERSEDED or (not was_up and error.reason in FINAL):
+                if error.reason is Reason.SUPERSEDED:
+                    await self._superseded()
+                if not was_up and isinstance(error, LocalError):
+                    raise
+                if not was_up and error.reason in FINAL:
                     raise LocalError(self._explained(error), reason=error.reason) from None
                 log.warning("no packets to %s: %s", self._wish.place, error.text)
             else:
@@ -89,10 +92,21 @@ class Packets:
                 reason = await lost
                 self._drop()
                 if reason is Reason.SUPERSEDED:
-                    raise LocalError(f"another machine that joined as {self._machine.identity.name} took over")
+                    await self._superseded()
                 log.warning("the packets to %s are interrupted: %s", self._wish.place, reason.text)
             await asyncio.sleep(pause)
             pause = min(2 * pause, PAUSE_MOST)
+
+    async def _superseded(self) -> NoReturn:
+        """Another machine came as the same visitor: to come again would only take it back and forth."""
+        who = f"another machine that joined as {self._machine.identity.name} took over"
+        if self._wish.kind != "exit":
+            raise LocalError(who)
+        log.error(
+            "%s: nothing leaves this machine until this command is ended; begun again, it takes the exit back", who
+        )
+        await asyncio.Event().wait()
+        raise AssertionError("it is never set")
 
     async def close(self) -> None:
         """Put everything back."""
