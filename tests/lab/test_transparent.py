@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab.lab import HOME_SSH, HOME_WEB, SSH_PORT, Lab
+from tests.lab.laptop import NETWORKS, Laptop
 from tests.lab.network import HOME, VPS
+from tests.lab.tunnels import LAN, missing
 from tests.system.harness import wait_until
 from tests.system.sshd import SSHD
 
@@ -237,6 +239,43 @@ def test_a_reload_begins_it_and_streams_keep_it(home: tuple[Lab, Process]) -> No
     port, _ = banner(lab, VPS)
     assert port
     assert "fwmark" in traces(lab)[0], "until the end: streams may need it"
+
+
+def test_beside_a_visitors_interface(home: tuple[Lab, Process]) -> None:
+    """One connector has both, and each goes on when the other ends, also after a kill."""
+    if missing():
+        pytest.skip(missing())
+    lab, sshd = home
+    laptop = Laptop(lab)
+    wait_open(lab)
+
+    def is_seen() -> None:
+        port, said = banner(lab, VPS)
+        assert said == "SSH-2.0"
+        sshd.wait_for(rf"Connection from {VISITOR} port {port} on ")
+
+    visit = laptop.visit("--via", "home")
+    assert laptop.ping(LAN)
+    is_seen()
+    assert laptop.ping(LAN)
+    lab.services = SERVICES.replace("transparent = true", "")
+    laptop.offer(NETWORKS)
+    wait_open(lab)
+    assert traces(lab) == ("", "", "0")
+    wait_until(lambda: laptop.ping(LAN), seconds=30, what="packets without a transparent service")
+    lab.services = SERVICES
+    laptop.offer(NETWORKS)
+    wait_open(lab)
+    wait_until(lambda: laptop.ping(LAN), seconds=30, what="packets beside it again")
+    is_seen()
+    assert visit.stop() == 0
+    lab.connector.kill()
+    assert "tgw-home" not in laptop.exec("home", "ip", "link")
+    assert "tunnelgw_home" in laptop.exec("home", "nft", "list", "tables")
+    lab.connector.start()
+    wait_open(lab)
+    laptop.wait_as_before("home")
+    is_seen()
 
 
 def test_a_second_connector_is_told(home: tuple[Lab, Process]) -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from tests.lab.tunnels import LAN, Tunnels, cut, go_on
 from tests.system.harness import wait_until
-from tests.system.sshd import configure
 from tunnelgw.access.nftables import MARK
 from tunnelgw.net.tun import DEVICE
 
@@ -58,11 +57,8 @@ def test_into_a_network(tunnels: Tunnels) -> None:
     assert "192.168.1.2 - -" in router.text(), "it comes from the connector"
     assert tunnels.get("198.51.100.2") == "200"
     assert "203.0.113.2 - -" in outside.text(), "what is not in the network goes its own way"
-    (tunnels.folder / "sshd").mkdir()
-    sshd = tunnels.spawn("sshd", "router", *configure(tunnels.folder / "sshd", 22), "-o", f"ListenAddress={LAN}:22")
-    sshd.wait_for("listening on 192")
-    ssh = ("ssh", "-F", str(tunnels.folder / "sshd" / "ssh_config"), LAN, "echo from $SSH_CONNECTION")
-    assert "from 192.168.1.2 " in tunnels.exec("visitor", *ssh)
+    tunnels.sshd("router", LAN)
+    assert "from 192.168.1.2 " in tunnels.ssh("router", LAN, "echo from $SSH_CONNECTION")
     assert visit.stop() == home.stop() == 0
     tunnels.wait_as_before("visitor")
     tunnels.wait_as_before("home")

@@ -38,6 +38,10 @@ def test_home_from_anywhere(laptop: Laptop) -> None:
     assert laptop.ping(HOME)
     assert laptop.get(LAN) == "200"
     assert f"{HOME} - -" in router.text()
+    laptop.sshd("router", LAN)
+    said = laptop.ssh("router", LAN, "echo $SSH_CONNECTION; head -c 3000000 /dev/zero | wc -c")
+    assert said.split() == [HOME, said.split()[1], LAN, "22", "3000000"]
+    assert laptop.ssh("router", LAN, "head -c 3000000 /dev/zero").count("\0") == 3000000
     assert not laptop.ping("100.64.0.1"), "beyond home's network"
     assert visit.stop() == 0
     laptop.wait_as_before("visitor")

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tests.lab.network import Network, inside
 from tests.system.harness import Process, end_all, wait_until
+from tests.system.sshd import configure
+from tunnelgw.access.nftables import MARK
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -91,6 +93,19 @@ class Machines:
         server.wait_for("Serving")
         return server
 
+    def sshd(self, role: str, address: str) -> Process:
+        """An ssh server there that `ssh` can ask."""
+        folder = self.folder / f"sshd-{role}"
+        folder.mkdir()
+        server = self.spawn("sshd", role, *configure(folder, 22), "-o", f"ListenAddress={address}:22")
+        server.wait_for(f"listening on {address}")
+        return server
+
+    def ssh(self, role: str, address: str, command: str) -> str:
+        """What a command says there."""
+        config = self.folder / f"sshd-{role}" / "ssh_config"
+        return self.exec("visitor", "ssh", "-F", str(config), address, command)
+
     def names(self, role: str, address: str, reply: str) -> Process:
         """A name server there."""
         server = self.spawn("names", role, sys.executable, str(ANSWERS), address, reply)
@@ -153,7 +168,16 @@ class Machines:
     # What leaves the visitor, seen from outside.
 
     def count_leaks(self, link: str = "198.51.100.10") -> None:
-        """From now on the next router counts what comes from the visitor, but for what neighbours say and the link."""
+        """From now on the next router counts what comes from the visitor, but for what neighbours say and the link.
+
+        That it counts is shown with a leak on purpose, in each family: a packet that bears the mark of the link.
+        """
+        for address in ("203.0.113.1", "2001:db8:5::1"):
+            self.net.exec("internet", "nft", "-f", "-", stdin=LEAKS % link)
+            assert self.leaks() == 0
+            assert self.ping(address, "-m", str(MARK)), "a packet with the mark leaves past the tunnel"
+            assert self.leaks() > 0, f"a packet to {address} was not counted"
+            self.net.exec("internet", "nft", "delete", "table", "inet", "leaks")
         self.net.exec("internet", "nft", "-f", "-", stdin=LEAKS % link)
 
     def leaks(self) -> int:
