@@ -121,6 +121,28 @@ def test_a_source_that_was_not_given(tunnels: Tunnels) -> None:
     assert "'address_refused': 2" in home.text()
 
 
+DOCKER = """
+table ip filter {
+    chain DOCKER-USER { }
+    chain FORWARD { type filter hook forward priority 0; policy drop
+        jump DOCKER-USER
+    }
+}
+"""
+
+
+def test_beside_docker(tunnels: Tunnels) -> None:
+    """It drops what is not its own, which is said; the two rules of docs/vpn.md let ours pass."""
+    tunnels.net.exec("home", "nft", "-f", "-", stdin=DOCKER)
+    home, _ = tunnels.connect()
+    home.wait_for("see docs/vpn.md, 'Docker and firewalls'")
+    tunnels.web("router", LAN)
+    assert tunnels.get(LAN) == "000"
+    for match in ("iifname", "oifname"):
+        tunnels.exec("home", "nft", "insert", "rule", "ip", "filter", "DOCKER-USER", match, "tgw-home", "accept")
+    assert tunnels.get(LAN) == "200"
+
+
 def test_nothing_comes_in_unasked(tunnels: Tunnels) -> None:
     """Neither a machine of home's network nor the connector itself reaches the visitor's own services."""
     tunnels.connect()

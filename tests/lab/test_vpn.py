@@ -183,18 +183,21 @@ def test_names_of_home(laptop: Laptop) -> None:
 
 
 def test_speed(laptop: Laptop) -> None:
-    """Alone on two cores it is about 1,000 Mbit/s (docs/vpn.md). Others may use this machine now: so at least 300 Mbit
-    for each second that all of ours take on a processor together, and 100 Mbit/s at worst."""
+    """Alone on two cores it is about 1,000 Mbit/s (docs/vpn.md), and 360 beside four programs that never wait. So at
+    least 300 Mbit/s in one of five attempts, and for each second that all of ours take on a processor together."""
     visit = laptop.visit("--via", "home")
     laptop.measured()
     pids = [visit.pid, *laptop.lab.edge.pids(), *laptop.lab.connector.pids()]
     for options in ((), ("-R",), ("-P", "8")):
-        before = processor_seconds(pids)
-        speed = laptop.speed(LAN, *options, seconds=3)
-        taken = processor_seconds(pids) - before
-        print(f"{' '.join(options):5} {speed:.0f} Mbit/s, {3 * speed / taken:.0f} Mbit a second of a processor")
-        assert speed > 100
-        assert 3 * speed / taken > 300
+        speeds: list[float] = []
+        while len(speeds) < 5 and max(speeds, default=0.0) <= 300:
+            before = processor_seconds(pids)
+            speeds.append(laptop.speed(LAN, *options, seconds=3))
+            taken = processor_seconds(pids) - before
+            each = 3 * speeds[-1] / taken
+            print(f"{' '.join(options):5} {speeds[-1]:.0f} Mbit/s, {each:.0f} Mbit a second of a processor")
+            assert each > 300
+        assert max(speeds) > 300, speeds
     assert visit.stop() == 0
 
 

@@ -192,10 +192,10 @@ class PacketHost:
             await self._tear_down()
             raise
         log.info("%s lets visitors' packets in, from %s", HOME_TUN, self.pool.network4)
-        if "policy drop" in await attempt("nft", "list", "chain", "ip", "filter", "FORWARD"):
+        if await _others_drop():
             log.warning(
-                "another program (Docker, ufw) drops what this machine passes on; if visitors reach nothing, see "
-                "docs/vpn.md, 'Docker and firewalls'"
+                "another program (Docker, ufw, firewalld) drops what this machine passes on; if visitors reach "
+                "nothing, see docs/vpn.md, 'Docker and firewalls'"
             )
 
     async def _make_interface(self, pool: Pool) -> None:
@@ -268,6 +268,12 @@ class PacketHost:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+async def _others_drop() -> bool:
+    """Whether another program lets through only what is its own."""
+    chain = await attempt("nft", "list", "chain", "ip", "filter", "FORWARD")
+    return "policy drop" in chain or " firewalld" in await attempt("nft", "list", "tables")
 
 
 async def networks_of_routes() -> list[str]:
