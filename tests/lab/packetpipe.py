@@ -3,8 +3,8 @@
     packetpipe.py home DESCRIPTOR NAME NETWORKS EXIT          the far side: networks by commas, exit is yes or no
     packetpipe.py visit DESCRIPTOR EXIT EDGES DOMAINS         the visitor's machine
 
-What is no parcel begins with "{": what the far side gives. `cut` (SIGUSR1) stops the pipe as a dead link does, without
-an end; `go on` (SIGUSR2) lets it work again.
+What is no parcel begins with "{": what the far side gives, which may be something else later. `cut` (SIGUSR1) stops the
+pipe as a dead link does, without an end; `go on` (SIGUSR2) lets it work again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tunnelgw.access.addresses import Networks
 from tunnelgw.access.packets import PARCEL_MAX
 from tunnelgw.errors import TunnelgwError
 from tunnelgw.net.loop import run
+from tunnelgw.net.tasks import cancel, spawn
 from tunnelgw.private.packets import PacketHost
 from tunnelgw.visitor.device import Device
 from tunnelgw.visitor.names import Names
@@ -123,11 +124,11 @@ async def visit(descriptor: str, leads_out: str, edges: str, domains: str) -> No
     names = Names([text for text in edges.split(",") if text], [text for text in domains.split(",") if text])
     device = Device(pipe.send, exit=leads_out == "yes", names=names)
     ended = signals(pipe)
-    given: asyncio.Future[dict] = pipe.loop.create_future()
+    given: asyncio.Queue[dict] = asyncio.Queue()
 
     def received(data: bytes) -> None:
         if data[:1] == b"{":
-            given.set_result(json.loads(data))
+            given.put_nowait(json.loads(data))
         else:
             device.receive(data)
 
@@ -136,10 +137,19 @@ async def visit(descriptor: str, leads_out: str, edges: str, domains: str) -> No
         pipe.resume = device.resume
         pipe.start(received)
         print("prepared", flush=True)
-        what = await given
-        await device.configure(what["addresses"], what["routes"], what["dns"], udp_segments=what["udp_segments"])
-        print("ready", flush=True)
-        await ended.wait()
+
+        async def follow() -> None:
+            while True:
+                what = await given.get()
+                segments = what.pop("udp_segments")
+                await device.configure(what["addresses"], what["routes"], what["dns"], udp_segments=segments)
+                print("ready", what["addresses"][0], flush=True)
+
+        following, stop = spawn(follow(), name="follow"), spawn(ended.wait(), name="stop")
+        await asyncio.wait((following, stop), return_when=asyncio.FIRST_COMPLETED)
+        if following.done():
+            following.result()
+        await cancel(following)
     finally:
         await device.remove()
     print("gone", flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -91,6 +93,48 @@ def test_another_program_that_begins_to_forward(tunnels: Tunnels) -> None:
     assert tunnels.ping(LAN)
     assert home.stop() == 0
     assert "net.ipv4.ip_forward = 1" in tunnels.kernel("home")["switches"]
+
+
+def given(last: int, network: str) -> bytes:
+    """What a far side gives: an address, its own with names, a network."""
+    addresses, dns = [f"10.9.{last}.9"], [f"10.9.{last}.1"]
+    return json.dumps({"addresses": addresses, "routes": [network], "dns": dns, "udp_segments": False}).encode()
+
+
+def asked(pipe: socket.socket, name: bytes) -> tuple[str, str]:
+    """Where a question about this name comes from and goes to."""
+    while name not in (parcel := pipe.recv(65536)):
+        continue
+    return socket.inet_ntoa(parcel[22:26]), socket.inet_ntoa(parcel[26:30])
+
+
+def table(tunnels: Tunnels) -> list[str]:
+    """IPv4's routes into the tunnel."""
+    text = tunnels.exec("visitor", "ip", "route", "show", "table", "29798", code=None)
+    return sorted(line.strip() for line in text.splitlines())
+
+
+def test_a_far_side_that_becomes_another(tunnels: Tunnels) -> None:
+    """The next connector of a group gives other addresses, networks and name servers: nothing of before is left."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        far.settimeout(10)
+        visit = tunnels.spawn("visit", "visitor", tunnels.python, str(tunnels.pipe), "visit", str(near.fileno()), "no",
+                              "", "lan", descriptors=(near.fileno(),))  # fmt: skip
+        for last, network in ((1, "192.168.1.0/24"), (2, "10.20.0.0/16"), (1, "192.168.1.0/24")):
+            far.send(given(last, network))
+            into = f"dev tgw-visit scope link src 10.9.{last}.9"
+            wanted = sorted([f"10.9.{last}.1 {into}", f"{network} {into}", "throw 203.0.113.1"])
+            wait_until(lambda wanted=wanted: table(tunnels) == wanted, what=f"{table(tunnels)}\nas {wanted}")
+            visit.wait_for(f"ready 10.9.{last}.9")
+            kernel = tunnels.kernel("visitor")
+            assert [line.split()[1] for line in kernel["addresses"] if "tgw-visit" in line] == [f"10.9.{last}.9/32"]
+            assert f"ip saddr != 10.9.{last}.9 masquerade" in kernel["tables"]
+            assert kernel["tables"].count("masquerade") == 1
+            tunnels.exec("visitor", "dig", "+tries=1", "+time=1", f"nas{last}.lan", code=None)
+            assert asked(far, f"nas{last}".encode()) == (f"10.9.{last}.9", f"10.9.{last}.1")
+        assert visit.stop() == 0
+    tunnels.wait_as_before("visitor")
 
 
 def test_a_machine_that_moves(tunnels: Tunnels) -> None:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 SETTLE = 0.2  # seconds from a change to the look at it: what belongs to it comes by then
 AGAIN = 5.0  # and to another look: DHCP writes name servers after it set addresses
-SHARE = 20  # a look that took a second is the last one for so many seconds
+SHARE = 10  # a look that took a second is the last one for so many seconds
 READS = 64  # in one turn of the loop
 # linux/rtnetlink.h: LINK, and of both families IFADDR, ROUTE and RULE
 _ROUTING = sum(1 << number - 1 for number in (1, 5, 9, 7, 11, 8, 19))
