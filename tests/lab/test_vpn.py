@@ -232,6 +232,7 @@ def test_the_start_after_a_kill_takes_everything_back(laptop: Laptop, role: str)
         visit.stop()
     program.kill()
     visit.kill()
+    wait_until(lambda: "tgw-home" not in laptop.exec(role, "ip", "address"), what="the interface gone with its process")
     left = laptop.kernel(role)
     assert "table inet tunnelgw_home" in left["tables"]
     assert "net.ipv4.ip_forward = 1" in left["switches"]
@@ -240,7 +241,7 @@ def test_the_start_after_a_kill_takes_everything_back(laptop: Laptop, role: str)
     assert laptop.kernel(role) == left
     program.stop()
     program.start()
-    assert laptop.kernel(role) == laptop.before[role]
+    laptop.wait_as_before(role)
     assert "killed while it let visitors' packets in" in program.present.text()
     program.stop()
     program.start()
