@@ -126,11 +126,15 @@ class Device:
             wanted = routing.lines(family, given, own, gateways, stay)
             led = self._led.get(family)
             if led is None or led[0] != wanted or not led[1] <= await _routes(family):
+                if led is not None and led[0] == wanted:
+                    log.warning("another program removed routes of %s: they are made anew", VISIT_TUN)
                 await _flush(family)
                 mine = routing.addresses(family, own, alone=led is None)
                 await ip(family, f"link set dev {VISIT_TUN} up", *mine, *wanted)
                 self._led[family] = wanted, await _routes(family)
             if str(routing.TABLE) not in await attempt("ip", f"-{family}", "rule", "show", "table", str(routing.TABLE)):
+                if led is not None:
+                    log.warning("another program removed the rule that leads to %s: it is made anew", VISIT_TUN)
                 await ip(family, routing.rule())
 
     async def _look(self) -> None:
