@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tunnelgw.admin.api import EdgeDesk, Offline, parse_allow
 from tunnelgw.admin.setup import create_state, dns_records, open_state
-from tunnelgw.admin.status import EdgeStatus, PublicAddress, edge_text
+from tunnelgw.admin.status import edge_text
 from tunnelgw.config.model import EdgeConfig, Endpoint
 from tunnelgw.errors import LocalError
 from tunnelgw.identity import home
 from tunnelgw.identity.claims import Wish
 from tunnelgw.identity.invitations import decode
 from tunnelgw.identity.registry import Registry
+
+if TYPE_CHECKING:
+    from tunnelgw.admin.shapes import EdgeStatus, PublicAddress, RefusedService
 
 
 class Running(Offline):
@@ -33,6 +37,14 @@ class Running(Offline):
             {"address": "https://a.example.com/", "service": "a", "connector": "home", "state": "up", "since": 1.0,
              "certificate_expiry": 2.0, "certificate_problem": "", "tls": "", "group": "", "priority": 0,
              "health": ""}
+        ]  # fmt: skip
+
+    def refused(self) -> list[RefusedService]:
+        return [
+            {"service": "game", "connector": "home", "reason": "port_unavailable", "message": "port 30002: taken",
+             "hint": "", "partly": True},
+            {"service": "ssh", "connector": "home", "reason": "claim_not_granted", "message": "port 22 is not granted",
+             "hint": "tunnelgw edge grant home --allow-port 22", "partly": False},
         ]  # fmt: skip
 
     def connector(self, name: str) -> dict[str, Any]:
@@ -89,6 +101,9 @@ def test_status_joins_what_is_known_with_what_is_seen(registry: Registry) -> Non
     text = edge_text(status)
     for word in ("https://a.example.com/", "home", "office", "visitor", "20 ms"):
         assert word in text
+    assert [one["service"] for one in status["refused_services"]] == ["game", "ssh"]
+    assert re.search("(?m)^game +home +partly +port 30002: taken$", text)
+    assert re.search("(?m)^ssh +home +refused +port 22 .*; on the edge, run: tunnelgw edge grant home", text)
     ask(registry, live, "revoke", name="home")
     assert ask(registry, live, "status")["status"]["connectors"][0]["state"] == "revoked"
 
@@ -105,6 +120,7 @@ def test_without_an_edge_everybody_is_away(registry: Registry) -> None:
         "https://a.example.com/", "minecraft://mc.example.com:25565", "tcp port 2222",
     ]  # fmt: skip
     assert "not running" in edge_text(status)
+    assert "NOT SERVED" not in edge_text(status)
 
 
 @pytest.mark.parametrize(

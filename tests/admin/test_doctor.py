@@ -148,6 +148,17 @@ def test_targets(tmp_path: Path, free_port: int) -> None:
         assert ok(Target("unix", path=str(tmp_path / "s")))
 
 
+def test_udp_targets() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        assert "is not refused" in str(doctor.target(ServiceConfig("x", Target("udp", "127.0.0.1", port))))
+        assert doctor.target(ServiceConfig("x", Target("udp", "localhost", port))).ok, "it may mean ::1 first"
+    check = doctor.target(ServiceConfig("x", Target("udp", "127.0.0.1", port)))
+    assert not check.ok
+    assert "refused" in str(check)
+
+
 def test_certificates_and_state(tmp_path: Path) -> None:
     now = time.time()
     assert doctor.certificate(now + 30 * 86400).ok

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from tunnelgw.config.load import load_connector
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tunnelgw.admin.status import ConnectorStatus, JoinedEdgeState, VisitState
+    from tunnelgw.admin.shapes import ConnectorStatus, JoinedEdgeState, VisitState
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -97,6 +98,30 @@ def test_a_refused_claim_prints_the_command_that_would_allow_it(tunnelgw: Run, t
     assert done.stdout == ""
     assert done.stderr.splitlines()[-1].endswith(command)
     assert "port = 2222" in file.read_text()
+
+
+def test_what_is_refused_in_part_is_printed_and_is_not_success(tunnelgw: Run, tmp_path: Path, file: Path) -> None:
+    claim = {"state": "partly", "addresses": ["tcp://e:30000"], "reason": "claim_held", "message": "port 30001 is held"}
+    arguments = ("expose", "x", "tcp://127.0.0.1:22", "--port", "30000-30001", "--config", str(file))
+    done, _ = with_connector(tmp_path, lambda: tunnelgw(*arguments), {"claim": claim})
+    assert (done.returncode, done.stdout) == (1, "tcp://e:30000\n")
+    assert "refused in part by the edge: port 30001 is held" in done.stderr
+
+
+def test_status_and_doctor_name_what_is_refused(tunnelgw: Run, tmp_path: Path, file: Path) -> None:
+    why = {"reason": "port_unavailable", "message": "udp port 30002: another program", "hint": ""}
+    services: list[dict[str, object]] = [
+        {"name": "game", "target": "udp://h:1", "state": "partly", "addresses": ["udp://e:30000-30001"], **why},
+        {"name": "ssh", "target": "tcp://h:1", "state": "refused", **why, "hint": "tunnelgw edge grant home x"},
+    ]
+    status = {"status": {"version": "1", "edges": [], "services": services}}
+    done, _ = with_connector(tmp_path, lambda: tunnelgw("status", "--config", str(file)), {"status": status})
+    assert re.search("(?m)^game +udp://h:1 +partly +udp://e:30000-30001$", done.stdout)
+    assert "game is served in part: udp port 30002: another program" in done.stdout
+    done, _ = with_connector(tmp_path, lambda: tunnelgw("doctor", "--config", str(file)), {"status": status})
+    assert "service game: refused in part by the edge: udp port 30002: another program" in done.stdout
+    assert "service ssh: refused by the edge" in done.stdout
+    assert "tunnelgw edge grant home x" in done.stdout
 
 
 def test_no_answer_in_time_is_not_success(tunnelgw: Run, tmp_path: Path, file: Path) -> None:

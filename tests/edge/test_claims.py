@@ -15,6 +15,7 @@ from tunnelgw.edge import routes
 from tunnelgw.edge.claims import HOSTS_MAX, ClaimDesk
 from tunnelgw.edge.names import ended_hosts
 from tunnelgw.edge.passthrough import Live
+from tunnelgw.edge.ports import TAKEN, PortRefused
 from tunnelgw.edge.routes import OTHER_LABEL
 from tunnelgw.errors import LocalError
 from tunnelgw.identity.claims import USED, Held
@@ -32,10 +33,15 @@ class Ports:
         self.allowed = asyncio.Event()
         self.asked = asyncio.Event()
         self.open_now: set[Any] = set()
+        self.taken: set[Any] = set()  # by another program
+        self.tried = 0  # how often such a one was
 
     async def open(self, port: Any) -> None:
         self.asked.set()
         await self.allowed.wait()
+        if port in self.taken:
+            self.tried += 1
+            raise PortRefused(port, TAKEN)
         self.open_now.add(port)
 
     def close(self, port: int) -> None:
@@ -94,6 +100,7 @@ class Desk:
             ),
             counters=ProcessCounters(),
             changed=lambda hosts: None,
+            own={443: "listen", 9150: "metrics.listen"},
         )  # fmt: skip
         self.offers = Services(1, [Offer(name="web", kind="http"), Offer(name="ssh", kind="tcp", ports=[(2222, 2222)])])
 
@@ -344,8 +351,8 @@ def test_what_a_shared_port_needs_and_cannot_be() -> None:
         Offer(name="portless", kind="tcp", hosts=["p.a.b"], protocol="minecraft"),
     )
     assert results["one"].refused == ""
-    assert results["again"].message == "one.a.b on port 2222 is used by another service of yours"
-    assert results["other"].message == results["raw"].message == "port 2222 is used by another service of yours"
+    assert results["again"].message == "one.a.b on port 2222 is used by your service one"
+    assert results["other"].message == results["raw"].message == "port 2222 is used by your service one"
     assert results["far"].refused == "claim_not_granted"
     assert results["far"].hint == ("tunnelgw edge grant home --allow-port 2222 --allow-port 2223")
     for name in ("gopher", "tls", "nameless", "portless"):
@@ -392,7 +399,7 @@ def test_a_grant_covers_tcp_and_udp_and_one_number_may_be_both() -> None:
     )
     assert results["ssh"].addresses == ["tcp://edge.example.com:2222"]
     assert results["game"].addresses == ["udp://edge.example.com:2222"]
-    assert results["other"].message == "udp port 2222 is used by another service of yours"
+    assert results["other"].message == "udp port 2222 is used by your service game"
     for name in ("named", "nowhere"):
         assert (results[name].refused, results[name].addresses) == ("claim_unsupported", [])
     assert desk.ports.open_now == {2222, ("udp", 2222)}

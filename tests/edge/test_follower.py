@@ -11,6 +11,7 @@ import pytest
 from tests.edge.front import run
 from tests.edge.test_sharing import Home, World
 from tunnelgw.access.grants import Grant
+from tunnelgw.edge import shut
 from tunnelgw.edge.follower import Follower
 from tunnelgw.edge.names import ended_hosts, ends_here
 from tunnelgw.obs.counters import ProcessCounters
@@ -88,6 +89,31 @@ def test_what_was_decided_here_is_not_decided_again(store: SqliteStore) -> None:
         assert await worker.look() == []
         worker.registry.set_grant("attic", Grant(ports=((2222, 2222),)))
         assert await worker.look() == ["attic"]
+        assert await worker.look() == []
+
+    run(main)
+
+
+def test_a_port_that_another_program_had_opens_once_it_is_free(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shut, "PAUSES", (0.0, 0.0))
+
+    async def main() -> None:
+        worker = Worker(store)
+        worker.join("attic", ports=((2222, 2222),))
+        worker.known("attic")
+        await worker.look()
+        worker.ports.taken = {2222}
+        answer = await worker.offer("attic", Offer(name="ssh", kind="tcp", ports=[(2222, 2222)]))
+        assert answer.refused == "port_unavailable"
+        assert await worker.look() == []
+        worker.ports.taken.clear()
+        worker.follower._edge.left = True
+        assert await worker.look() == [], "another process has its ports"
+        worker.follower._edge.left = False
+        assert await worker.look() == ["attic"]
+        assert worker.members(2222) == ["attic"]
         assert await worker.look() == []
 
     run(main)

@@ -13,6 +13,7 @@ from tunnelgw.access.grants import Grant
 from tunnelgw.edge.app import Edge
 from tunnelgw.edge.claims import ClaimDesk
 from tunnelgw.edge.passthrough import Live
+from tunnelgw.edge.ports import TAKEN, PortRefused
 from tunnelgw.identity import home
 from tunnelgw.identity.registry import Registry
 from tunnelgw.obs.counters import ProcessCounters
@@ -31,8 +32,11 @@ HASH = "$2b$04$" + "a" * 53
 class Ports:
     def __init__(self) -> None:
         self.open_now: set[int] = set()
+        self.taken: set[int] = set()  # by another program
 
     async def open(self, port: int) -> None:
+        if port in self.taken:
+            raise PortRefused(port, TAKEN)
         self.open_now.add(port)
 
     def close(self, port: int) -> None:
@@ -78,6 +82,7 @@ class World:
             ),
             counters=ProcessCounters(),
             changed=lambda hosts: None,
+            own={},
         )  # fmt: skip
 
     def join(self, name: str, *, hosts: tuple[str, ...] = (), ports: tuple[tuple[int, int], ...] = ()) -> None:

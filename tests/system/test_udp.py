@@ -17,7 +17,7 @@ import pytest
 
 from tests.ports import free_port, free_udp_port
 from tests.system.control import ask
-from tests.system.harness import Connector, World, port_answers, wait_until
+from tests.system.harness import Connector, World, port_answers, run, wait_until
 from tests.system.targets import RawTarget
 from tests.system.udp import Asking, Echo
 from tests.system.upgrading import Upgrading, echo
@@ -342,17 +342,29 @@ def test_a_range_of_tcp_ports_and_what_is_refused_of_it(world: World) -> None:
         wanted = f"tunnelgw edge grant two --allow-port {base}-{base + 9} --allow-port {base}-{taken}"
         assert wanted in lacking
         world.edge_command(*wanted.split()[2:])
-        held = two.process.wait_for("refused it .claim_held.: (.*)")[1]
-        assert held.startswith(f"port {base + 5}-{base + 8} is held by connector one"), held
+        held = two.process.wait_for("refused a part of it .claim_held.: (.*)")[1]
+        assert held.startswith(f"port {base + 5}-{base + 8} is held by one/mid"), held
+        assert f"; port {taken}: another program on the edge's machine uses it" in held, held
         assert one.process is not None
         one.process.wait_for(f"connector two claimed port {base + 5}-{base + 8}, which is ours")
         assert world.edge is not None
-        world.edge.wait_for(f"service all refused .*port {base + 5}-{base + 8} is held by connector one")
+        world.edge.wait_for(f"service all refused .*port {base + 5}-{base + 8} is held by one/mid")
         wait_until(lambda: port_answers(base) and port_answers(base + 18), what="the others are open")
         addresses = {entry["address"] for entry in world.status()["addresses"] if entry["connector"] == "two"}
         assert addresses == {f"tcp://127.0.0.1:{base}-{base + 4}", f"tcp://127.0.0.1:{base + 9}-{taken - 1}"}
-        one.write("")
+        [refused] = world.status()["refused_services"]
+        assert (refused["service"], refused["connector"], refused["partly"]) == ("all", "two", True)
+        shown = two.command("status").stdout
+        assert re.search(rf"(?m)^all .* partly +tcp://127.0.0.1:{base}-{base + 4} ", shown), shown
+        assert f"all is served in part: port {base + 5}-{base + 8} is held by one/mid" in shown
+        assert (
+            f"service two/all: refused in part by the edge: port {base + 5}"
+            in run("doctor", "--config", str(world.config), check=False).stdout
+        )
+        one.write("")  # while the other program goes on
         wait_until(lambda: port_answers(base + 6), what="what came free is given to who waits for it")
+    world.edge.wait_for(f"port {taken} is open", seconds=30)
+    wait_until(lambda: world.status()["refused_services"] == [], what="nothing is refused any more")
 
 
 def test_more_ports_than_a_connector_may_have(world: World) -> None:
@@ -369,5 +381,5 @@ def test_a_held_udp_port_is_refused_in_both_logs(world: World) -> None:
         second = world.connector("second", udp("game", target.port, port), allow=allow(port))
         assert first.process is not None
         assert second.process is not None
-        second.process.wait_for(f"udp port {port} is held by connector first")
+        second.process.wait_for(f"udp port {port} is held by first/game")
         first.process.wait_for(f"connector second claimed udp port {port}, which is ours")

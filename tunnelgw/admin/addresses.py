@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tunnelgw.admin.status import PublicAddress
+    from tunnelgw.admin.shapes import PublicAddress
     from tunnelgw.obs.snapshot import ProcessSnapshot
 
 

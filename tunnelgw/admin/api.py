@@ -26,7 +26,14 @@ from tunnelgw.identity.rotation import SHORTEST_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnelgw.admin.status import ConnectorState, EdgeStatus, PrivateService, PublicAddress, VisitorState
+    from tunnelgw.admin.shapes import (
+        ConnectorState,
+        EdgeStatus,
+        PrivateService,
+        PublicAddress,
+        RefusedService,
+        VisitorState,
+    )
     from tunnelgw.config.model import EdgeConfig
     from tunnelgw.identity.records import Connector
     from tunnelgw.identity.registry import Registry
@@ -62,6 +69,9 @@ class Live(Protocol):
 
     def private(self) -> list[PrivateService]:
         """Every private service."""
+
+    def refused(self) -> list[RefusedService]:
+        """Every service that is not served, or only in part."""
 
     async def grant_changed(self, name: str) -> None:
         """Decide again about everything that this connector claims."""
@@ -129,6 +139,10 @@ class Offline:
 
     def private(self) -> list[PrivateService]:
         """Nothing is offered."""
+        return []
+
+    def refused(self) -> list[RefusedService]:
+        """As `private`."""
         return []
 
     async def grant_changed(self, name: str) -> None:
@@ -245,6 +259,7 @@ class EdgeDesk:
             "authority": self._registry.authority_state(),
             "addresses": self._live.addresses(),
             "private_services": self._live.private(),
+            "refused_services": self._live.refused(),
             "connectors": [self._connector(known) for known in self._registry.connectors() if known.role == CONNECTOR],
             "visitors": [self._visitor(known) for known in self._registry.connectors() if known.role == VISITOR],
             "invitations": [

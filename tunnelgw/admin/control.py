@@ -18,6 +18,7 @@ Commands of the connector:
     claim    {"name", "timeout"}                   -> {"state": "accepted", "addresses": […]}
              waits for the edge's answer to what the file now says about a service
                                                    |  {"state": "refused", "reason", "message", "hint"}
+                                                   |  {"state": "partly"}    (with what the two above have)
                                                    |  {"state": "gone"}      (the service is no longer offered)
                                                    |  {"state": "waiting", "message"}   (no answer in time)
     share    {"name", "service": {…}, "users", "seconds"}  (see `tunnelgw.connector.temporary`)

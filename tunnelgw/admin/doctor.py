@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tunnelgw.config.model import ServiceConfig, Target
 
 DIAL_SECONDS = 5.0
+UDP_SECONDS = 0.5  # until a machine of the same network has said that nobody listens there
 # Certificates are valid from an hour before they were made; beyond this a wrong clock begins to matter.
 CLOCK_TOLERANCE_SECONDS = 60.0
 EXPIRES_SOON_SECONDS = 7 * 86400.0
@@ -252,8 +253,7 @@ def _dial_target(where: Target, *, verify: bool) -> str:
             sock.connect(where.path)
         return "accepts"
     if where.scheme == "udp":
-        socket.getaddrinfo(where.host, where.port, type=socket.SOCK_DGRAM)
-        return "resolves (UDP: whether it answers cannot be told)"
+        return _dial_udp(where)
     with socket.create_connection((where.host, where.port), DIAL_SECONDS) as sock:
         if where.scheme == "https":
             context = ssl.create_default_context()
@@ -262,6 +262,32 @@ def _dial_target(where: Target, *, verify: bool) -> str:
                 context.verify_mode = ssl.CERT_NONE
             context.wrap_socket(sock, server_hostname=where.host).close()
     return "accepts"
+
+
+def _dial_udp(where: Target) -> str:
+    """An empty datagram: nobody answers that, but the kernel of a machine where nobody listens says so."""
+    refusal: OSError = ConnectionRefusedError()
+    for family, kind, protocol, _, address in socket.getaddrinfo(where.host, where.port, type=socket.SOCK_DGRAM):
+        try:
+            with closing(socket.socket(family, kind, protocol)) as sock:
+                sock.settimeout(UDP_SECONDS)
+                sock.connect(address)
+                sock.send(b"")
+                sock.recv(1)
+        except TimeoutError:
+            return "is not refused (UDP: whether it answers cannot be told)"
+        except OSError as error:  # `localhost` may mean either family
+            refusal = error
+        else:
+            return "answers"
+    raise refusal
+
+
+def claim(service: str, answer: Mapping[str, object]) -> Check:
+    """A service that the edge refused, whole or in part."""
+    in_part = " in part" if answer.get("partly") or answer.get("state") == "partly" else ""
+    advice = f"on the edge, run: {answer['hint']}" if answer.get("hint") else "see the edge's log, or choose others"
+    return Check(f"service {service}", False, f"refused{in_part} by the edge: {answer['message']}", advice)
 
 
 def tunnel(edges: Sequence[Mapping[str, object]], *, start: str) -> Iterator[Check]:

@@ -41,7 +41,7 @@ from tunnelgw.store.sqlite import FILE_NAME, SqliteStore
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tunnelgw.admin.status import PrivateService, PublicAddress
+    from tunnelgw.admin.shapes import PrivateService, PublicAddress, RefusedService
     from tunnelgw.config.model import EdgeConfig
     from tunnelgw.obs.snapshot import ProcessSnapshot
 
@@ -217,6 +217,11 @@ class _Operator:
             {"service": service, "connector": connector, "state": self.connector(connector).get("state", "away")}
             for connector, service in sorted(found)
         ]
+
+    def refused(self) -> list[RefusedService]:
+        """As `Live.refused`; every worker decides about all of them."""
+        found = {(one["connector"], one["service"]): one for report in self._reports for one in report["refused"]}
+        return [found[key] for key in sorted(found)]
 
     async def grant_changed(self, name: str) -> None:  # noqa: ARG002 - workers follow the store by themselves
         """In force before the command says so (in this process; other workers follow within half a second)."""

@@ -1,4 +1,4 @@
-"""What `status` reports, as dicts that travel over the control socket, and their text form for people.
+"""What `status` reports (`shapes.py`) as text for people.
 
 Invariant: `--json` prints the dict as it is; the text shows the same facts, one line for each thing.
 """
@@ -6,162 +6,12 @@ Invariant: `--json` prints the dict as it is; the text shows the same facts, one
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
-
-from tunnelgw.private.pins import Keys
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tunnelgw.identity.rotation import AuthorityState
-
-
-class PublicAddress(TypedDict):
-    """One public address of the edge, and a connector that serves it: members of a group have one entry each.
-
-    address: "https://jellyfin.example.com/" or "tcp://edge.example.com:2222". state: of its connector. since: when it
-    was claimed (Unix seconds). certificate_expiry: Unix seconds, 0.0 where the edge holds no certificate for it.
-    certificate_problem: why there is none, or no newer one; empty if all is well.
-    tls: "home" where TLS ends at home, with a certificate of which the edge knows nothing; else "".
-    group, priority: as in the connector's file; "" without one. health: "unhealthy" if the connector says that the
-    target does not work, "failing" if the edge leaves this member out because its target failed several times, else "".
-    """
-
-    address: str
-    service: str
-    connector: str
-    state: str
-    since: float
-    certificate_expiry: float
-    certificate_problem: str
-    tls: str
-    group: str
-    priority: int
-    health: str
-
-
-class ConnectorState(TypedDict):
-    """One connector that has joined; state is "up", "detached" (no link, still resumable), "away" or "revoked"."""
-
-    name: str
-    role: str
-    state: str
-    since: float
-    tunnels: int
-    rtt: float
-    address: str
-    certificate_expiry: float
-    grant: dict[str, list[str]]
-
-
-class VisitorState(ConnectorState):
-    """One visiting machine; state is "up", "detached", "away" or "revoked"; tunnels: one for each process that visits.
-
-    streams: private streams that are open.
-    """
-
-    streams: int
-
-
-class PrivateService(TypedDict):
-    """One private service, and the state of its connector."""
-
-    service: str
-    connector: str
-    state: str
-
-
-class Invitation(TypedDict):
-    """One invitation that nobody used yet; expires is in Unix seconds."""
-
-    name: str
-    role: str
-    expires: float
-
-
-class EdgeStatus(TypedDict):
-    """`tunnelgw edge status --json`."""
-
-    running: bool
-    version: str
-    domain: str
-    address: str
-    authority: AuthorityState
-    addresses: list[PublicAddress]
-    private_services: list[PrivateService]
-    connectors: list[ConnectorState]
-    visitors: list[VisitorState]
-    invitations: list[Invitation]
-
-
-class TunnelState(TypedDict):
-    """One tunnel of a connector: to which worker of the edge, since how many seconds it is up."""
-
-    worker: int
-    state: str
-    seconds: float
-    rtt_seconds: float
-    streams: int
-    resumes: int
-    error: str
-
-
-class VisitState(Keys):
-    """One edge where this machine is a visitor; name: ours there. certificate_expires: Unix seconds."""
-
-    address: str
-    name: str
-    certificate_expires: float
-
-
-class JoinedEdgeState(Keys):
-    """One edge of a connector; name: ours there. error: why it is not up. certificate_expires: Unix seconds."""
-
-    address: str
-    name: str
-    domain: str
-    state: str
-    error: str
-    certificate_expires: float
-    tunnels: list[TunnelState]
-
-
-class ServiceState(TypedDict):
-    """One declared service; state is "accepted", "refused" or "waiting" (no answer yet).
-
-    health: of a target that is checked: "healthy", or what is wrong with it.
-    tls "home": TLS ends in the connector; certificate_expires: Unix seconds, 0.0 while there is none.
-    temporary: shared by a command, for so many seconds more; None: until it ends.
-    """
-
-    name: str
-    target: str
-    state: str
-    addresses: NotRequired[list[str]]
-    reason: NotRequired[str]
-    message: NotRequired[str]
-    hint: NotRequired[str]
-    tls: NotRequired[str]
-    certificate_expires: NotRequired[float]
-    certificate_error: NotRequired[str]
-    health: NotRequired[str]
-    private: NotRequired[bool]
-    temporary: NotRequired[bool]
-    seconds_left: NotRequired[float | None]
-
-
-class ConnectorStatus(TypedDict):
-    """`tunnelgw status --json`; the running connector adds more keys.
-
-    acme_account: URL of the account that orders certificates of services with `tls = "home"`; "" where none does.
-    """
-
-    running: bool
-    version: str
-    edges: list[JoinedEdgeState]
-    services: list[ServiceState]
-    acme_account: NotRequired[str]
-    visits: NotRequired[list[VisitState]]
+    from tunnelgw.admin.shapes import ConnectorStatus, EdgeStatus, PublicAddress, RefusedService, ServiceState
 
 
 def edge_text(status: EdgeStatus) -> str:
@@ -191,6 +41,7 @@ def edge_text(status: EdgeStatus) -> str:
         empty="no connector has joined; invite one with: tunnelgw edge invite NAME",
     )
     lines += _private(status)
+    lines += _refused(status)
     lines += _table(
         ("UNUSED INVITATION", "ROLE", "EXPIRES"),
         [(entry["name"], entry["role"], when(entry["expires"])) for entry in status["invitations"]],
@@ -217,6 +68,15 @@ def _private(status: EdgeStatus) -> list[str]:
     ]
     head = ("VISITOR", "STATE", "SINCE", "TUNNELS", "STREAMS", "MAY REACH", "CERTIFICATE UNTIL")
     return [*(lines if services else ()), *(_table(head, visitors, empty="") if visitors else ())]
+
+
+def _refused(status: EdgeStatus) -> list[str]:
+    """What connectors offer and do not get, where there is any."""
+    rows = [
+        (one["service"], one["connector"], "partly" if one["partly"] else "refused", _problem(one))
+        for one in status.get("refused_services", ())  # an edge of before an upgrade does not say
+    ]
+    return _table(("NOT SERVED", "CONNECTOR", "STATE", "WHY"), rows, empty="") if rows else []
 
 
 def _addresses(addresses: Sequence[PublicAddress]) -> list[str]:
@@ -287,6 +147,8 @@ def _connector_lines(status: ConnectorStatus) -> list[str]:
         ],
         empty="no service; publish one with: tunnelgw expose NAME TARGET",
     )
+    partly = [f"{entry['name']} is served in part: {_problem(entry)}" for entry in status["services"] if _partly(entry)]
+    lines += [*partly, ""] if partly else []
     at_home = [entry for entry in status["services"] if entry.get("tls") == "home"]
     if at_home:
         lines += _table(
@@ -364,7 +226,11 @@ def _temporary(service: ServiceState) -> str:
     return ", temporary" if left is None else f", temporary: {span(left)} left"
 
 
-def _problem(service: ServiceState) -> str:
+def _partly(service: ServiceState) -> bool:
+    return service["state"] == "partly"
+
+
+def _problem(service: ServiceState | RefusedService) -> str:
     hint = service.get("hint")
     return (service.get("message") or "-") + (f"; on the edge, run: {hint}" if hint else "")
 

@@ -78,6 +78,8 @@ def _home(path: Path) -> Iterator[Check]:
     else:
         yield from doctor.tunnel(status["edges"], start="tunnelgw connect")
         for entry in status["services"]:
+            if entry["state"] in ("refused", "partly"):
+                yield doctor.claim(entry["name"], entry)
             if entry.get("tls") == "home" and entry["state"] == "accepted":
                 yield doctor.home_certificate(entry)
     if any(service.transparent for service in config.services):
@@ -174,6 +176,8 @@ def _served(config: EdgeConfig) -> Iterator[Check]:
             advice = "run tunnelgw doctor at home"
             text = f"{connector['name']} is {connector['state']}"
             yield doctor.Check("tunnel", connector["state"] == "up", text, advice)
+    for refused in status.get("refused_services", ()):  # an edge of before an upgrade does not say
+        yield doctor.claim(f"{refused['connector']}/{refused['service']}", refused)
     for address in status["addresses"]:
         name, expires = f"certificate of {address['address']}", address["certificate_expiry"]
         acme = config.tls.issuer == "acme"

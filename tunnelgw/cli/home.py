@@ -17,7 +17,7 @@ from tunnelgw.errors import LocalError
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from tunnelgw.admin.status import ConnectorStatus, JoinedEdgeState, ServiceState, VisitState
+    from tunnelgw.admin.shapes import ConnectorStatus, JoinedEdgeState, ServiceState, VisitState
     from tunnelgw.config.model import ConnectorConfig
     from tunnelgw.private.pins import Keys
 
@@ -77,17 +77,18 @@ def expose(arguments: Namespace) -> int:
 
 def _report_claim(name: str, answer: dict[str, object], path: Path) -> int:
     """Print the edge's answer; exit status."""
+    addresses = answer.get("addresses", [])
+    for address in addresses if isinstance(addresses, list) else []:
+        print(address)
     if answer["state"] == "accepted":
-        addresses = answer["addresses"]
-        for address in addresses if isinstance(addresses, list) else []:
-            print(address)
         if not addresses:
             say(f"{name} is offered and has no public address")
         return 0
     message = answer.get("message") or answer.get("reason") or "no answer from the edge"
-    if answer["state"] == "refused":
+    if answer["state"] in ("refused", "partly"):
         hint = answer.get("hint")
-        raise LocalError(f"{name}: refused by the edge: {message}" + (f"; on the edge, run: {hint}" if hint else ""))
+        how = "refused in part" if answer["state"] == "partly" else "refused"
+        raise LocalError(f"{name}: {how} by the edge: {message}" + (f"; on the edge, run: {hint}" if hint else ""))
     raise LocalError(f"{name}: written, not confirmed: {message}; see: tunnelgw status{option(path, CONNECTOR)}")
 
 

@@ -144,7 +144,7 @@ def _show_claim(message: dict[str, Any]) -> None:
     state, why = message["state"], clean(str(message.get("message", "")))
     if state == "accepted":
         say(f"{_clock()} public again")
-    elif state == "refused":
+    elif state in ("refused", "partly"):
         hint = message.get("hint")
         say(f"{_clock()} refused by the edge: {why}" + (f"; on the edge, run: {clean(hint)}" if hint else ""))
     else:

@@ -191,8 +191,8 @@ class JoinedEdge:
             return
         self._logged.warning(
             f"{result.name} {result.refused} {result.message} {result.hint}", now,
-            "service %s: the edge %s refused it (%s): %s%s",
-            result.name, self.endpoint, result.refused, result.message,
+            "service %s: the edge %s refused %s (%s): %s%s",
+            result.name, self.endpoint, "a part of it" if result.addresses else "it", result.refused, result.message,
             f"; to allow it, run on the edge: {result.hint}" if result.hint else "",
         )  # fmt: skip
 
@@ -307,12 +307,13 @@ class JoinedEdge:
 
 
 def claim_answer(results: list[ClaimResult]) -> dict[str, Any]:
-    """The edges' answers for one service as one: accepted where any edge accepted it."""
-    addresses = [address for result in results if not result.refused for address in result.addresses]
+    """The edges' answers for one service as one: accepted where any edge accepted it, else partly where any did so."""
+    addresses = list(dict.fromkeys(address for result in results for address in result.addresses))
     if any(not result.refused for result in results):
-        return {"state": "accepted", "addresses": list(dict.fromkeys(addresses))}
-    for result in results:
-        return {"state": "refused", "reason": result.refused, "message": result.message, "hint": result.hint}
+        return {"state": "accepted", "addresses": addresses}
+    for result in sorted(results, key=lambda result: not result.addresses):
+        why = {"reason": result.refused, "message": result.message, "hint": result.hint}
+        return {"state": "partly", "addresses": addresses, **why} if addresses else {"state": "refused", **why}
     return {"state": "waiting", "message": "no edge has answered yet"}
 
 

@@ -199,7 +199,7 @@ class Temporary:
         if answer["state"] == "accepted":
             return answer
         text = f"{service.name}: {answer.get('message') or 'no answer from the edge'}"
-        if answer["state"] == "refused":
+        if answer["state"] in ("refused", "partly"):
             text = f"refused by the edge: {text}"
             if answer.get("hint"):
                 again = f" and share it again with --name {service.name}" if made_up and not service.port else ""

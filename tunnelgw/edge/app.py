@@ -31,7 +31,7 @@ from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import Ports
 from tunnelgw.edge.public import DoorRules, FrontDoor
 from tunnelgw.edge.renewals import Renewals
-from tunnelgw.edge.settings import door_rules, gateway_settings
+from tunnelgw.edge.settings import door_rules, gateway_settings, own_ports
 from tunnelgw.edge.tunnelport import TunnelPort
 from tunnelgw.edge.visitors import issuer_of
 from tunnelgw.edge.within import EdgeServices
@@ -209,6 +209,7 @@ class Edge:
             connectors=self.connectors,
             counters=self.counters,
             changed=lambda hosts: self.certificates.change({host: ends_here(self.table, host) for host in hosts}),
+            own=own_ports(config),
             # Every worker decides every connector's claims; one of them says so.
             logs=lambda name: crc32(name.encode()) % self.peers.count == self.peers.index,
         )

@@ -30,6 +30,7 @@ from tunnelgw.edge.sharing import (
     wish_for_host,
     wish_for_port,
 )
+from tunnelgw.edge.shut import ShutPorts
 from tunnelgw.errors import LocalError, Refused
 from tunnelgw.identity.claims import USED
 from tunnelgw.obs.reasons import Reason
@@ -39,7 +40,7 @@ from tunnelgw.routing.units import HostAt, host_of, port_number, port_of, port_u
 from tunnelgw.wire.control import ClaimResult, Claims, Offer, Services
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from tunnelgw.edge.connector import Connector
     from tunnelgw.edge.connectors import Connectors
@@ -80,9 +81,12 @@ class ClaimDesk:
         connectors: Connectors,
         counters: ProcessCounters,
         changed: Callable[[Iterable[str]], None],
+        own: Mapping[int, str],
         logs: Callable[[str], bool] = lambda _name: True,
     ) -> None:
         """`changed`: routes of these hosts ("" for ports) came, went or are others.
+
+        `own`: TCP ports on which the edge itself listens, with the setting that says so.
 
         `logs`: whether this worker is the one that logs a connector's refusals; each worker decides them all.
         """
@@ -102,6 +106,8 @@ class ClaimDesk:
         self._routes = RouteMaker(counters, registry.affinity_secret)
         self._offers: dict[str, Services] = {}  # as last said, to decide again when a grant changes
         self._unsaved: set[str] = set()  # whose offers the store did not take
+        self.shut = ShutPorts(ports, own)
+        self.refused: dict[str, list[ClaimResult]] = {}  # of each connector what was refused, whole or in part
         self.waiting: set[str] = set()  # connectors that were refused what another one holds
         self.unrouted: set[str] = set()  # whose routes did not fit beside another one's that are about to change
 
@@ -117,7 +123,7 @@ class ClaimDesk:
         self._offers[name] = services
         verdicts = self._check(name, record.grant, services.offers)
         self._hold(name, record.grant, verdicts)
-        await self._open_ports(verdicts, opening=opening)
+        await self.shut.open(name, verdicts if opening else (), time.monotonic())
         if self._connectors.by_name.get(name) is not connector:  # revoked meanwhile
             self._close(port for verdict in verdicts for port in verdict.opened)
             return
@@ -127,12 +133,13 @@ class ClaimDesk:
         self.waiting.discard(name)
         for verdict in verdicts:
             if verdict.refused is not None:
-                if verdict.refused.reason is Reason.CLAIM_HELD:
+                if verdict.held:
                     self.waiting.add(name)
                 self._counters.refuse(verdict.refused.reason)
                 if self._logs(name):
                     self._log_refusal(name, verdict, verdict.refused)
         results = [self._result(verdict, brief=len(verdicts) > BRIEF_FROM) for verdict in verdicts]
+        self.refused[name] = [result for result in results if result.refused]
         granted = list(record.grant.ports[:GRANTED_MAX])
         connector.tell(Claims(revision=services.revision, results=results, ports=granted))
 
@@ -149,6 +156,15 @@ class ClaimDesk:
         else:
             await self.restore(connector)  # it came with a backup
 
+    async def reopen(self, connector: Connector) -> None:
+        """Try ports once more that could not be opened; decide again if one can be now."""
+        name = connector.name
+        if connector.session is None:
+            self.shut.forget(name)  # they are tried when it is back
+        elif opened := await self.shut.retry(name, time.monotonic()):
+            await self.again(connector)
+            self._close(opened)  # what it does not want any more
+
     async def restore(self, connector: Connector) -> None:
         """The edge started: routes of a connector that is not back yet."""
         if connector.name not in self._offers and (services := self._remembered(connector.name)) is not None:
@@ -158,6 +174,8 @@ class ClaimDesk:
     def withdraw(self, name: str) -> None:
         """The connector was revoked: its routes, ports and streams go."""
         self._offers.pop(name, None)
+        self.refused.pop(name, None)
+        self.shut.forget(name)
         self.waiting.discard(name)
         self.unrouted.discard(name)
         before = self._table.routes_of(name)
@@ -286,7 +304,7 @@ class ClaimDesk:
             command = port_command(name, grant, offer, units[0])
             told.append(self._told(name, held, wish, offer, what, units[0], command=command))
         if told:
-            verdict.refuse(Refused("; ".join(text for text, _ in told), reason=Reason.CLAIM_HELD), told[0][1])
+            verdict.lose(Refused("; ".join(text for text, _ in told), reason=Reason.CLAIM_HELD), told[0][1])
 
     def _told(
         self, name: str, held: Held, wish: Wish, offer: Offer, what: str, unit: Unit, *, command: str
@@ -319,16 +337,6 @@ class ClaimDesk:
             "connector %s, service %s refused (%s): %s; to allow it: %s",
             name, verdict.offer.name, refused.reason.label, refused.text, verdict.hint or "-",
         )  # fmt: skip
-
-    async def _open_ports(self, verdicts: list[Verdict], *, opening: bool) -> None:
-        for verdict in verdicts:
-            for port in verdict.opened if opening else ():
-                try:
-                    await self._ports.open(port)
-                except Refused as refusal:
-                    verdict.ports = [other for other in verdict.ports if other != port]
-                    verdict.names = [name for name in verdict.names if name.port != port]
-                    verdict.refuse(refusal)
 
     def _route(self, name: str, verdicts: list[Verdict]) -> None:
         before = self._table.routes_of(name)

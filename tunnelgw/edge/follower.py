@@ -64,6 +64,7 @@ class Follower:
 
     async def look(self) -> None:
         """Put in force what changed in the store: revocations, grants, replaced keys, names that came free."""
+        await self._reopen()
         try:
             if self._edge.store.revision() == self._revision:
                 await self._retry()
@@ -104,6 +105,16 @@ class Follower:
         if self._edge.health.looks % RETRY_LOOKS == 0:
             for name in sorted(self.overdue | self._edge.claims.unrouted):
                 await self._apply(name)
+
+    async def _reopen(self) -> None:
+        """Ports that something else held: nobody says when it lets go."""
+        for name in () if self._edge.left else self._edge.claims.shut.due(time.monotonic()):
+            async with self._edge.lock(name):
+                try:
+                    await self._edge.claims.reopen(self._edge.connectors.known(name))
+                except TunnelgwError as error:
+                    self.overdue.add(name)
+                    log.error("ports of connector %s are not tried again yet: %s", name, error.text)
 
     async def _apply(self, name: str) -> None:
         """One connector's change; what fails is tried again later, and keeps nobody else's from being seen."""

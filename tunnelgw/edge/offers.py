@@ -30,7 +30,10 @@ AFFINITIES = ("", "cookie", "address")
 
 @dataclass(slots=True)
 class Verdict:
-    """What became of one offer so far. names: hosts on ports that others may share, instead of hosts and ports."""
+    """What became of one offer so far. names: hosts on ports that others may share, instead of hosts and ports.
+
+    held: another one has something of it, and may let go.
+    """
 
     offer: Offer
     hosts: list[str] = field(default_factory=list)
@@ -38,6 +41,7 @@ class Verdict:
     names: list[HostAt] = field(default_factory=list)
     refused: Refused | None = None
     hint: str = ""
+    held: bool = False
 
     @property
     def at_ports(self) -> list[PortUnit | HostAt]:
@@ -64,8 +68,19 @@ class Verdict:
 
     def refuse(self, refusal: Refused, hint: str = "") -> None:
         """Keep the first refusal: the others are often its consequence."""
+        self.held = self.held or refusal.reason is Reason.CLAIM_HELD
         if self.refused is None:
             self.refused, self.hint = refusal, hint
+
+    def lose(self, refusal: Refused, hint: str = "") -> None:
+        """Somebody else has a part of it: each one that has some is named, beside what was refused before."""
+        if self.refused is not None:
+            text = f"{self.refused.text}; {refusal.text}"
+            self.refused, hint = Refused(text, reason=self.refused.reason), self.hint or hint
+        else:
+            self.refused = refusal
+        self.hint = hint
+        self.held = self.held or refusal.reason is Reason.CLAIM_HELD
 
 
 def check_kind(offer: Offer) -> None:
@@ -132,24 +147,25 @@ def refuse_twice(verdicts: list[Verdict]) -> None:
 
 def _refuse_ports(verdicts: list[Verdict]) -> None:
     """The same for ports, which are raw or for one protocol, and for hosts on them."""
-    uses: dict[PortUnit, str] = {}
-    taken: set[PortUnit | HostAt] = set()
+    uses: dict[PortUnit, tuple[str, str]] = {}  # for which protocol, and the first service that has it
+    taken: dict[PortUnit | HostAt, str] = {}  # by which service
     for verdict in verdicts:
-        use = verdict.offer.protocol
-        lost: list[PortUnit] = []
+        use, ours = verdict.offer.protocol, verdict.offer.name
+        lost: dict[str, list[PortUnit]] = {}
         for unit in verdict.at_ports:
             port = port_of(unit)
-            if unit not in taken and uses.setdefault(port, use) == use:
-                taken.add(unit)
+            first_use, first = uses.setdefault(port, (use, ours))
+            if unit not in taken and first_use == use:
+                taken[unit] = ours
                 continue
             verdict.drop(unit)
             if isinstance(unit, HostAt) and unit in taken:
-                verdict.refuse(_used(unit_text(unit)))
+                verdict.lose(_used(unit_text(unit), taken[unit]))
             else:
-                lost.append(port)
-        if lost:
-            verdict.refuse(_used(ports_text(lost)))
+                lost.setdefault(taken.get(unit, first), []).append(port)
+        for theirs, ports in lost.items():
+            verdict.lose(_used(ports_text(ports), theirs))
 
 
-def _used(what: str) -> Refused:
-    return Refused(f"{what} is used by another service of yours", reason=Reason.CLAIM_HELD)
+def _used(what: str, service: str) -> Refused:
+    return Refused(f"{what} is used by your service {service}", reason=Reason.CLAIM_HELD)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from tunnelgw.routing.units import PortUnit
 
+RANGES_TOLD = 16  # in one text: who has more of them is not read to the end
+
 
 def host_key(host: str, path: str) -> str:
     """The claim of a host and path."""
@@ -45,7 +47,9 @@ def port_label(unit: PortUnit | HostAt) -> str:
 def ports_text(ports: Sequence[PortUnit]) -> str:
     """Some ports of one transport for people, neighbours as a range: "udp port 53, 60-70"."""
     udp = "" if isinstance(ports[0], int) else "udp "
-    return f"{udp}port {', '.join(map(port_text, ranges_of(map(port_number, ports))))}"
+    ranges = ranges_of(map(port_number, ports))
+    more = f" and {len(ranges) - RANGES_TOLD} more" if len(ranges) > RANGES_TOLD else ""
+    return f"{udp}port {', '.join(map(port_text, ranges[:RANGES_TOLD]))}{more}"
 
 
 def port_addresses(edge: str, ports: Sequence[PortUnit]) -> list[str]:

@@ -43,11 +43,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+TAKEN = "another program on the edge's machine uses it"
+
+
+class PortRefused(Refused):
+    """A port cannot be opened; cause: why, without the port."""
+
+    def __init__(self, port: PortUnit, cause: str) -> None:
+        super().__init__(f"{unit_text(port)}: {cause}", reason=Reason.PORT_UNAVAILABLE)
+        self.cause = cause
+
+
 class PortOpener(Protocol):
     """Makes the listening socket of a public port: here, or in the supervisor where there are several workers."""
 
     async def open_port(self, port: PortUnit) -> socket.socket:
-        """A listener on that port, or its socket for UDP. Raises `Refused` (PORT_UNAVAILABLE) with the cause."""
+        """A listener on that port, or its socket for UDP. Raises `PortRefused` with the cause."""
 
     def close_port(self, port: PortUnit) -> None:
         """This process no longer listens there."""
@@ -88,11 +99,11 @@ class LocalPorts:
 
 
 def bind_port(bind: str, port: PortUnit) -> socket.socket:
-    """A listener for a raw port, both families where `bind` is "::". Raises `Refused` (PORT_UNAVAILABLE)."""
+    """A listener for a raw port, both families where `bind` is "::". Raises `PortRefused`."""
     try:
         return _bind_tcp(bind, port) if isinstance(port, int) else bind_udp(bind, port[1])
     except OSError as error:
-        raise Refused(f"{unit_text(port)}: {_cause(error)}", reason=Reason.PORT_UNAVAILABLE) from None
+        raise PortRefused(port, _cause(error)) from None
 
 
 def _bind_tcp(bind: str, port: int) -> socket.socket:
@@ -106,7 +117,7 @@ def _bind_tcp(bind: str, port: int) -> socket.socket:
 
 def _cause(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "another program on the edge's machine uses it"
+        return TAKEN
     if error.errno in (errno.EACCES, errno.EPERM):
         return "the edge may not open ports below 1024 (it needs CAP_NET_BIND_SERVICE)"
     return str(error.strerror)
@@ -178,7 +189,7 @@ class Ports:
         self._rules = self._named.rules = self._flows.rules = rules
 
     async def open(self, port: PortUnit) -> None:
-        """Listen on a port. Idempotent. Raises `Refused` (PORT_UNAVAILABLE); the caller tells the connector."""
+        """Listen on a port. Idempotent. Raises `PortRefused`; the caller tells the connector."""
         if port in self._acceptors:
             return
         self._check_room(port)
@@ -196,8 +207,7 @@ class Ports:
         """A port is a descriptor that no visitor can have: a range must not shut everybody out."""
         most = self._ledger.quarter
         if len(self._acceptors) >= most:
-            text = f"{unit_text(port)}: {most} ports are open, a quarter of what the edge may open; allow it more files"
-            raise Refused(text, reason=Reason.PORT_UNAVAILABLE)
+            raise PortRefused(port, f"{most} ports are open, a quarter of what the edge may open; allow it more files")
 
     def _acceptor(self, port: PortUnit, listener: socket.socket) -> Acceptor | UdpPort:
         if not isinstance(port, int):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tunnelgw.routing.members import Members
     from tunnelgw.routing.table import Route
 
+REFUSED_TOLD = 64  # services of one connector: whoever offers more that is refused mends those first
+
 
 def numbers(edge: Edge) -> ProcessSnapshot:
     """This worker's numbers."""
@@ -56,6 +58,7 @@ def report(edge: Edge) -> dict[str, Any]:
             connector.name: {"state": connector.state, "since": connector.since, "address": connector.peer}
             for connector in edge.connectors
         },
+        "refused": _refused(edge),
         "private": {name: sorted(services) for name, services in edge.connectors.visits.private_services().items()},
         "visits": [
             {
@@ -71,6 +74,22 @@ def report(edge: Edge) -> dict[str, Any]:
         "troubles": edge.certificates.troubles(),
         "time": time.time(),
     }
+
+
+def _refused(edge: Edge) -> list[dict[str, Any]]:
+    """Services that are not served, or only in part."""
+    return [
+        {
+            "connector": name,
+            "service": result.name,
+            "reason": result.refused,
+            "message": result.message,
+            "hint": result.hint,
+            "partly": bool(result.addresses),
+        }
+        for name, results in edge.claims.refused.items()
+        for result in results[:REFUSED_TOLD]
+    ]
 
 
 def _alike(routes: Iterable[Route]) -> list[list[Route]]:

@@ -22,6 +22,13 @@ def door_rules(config: EdgeConfig) -> DoorRules:
     )
 
 
+def own_ports(config: EdgeConfig) -> dict[int, str]:
+    """The TCP ports on which the edge itself listens, with the key that says so."""
+    metrics = () if config.metrics.listen is None else (config.metrics.listen,)
+    keys = {"metrics.listen": metrics, "listen_http": config.listen_http, "listen": config.listen}
+    return {endpoint.port: key for key, endpoints in keys.items() for endpoint in endpoints}
+
+
 def gateway_settings(config: EdgeConfig) -> GatewaySettings:
     """What the configuration says about HTTP."""
     return GatewaySettings(

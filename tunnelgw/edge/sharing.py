@@ -71,7 +71,9 @@ def explain(what: str, held: Held, wish: Wish, offer: Offer, theirs: Offer | Non
 
     What the holder offers is told to those alone whose grant names the address: they are meant to share it.
     """
-    text = f"{what} is held by connector {held.holder}"
+    known = theirs is not None and wish.named and offer.ports and held.why != TERMS and not offer.group
+    holder = f"{held.holder}/{theirs.name}" if known and theirs is not None else f"connector {held.holder}"
+    text = f"{what} is held by {holder}"
     if held.why == USED:
         ours = f"for {offer.protocol}" if offer.protocol else "raw"
         return f"{text} for another use than {ours}: use another port", ""

@@ -24,8 +24,8 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.edge.places import port_named
-from tunnelgw.edge.ports import LocalPorts
-from tunnelgw.errors import LocalError, Refused
+from tunnelgw.edge.ports import LocalPorts, PortRefused
+from tunnelgw.errors import LocalError
 from tunnelgw.net.handover import Channel, channel_pair
 from tunnelgw.net.tasks import spawn
 
@@ -324,8 +324,8 @@ class Supervisor:
         if held is None:
             try:
                 held = self._ports[port] = (self.ports.take(port), set())
-            except Refused as refusal:
-                self._send(worker, {"op": "port", "id": number, "error": refusal.text})
+            except PortRefused as refusal:
+                self._send(worker, {"op": "port", "id": number, "error": refusal.cause})
                 return
         listener, holders = held
         holders.add(worker.index)

@@ -16,7 +16,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tunnelgw.edge.places import port_name
-from tunnelgw.edge.ports import LocalPorts
+from tunnelgw.edge.ports import LocalPorts, PortRefused
 from tunnelgw.errors import Refused
 from tunnelgw.net.handover import Channel
 from tunnelgw.obs.reasons import Reason
@@ -144,7 +144,7 @@ class Worker:
         answer = await self._ask({"op": "open_port", "port": port_name(port)})
         if isinstance(answer, socket.socket):
             return answer
-        raise Refused(str(answer), reason=Reason.PORT_UNAVAILABLE)
+        raise PortRefused(port, str(answer))
 
     def close_port(self, port: PortUnit) -> None:
         self._channel.send({"op": "close_port", "port": port_name(port)})
