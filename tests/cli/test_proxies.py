@@ -8,6 +8,7 @@ import pytest
 
 from tunnelgw.cli.parser import build_parser
 from tunnelgw.cli.proxies import proxy_wish
+from tunnelgw.cli.tun import tun_wish
 from tunnelgw.config.model import Endpoint
 from tunnelgw.errors import LocalError
 
@@ -33,6 +34,7 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
     assert (found.names, found.allow_lan, found.users) == (("fritz.box", "nas"), False, None)
     users = tmp_path / "users"
     users.write_text("anna:secret:with colon\nbert:x\n")
+    users.chmod(0o600)
     found = wish("--exit", "edge", "--socks", "0.0.0.0:1080", "--allow-lan", "--socks-login", str(users))
     assert found is not None
     assert (found.kind, found.place, found.allow_lan) == ("exit", "edge", True)
@@ -47,11 +49,13 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
         (["--via", "home", "--socks", "127.0.0.1:99999"], "not a port"),
         (["--via", "home", "--http", "http://127.0.0.1:1"], "scheme"),
         (["--via", "home", "--http", "3128", "--name", "a b"], "--name"),
-        (["--via", "home", "--http", "3128", "--socks-login", "x"], "for --socks"),
+        (["--via", "home", "--http", "3128", "--login", "/nowhere"], "cannot read"),
+        (["--via", "edge", "--http", "3128"], "an edge has no networks"),
         (["--via", "home", "--socks", "1080", "--socks-login", "/nowhere"], "cannot read"),
         (["--via", "home", "--socks", "1080", "--socks-login", "/dev/null"], "nobody"),
         (["--allow-lan"], "for --socks or --http"),
         (["--name", "x"], "for --socks or --http"),
+        (["--via", "home", "--login", "x"], "for --socks or --http"),
     ],
 )
 def test_what_is_wrong_is_one_line(options: list[str], why: str) -> None:
@@ -59,6 +63,24 @@ def test_what_is_wrong_is_one_line(options: list[str], why: str) -> None:
         wish(*options)
     assert caught.value.exit_code == 2
     assert "\n" not in caught.value.text
+
+
+def test_a_tun_neither_goes_via_an_edge() -> None:
+    with pytest.raises(LocalError, match="an edge has no networks"):
+        tun_wish(build_parser().parse_args(["visit", "--tun", "--via", "edge"]))
+
+
+def test_a_login_that_others_can_read_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    users = tmp_path / "users"
+    users.write_text("anna:secret\n")
+    for mode, warned in ((0o600, False), (0o640, True)):
+        users.chmod(mode)
+        found = wish("--via", "home", "--http", "3128", "--login", str(users))
+        assert found is not None
+        assert found.users == {b"anna": b"secret"}
+        shown = capsys.readouterr().err
+        assert (f"chmod 600 {users}" in shown) is warned
+        assert "secret" not in shown.replace("holds a secret", "")
 
 
 def test_a_login_that_is_none(tmp_path: Path) -> None:

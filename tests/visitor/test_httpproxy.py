@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from tunnelgw.errors import OriginError, Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.visitor import httpproxy
 from tunnelgw.visitor.httpproxy import http_server
+from tunnelgw.visitor.local import SAID_MOST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -63,11 +65,12 @@ class Place:
     def __init__(self) -> None:
         self.web = Web()
         self.port = 0
+        self.pac: Callable[[str], bytes] = lambda proxy: f"for {proxy}".encode()
 
-    async def start(self, most: int) -> Place:
+    async def start(self, most: int, users: dict[bytes, bytes] | None) -> Place:
         await self.web.listen()
         self.reach = FakeReach(nas=("127.0.0.1", self.web.port))
-        self.server: LocalServer = http_server(self.reach, lambda proxy: f"for {proxy}".encode(), most=most)
+        self.server: LocalServer = http_server(self.reach, lambda proxy: self.pac(proxy), users=users, most=most)
         self.port = await self.server.listen(Endpoint("127.0.0.1", 0), "--http")
         return self
 
@@ -87,9 +90,15 @@ class Place:
             writer.close()
 
 
-def with_place(test: Callable[[Place], Awaitable[None]], *, loop: str = "uvloop", most: int = 0) -> None:
+def with_place(
+    test: Callable[[Place], Awaitable[None]],
+    *,
+    loop: str = "uvloop",
+    most: int = 0,
+    users: dict[bytes, bytes] | None = None,
+) -> None:
     async def main() -> None:
-        place = await Place().start(most)
+        place = await Place().start(most, users)
         try:
             await test(place)
         finally:
@@ -299,6 +308,75 @@ def test_the_pac_file_is_for_who_names_this_address() -> None:
         assert (await place.ask(b"POST /proxy.pac HTTP/1.1\r\n" + here)).startswith(b"HTTP/1.1 405")
         assert (await place.ask(b"OPTIONS * HTTP/1.1\r\n" + here)).startswith(b"HTTP/1.1 405")
         assert not place.reach.asked
+
+    with_place(test)
+
+
+def test_no_pac_file_before_it_is_known_what_it_says() -> None:
+    """A browser keeps the one that it has; one without networks would send home's names out."""
+
+    async def test(place: Place) -> None:
+        def unknown(proxy: str) -> bytes:
+            raise Refused("not yet", reason=Reason.CONNECTOR_AWAY)
+
+        place.pac = unknown
+        answer = await place.ask(f"GET /proxy.pac HTTP/1.1\r\nHost: 127.0.0.1:{place.port}\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"proxy-autoconfig" not in answer
+
+    with_place(test)
+
+
+def basic(login: bytes) -> bytes:
+    return b"Proxy-Authorization: Basic " + base64.b64encode(login) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"", b"407"), (basic(b"anna:wrong"), b"407"), (basic(b"bert:secret"), b"407"), (basic(b"anna"), b"407"),
+        (b"Proxy-Authorization: Basic !\r\n", b"407"), (b"Proxy-Authorization: Bearer x\r\n", b"407"),
+        (b"Authorization: Basic YW5uYTpzOmVjcmV0\r\n", b"407"), (basic(b"anna:s:ecret") * 2, b"407"),
+        (basic(b"anna:s:ecret"), b"200"), (basic(b"anna:s:ecret").replace(b"Basic", b"bAsIc "), b"200"),
+    ],
+)  # fmt: skip
+def test_a_login(said: bytes, status: bytes) -> None:
+    async def test(place: Place) -> None:
+        for sent in (get(more=said), b"CONNECT nas.lan:80 HTTP/1.1\r\nHost: nas.lan:80\r\n" + said + b"\r\n"):
+            reader, writer = await place.dial()
+            writer.write(sent)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 " + status), head
+            assert (b"proxy-authenticate: Basic" in head) is (status == b"407")
+            writer.close()
+        assert bool(place.reach.asked) is (status == b"200")
+        assert all(b"roxy-auth" not in got.lower() for got in place.web.received), "it is for the proxy alone"
+        pac = await place.ask(f"GET /proxy.pac HTTP/1.1\r\nHost: 127.0.0.1:{place.port}\r\n\r\n".encode())
+        assert pac.startswith(b"HTTP/1.1 200")
+
+    with_place(test, users={b"anna": b"s:ecret"})
+
+
+def test_why_something_is_not_reached_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    why = "home shows another key than before (...): run here: tunnelgw forget home"
+
+    async def test(place: Place) -> None:
+        place.reach.error = Refused(why, reason=Reason.KEY_CHANGED)
+        for host in (b"nas.lan", b"nas.lan", b"printer.lan", b"nas.lan"):
+            answer = await place.ask(get(host=host, more=b"Accept: text/html\r\n"))
+            assert answer.startswith(b"HTTP/1.1 403")
+            assert b"Another key than before" in answer
+        place.reach.error = OriginError("it has no address", reason=Reason.TARGET_UNRESOLVED)
+        await place.ask(get())
+        for number in range(2 * SAID_MOST):
+            await place.ask(get(host=b"h%d.lan" % number))
+        lines = [record.getMessage() for record in caplog.records]
+        assert lines[:3] == [
+            f"nas.lan port 80 was not reached: {why}",
+            f"printer.lan port 80 was not reached: {why}",
+            "nas.lan port 80 was not reached: it has no address",
+        ]
+        assert len(lines) == SAID_MOST
 
     with_place(test)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tunnelgw.cli.common import say
 from tunnelgw.errors import LocalError
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def add_options(visit: ArgumentParser) -> None:
     add("--http", metavar="ADDR:PORT", help="an HTTP proxy with /proxy.pac for browsers, as 127.0.0.1:3128")
     add("--name", action="append", metavar="DOMAIN", help="the PAC file sends this domain through, too")
     add("--allow-lan", action="store_true", help="the proxies may listen where other machines reach them")
-    add("--socks-login", metavar="FILE", help="the SOCKS proxy asks for a name and a password: lines name:password")
+    add(
+        "--login", "--socks-login", metavar="FILE", dest="login",
+        help="the proxies ask for a name and a password: lines name:password",
+    )  # fmt: skip
 
 
 def proxy_wish(arguments: Namespace) -> ProxyWish | None:
@@ -36,7 +40,7 @@ def proxy_wish(arguments: Namespace) -> ProxyWish | None:
 
     wanted = arguments.socks or arguments.http
     if not wanted:
-        for name in ("name", "allow_lan", "socks_login"):
+        for name in ("name", "allow_lan", "login"):
             if getattr(arguments, name):
                 raise LocalError(f"--{name.replace('_', '-')} is for --socks or --http", exit_code=2)
         return None
@@ -44,26 +48,32 @@ def proxy_wish(arguments: Namespace) -> ProxyWish | None:
     place = arguments.exit or arguments.via
     if not place:
         raise LocalError("--socks and --http need --via CONNECTOR, or --exit CONNECTOR|edge", exit_code=2)
-    if arguments.socks_login and not arguments.socks:
-        raise LocalError("--socks-login is for --socks", exit_code=2)
     return ProxyWish(
         kind=kind,
-        place=_connector(place, f"--{kind}"),
+        place=far_place(kind, place),
         socks=_endpoint(arguments.socks, "--socks"),
         http=_endpoint(arguments.http, "--http"),
         allow_lan=arguments.allow_lan,
         names=tuple(_domain(name) for name in arguments.name or ()),
-        users=_users(Path(arguments.socks_login)) if arguments.socks_login else None,
+        users=_users(Path(arguments.login)) if arguments.login else None,
     )
 
 
-def _connector(text: str, option: str) -> str:
+def far_place(kind: str, text: str) -> str:
+    """What --via or --exit names. LocalError (exit 2)."""
     from tunnelgw.config.names import Bad, service_name
+    from tunnelgw.wire.control import EDGE_ITSELF
 
+    if (kind, text) == ("via", EDGE_ITSELF):
+        raise LocalError(
+            "--via edge: an edge has no networks to reach; name a connector, or leave to the internet there with "
+            "--exit edge",
+            exit_code=2,
+        )
     try:
         return service_name(text)
     except Bad:
-        raise LocalError(f'{option}: "{text}" is not the name of a connector', exit_code=2) from None
+        raise LocalError(f'--{kind}: "{text}" is not the name of a connector', exit_code=2) from None
 
 
 def _endpoint(text: str | None, option: str) -> Endpoint | None:
@@ -87,17 +97,22 @@ def _domain(text: str) -> str:
 
 
 def _users(path: Path) -> dict[bytes, bytes]:
+    from tunnelgw.config.secret import exposure
+
     try:
         with path.open("rb") as file:
             lines = file.read(_USERS_MAX + 1)
+        warning = exposure(path)
     except OSError as error:
-        raise LocalError(f"--socks-login: cannot read {path}: {error.strerror}", exit_code=2) from None
+        raise LocalError(f"--login: cannot read {path}: {error.strerror}", exit_code=2) from None
+    if warning:
+        say(f"warning: --login: {warning}")
     users: dict[bytes, bytes] = {}
     for number, line in enumerate(lines.splitlines(), 1):
         name, colon, password = line.partition(b":")
         if not colon or not 1 <= len(name) <= _LOGIN_MAX or not 1 <= len(password) <= _LOGIN_MAX:
-            raise LocalError(f"--socks-login: line {number} of {path} is not name:password", exit_code=2)
+            raise LocalError(f"--login: line {number} of {path} is not name:password", exit_code=2)
         users[name] = password
     if not users or len(lines) > _USERS_MAX:
-        raise LocalError(f"--socks-login: {path} holds nobody, or is too large", exit_code=2)
+        raise LocalError(f"--login: {path} holds nobody, or is too large", exit_code=2)
     return users

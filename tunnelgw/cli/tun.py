@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnelgw.cli.common import say
+from tunnelgw.cli.proxies import far_place
 from tunnelgw.errors import LocalError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def tun_wish(arguments: Namespace) -> TunWish | None:
         if arguments.dns_domain:
             raise LocalError("--dns-domain is for --tun", exit_code=2)
         return None
-    from tunnelgw.config.names import Bad, host_name, service_name
+    from tunnelgw.config.names import Bad, host_name
     from tunnelgw.visitor.packets import TunWish
 
     kind, place = ("exit", arguments.exit) if arguments.exit else ("via", arguments.via)
@@ -37,10 +38,7 @@ def tun_wish(arguments: Namespace) -> TunWish | None:
         domains = tuple(host_name(text.strip(".").lower(), wildcard=False) for text in arguments.dns_domain or ())
     except Bad as error:
         raise LocalError(f"--dns-domain: {error}", exit_code=2) from None
-    try:
-        return TunWish(kind, service_name(place), domains)
-    except Bad:
-        raise LocalError(f'--{kind}: "{place}" is not the name of a connector', exit_code=2) from None
+    return TunWish(kind, far_place(kind, place), domains)
 
 
 def cleanup() -> int:

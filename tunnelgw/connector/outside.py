@@ -17,7 +17,8 @@ from tunnelgw.access.reach import Policy
 from tunnelgw.errors import TunnelgwError
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
-from tunnelgw.private.egress import Egress, look_ups
+from tunnelgw.private.egress import Egress
+from tunnelgw.private.lookups import LookUps
 from tunnelgw.private.messages import WantPackets
 from tunnelgw.private.opening import refuse_inside
 from tunnelgw.private.outwards import leave
@@ -39,13 +40,13 @@ log = logging.getLogger(__name__)
 class Beyond:
     """Implements `serve.Outside`. Inputs: `replace`, `take`."""
 
-    __slots__ = ("_executor", "_exit", "_machines", "_networks", "_open", "_sparing", "refused")
+    __slots__ = ("_exit", "_look_ups", "_machines", "_networks", "_open", "_sparing", "refused")
 
     def __init__(self) -> None:
         self._networks: tuple[str, ...] = ()
         self._exit = False
         self._open: set[Leaving] = set()
-        self._executor = look_ups()
+        self._look_ups = LookUps()
         self._machines: Machines | None = None  # visitors that come with all their packets
         self._sparing = Sparing(log)
         self.refused = 0  # addresses that somebody wanted and may not have
@@ -71,7 +72,11 @@ class Beyond:
         if isinstance(want, WantPackets):
             self._interface().take(stream, request, want, policy, ended)
             return
-        egress = Egress(policy, refused=lambda error: self._note(request, error), executor=self._executor)
+        egress = Egress(
+            policy,
+            refused=lambda error: self._note(request, error),
+            executor=self._look_ups.of(request.by),
+        )
         left: list[Leaving] = []
 
         def over() -> None:

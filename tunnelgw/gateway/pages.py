@@ -35,6 +35,10 @@ _NOWHERE = ("Nothing here", "Nothing is published under this address.")
 _REFUSED = ("Not allowed", "This address is not open to you.")
 _PASSWORD = ("Who is there?", "This address is for those who know its name and password.")
 _GUESSED = ("Too many attempts", "Too much was tried from your address. Please try again in a minute.")
+_KEY = (
+    "Another key than before",
+    "The other end joined anew, or somebody is in between. The log of tunnelgw visit says what to do.",
+)
 _BAD = ("This request cannot be served", "What was sent is not a request that can be answered here.")
 
 _WORDS: dict[Reason, tuple[str, str]] = {
@@ -48,6 +52,7 @@ _WORDS: dict[Reason, tuple[str, str]] = {
     Reason.BUFFER_LIMIT: _BUSY, Reason.STREAM_LIMIT: _BUSY, Reason.PARK_LIMIT: _BUSY, Reason.DESCRIPTORS: _BUSY,
     Reason.CONNECTION_LIMIT: _BUSY, Reason.NO_ROUTE: _NOWHERE, Reason.NAME_UNKNOWN: _NOWHERE,
     Reason.ADDRESS_REFUSED: _REFUSED, Reason.PASSWORD_NEEDED: _PASSWORD, Reason.RATE_LIMIT: _GUESSED,
+    Reason.KEY_CHANGED: _KEY,
 }  # fmt: skip
 
 _PAGE = """<!doctype html>

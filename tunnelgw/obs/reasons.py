@@ -94,7 +94,10 @@ class Reason(enum.Enum):
     RATE_LIMIT = ("rate_limit", 90, 429, True, "too many attempts")
     ROLE_REFUSED = ("role_refused", 91, 403, False, "this role may not do this")
     VISIT_NOT_GRANTED = ("visit_not_granted", 92, 403, False, "the grant does not cover this")
-    KEY_CHANGED = ("key_changed", 93, 403, False, "the other side shows another key than before")
+    KEY_CHANGED = (
+        "key_changed", 93, 403, False,
+        "one side shows another key than before: compare with tunnelgw status on both, then tunnelgw forget",
+    )  # fmt: skip
 
 
 BY_CODE: dict[int, Reason] = {reason.code: reason for reason in Reason}

@@ -9,11 +9,12 @@ PAC file: a web page whose name means 127.0.0.1 (DNS rebinding) gets nothing. Af
 
 from __future__ import annotations
 
+import base64
 import math
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.reach import parse_host
-from tunnelgw.errors import RemoteError
+from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.gateway.pages import PHRASES, accepted, answer_status, error_page
 from tunnelgw.http.codec import find_request_end, parse_request_head
 from tunnelgw.http.strict import clean_request, split_fields
@@ -21,11 +22,11 @@ from tunnelgw.net.relay import Half
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.hostname import split_authority
 from tunnelgw.visitor.httpexchange import Exchange
-from tunnelgw.visitor.local import LocalClient, LocalServer
+from tunnelgw.visitor.local import LocalClient, LocalServer, knows
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tunnelgw.http.head import Fields, RequestHead
     from tunnelgw.visitor.reach import Reach
@@ -40,24 +41,37 @@ _PAC_FIELDS: Fields = [
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
+_LOGIN_TEXT = b"407 Proxy Authentication Required\n"
+_LOGIN_FIELDS: Fields = [
+    (b"content-type", b"text/plain"),
+    (b"proxy-authenticate", b'Basic realm="tunnelgw visit", charset="UTF-8"'),
+]
 
 HEAD, DIALLING, EXCHANGE, DISCARD, CLOSED = range(5)
 
 
-def http_server(reach: Reach, pac: Callable[[str], bytes], *, most: int = 0) -> LocalServer:
-    """A server for `reach`; `pac(proxy)` gives the PAC file for a proxy at `host:port`."""
+def http_server(
+    reach: Reach, pac: Callable[[str], bytes], *, users: Mapping[bytes, bytes] | None = None, most: int = 0
+) -> LocalServer:
+    """A server for `reach`; `pac(proxy)` gives the PAC file for a proxy at `host:port`, or raises Refused.
+
+    users: passwords by name; None: nobody is asked. The PAC file is for everybody: a browser has no password for it.
+    """
     options = {"most": most} if most else {}
-    return LocalServer(lambda server: ProxyClient(server, reach, pac), **options)
+    return LocalServer(lambda server: ProxyClient(server, reach, pac, users), **options)
 
 
 class ProxyClient(LocalClient):
     """One connection, until it is handed over."""
 
-    __slots__ = ("_accept", "_ahead", "_exchange", "_full", "_pac", "_reading", "_seen", "_served", "_state")
+    __slots__ = ("_accept", "_ahead", "_exchange", "_full", "_pac", "_reading", "_seen", "_served", "_state", "_users")
 
-    def __init__(self, server: LocalServer, reach: Reach, pac: Callable[[str], bytes]) -> None:
+    def __init__(
+        self, server: LocalServer, reach: Reach, pac: Callable[[str], bytes], users: Mapping[bytes, bytes] | None
+    ) -> None:
         super().__init__(server, reach)
         self._pac = pac
+        self._users = users
         self._state = HEAD
         self._ahead = b""
         self._seen = 0  # of `_ahead`: searched for the head's end without finding it
@@ -118,7 +132,7 @@ class ProxyClient(LocalClient):
             block, self._ahead, self._seen = ahead[:end], ahead[end:], 0
             self._served = True
             self._request(block)
-        except RemoteError as error:
+        except (RemoteError, Refused) as error:
             self._refuse(error.reason)
 
     def _request(self, block: bytes) -> None:
@@ -126,13 +140,28 @@ class ProxyClient(LocalClient):
         block, method, target, _, _ = clean_request(block)
         fields = [(name.lower(), value) for name, value in split_fields(block.partition(b"\r\n")[2][:-2])]
         self._accept = accepted(fields)
-        if method == b"CONNECT":
-            self._connect(target, fields)
-        elif target[:1] in (b"/", b"*"):
+        if target[:1] in (b"/", b"*") and method != b"CONNECT":
             self._own(method, target, fields)
+        elif not self._may_use(fields):
+            self._write(_head(407, _LOGIN_FIELDS, len(_LOGIN_TEXT)) + (_LOGIN_TEXT if method != b"HEAD" else b""))
+            self._linger()
+        elif method == b"CONNECT":
+            self._connect(target, fields)
         else:
             head = parse_request_head(block, secure=False)
             self._forward(head)
+
+    def _may_use(self, fields: Fields) -> bool:
+        """Whether the client has said a name and a password that are known, where that is asked for (RFC 7617)."""
+        if self._users is None:
+            return True
+        said = [value for name, value in fields if name == b"proxy-authorization"]
+        scheme, _, token = said[0].partition(b" ") if len(said) == 1 else (b"", b"", b"")
+        try:
+            name, _, password = base64.b64decode(token.strip(), validate=True).partition(b":")
+        except ValueError:
+            return False
+        return scheme.lower() == b"basic" and knows(self._users, name, password)
 
     def _own(self, method: bytes, target: bytes, fields: Fields) -> None:
         """A request for the proxy itself."""

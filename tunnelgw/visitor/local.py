@@ -7,6 +7,7 @@ whole network.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import ipaddress
 import logging
 import math
@@ -19,9 +20,10 @@ from tunnelgw.net.sockets import cut
 from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import Wheel
 from tunnelgw.obs.reasons import Reason
+from tunnelgw.obs.sparing import Sparing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tunnelgw.config.model import Endpoint
     from tunnelgw.visitor.reach import Reach
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 CLIENTS = 448
 HEAD_SECONDS = 10.0  # until a client has said what it wants
 BACKLOG = 128
+SAID_SECONDS = 600.0  # until it is said again that something was not reached: browsers try again and again
+SAID_MOST = 60  # lines meanwhile: a page may name thousands of hosts
 
 
 def check_listen(place: Endpoint, option: str, *, allow_lan: bool) -> None:
@@ -51,6 +55,12 @@ def check_listen(place: Endpoint, option: str, *, allow_lan: bool) -> None:
     log.warning("%s %s: everybody who reaches this address uses your way home without a password", option, place)
 
 
+def knows(users: Mapping[bytes, bytes], name: bytes, password: bytes) -> bool:
+    """Whether this is the password of one of these; for who guesses, an unknown name takes as long as a known one."""
+    right = users.get(name)
+    return hmac.compare_digest(password, password if right is None else right) and right is not None
+
+
 class LocalServer:
     """A listening socket and its clients. `make` is called with the server for each connection."""
 
@@ -62,6 +72,7 @@ class LocalServer:
         self.served = 0
         self.refused = 0  # connections beyond `most`
         self.wheel = Wheel(asyncio.get_running_loop())
+        self._sparing = Sparing(log, interval=SAID_SECONDS, lines=SAID_MOST)
 
     async def listen(self, place: Endpoint, option: str) -> int:
         """Serve there; the port. `LocalError` where that is impossible."""
@@ -78,10 +89,19 @@ class LocalServer:
         """One more connection; False if there is no room for it."""
         if len(self.clients) >= self.most:
             self.refused += 1
+            self._say("", "more than %d connections at once: the rest is refused", self.most)
             return False
         self.clients.add(client)
         self.served += 1
         return True
+
+    def note(self, what: str, error: TunnelgwError | OSError) -> None:
+        """Something was not reached: say why, once for each thing and cause."""
+        text, cause = (error.text, error.reason.label) if isinstance(error, TunnelgwError) else (str(error), "")
+        self._say(f"{cause} {what}", "%s was not reached: %s", what, text)
+
+    def _say(self, key: str, text: str, *values: object) -> None:
+        self._sparing.warning(key, asyncio.get_running_loop().time(), text, *values)
 
     def leave(self, client: LocalClient) -> None:
         """It is over. Idempotent."""
@@ -164,8 +184,10 @@ class LocalClient(asyncio.Protocol):
         try:
             await self._reach.connect(lambda: far, host, port)
         except TunnelgwError as error:
+            self._server.note(f"{host} port {port}", error)
             self._failed(error.reason)
-        except OSError:
+        except OSError as error:
+            self._server.note(f"{host} port {port}", error)
             self._failed(Reason.CONNECTOR_AWAY)
         finally:
             self._task = None

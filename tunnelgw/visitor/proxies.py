@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tunnelgw.config.model import Endpoint
-from tunnelgw.errors import LocalError
+from tunnelgw.errors import LocalError, Refused
+from tunnelgw.obs.reasons import Reason
 from tunnelgw.visitor.local import check_listen
 from tunnelgw.visitor.pac import HOME_NAMES, pac_file
 from tunnelgw.visitor.tunnelreach import TunnelReach
@@ -33,7 +34,7 @@ class ProxyWish:
 
     kind: "via" (a connector's networks) or "exit"; place: the connector's name, or "edge".
     socks, http: where to listen; None: not. allow_lan: others than this machine may use them.
-    names: domains that the PAC file sends through, beside those of home. users: who may use SOCKS; None: everybody.
+    names: domains that the PAC file sends through, beside those of home. users: who may use them; None: everybody.
     """
 
     kind: Literal["via", "exit"]
@@ -60,16 +61,16 @@ class Proxies:
         from tunnelgw.visitor.socks import socks_server
 
         wish = self._wish
+        for listen, option in ((wish.socks, "--socks"), (wish.http, "--http")):
+            if listen is not None and wish.users is None:
+                check_listen(listen, option, allow_lan=wish.allow_lan)
         if wish.socks is not None:
-            if wish.users is None:
-                check_listen(wish.socks, "--socks", allow_lan=wish.allow_lan)
             server = socks_server(self._reach, users=wish.users)
             self._servers.append(server)
             place = Endpoint(wish.socks.host, await server.listen(wish.socks, "--socks"))
             say(f"ready socks5h://{place} -> {wish.kind} {wish.place}")
         if wish.http is not None:
-            check_listen(wish.http, "--http", allow_lan=wish.allow_lan)
-            server = http_server(self._reach, self._pac)
+            server = http_server(self._reach, self._pac, users=wish.users)
             self._servers.append(server)
             place = Endpoint(wish.http.host, await server.listen(wish.http, "--http"))
             say(f"ready http://{place} (for browsers: http://{place}/proxy.pac) -> {wish.kind} {wish.place}")
@@ -97,5 +98,8 @@ class Proxies:
             server.close()
 
     def _pac(self, proxy: str) -> bytes:
+        """Refused while nobody knows what may be reached: a file that names nothing would send home's names out."""
+        if self._wish.kind == "via" and self._machine.reachable is None:
+            raise Refused("the edge was not reached yet", reason=Reason.CONNECTOR_AWAY)
         names = (*HOME_NAMES, *self._wish.names)
         return pac_file(proxy, self._reach.networks, names=names, everything=self._wish.kind == "exit")

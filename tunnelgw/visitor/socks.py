@@ -10,7 +10,6 @@ either side ends, nothing of the other is left.
 
 from __future__ import annotations
 
-import hmac
 import math
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from tunnelgw.net.relay import Half
 from tunnelgw.net.tasks import spawn
 from tunnelgw.visitor import sockswire as wire
 from tunnelgw.visitor.association import Association
-from tunnelgw.visitor.local import LocalClient, LocalServer
+from tunnelgw.visitor.local import LocalClient, LocalServer, knows
 from tunnelgw.visitor.sockswire import SocksError
 
 if TYPE_CHECKING:
@@ -100,8 +99,7 @@ class SocksClient(LocalClient):
             return 0
         name, password, end = found
         assert self._users is not None
-        right = self._users.get(name)
-        good = hmac.compare_digest(password, password if right is None else right) and right is not None
+        good = knows(self._users, name, password)
         self._write(b"\x01\x00" if good else b"\x01\x01")
         if good:
             self._step = self._request5
@@ -155,8 +153,10 @@ class SocksClient(LocalClient):
         try:
             port = await association.open(self._reach, here)
         except TunnelgwError as error:
+            self._server.note("UDP", error)
             self._answer(wire.code_for(error.reason))
-        except OSError:
+        except OSError as error:
+            self._server.note("UDP", error)
             self._answer(wire.FAILED)
         else:
             self._write(wire.reply(request, wire.GRANTED, here, port))
