@@ -19,6 +19,7 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.members import DOUBTFUL, READY, Members
 from tunnelgw.routing.table import RouteTable
 from tunnelgw.wire.control import Health, Hello, Services
+from tunnelgw.wire.table import WORN_ID
 
 if TYPE_CHECKING:
     from tunnelgw.wire.session import Session
@@ -272,3 +273,24 @@ def test_a_member_that_has_not_said_what_works_is_given_nothing_that_can_wait(wo
     assert standing() == DOUBTFUL
     say(Health(unhealthy=[]))
     assert standing() == READY
+
+
+def test_a_session_that_is_used_up_is_asked_for_once_and_replaced(world: World) -> None:
+    link = world.dial("1" * 32)
+    session = world.connector.session
+    assert session is not None
+    world.connectors.renew_worn()
+    assert session.out.leaving is None
+    session.table._last_opened = WORN_ID + 1
+    world.connectors.renew_worn()
+    assert session.out.leaving is Reason.STREAM_LIMIT
+    session.out.leaving = Reason.EDGE_STOPPING  # whatever was said since
+    world.connectors.renew_worn()
+    assert session.out.leaving is Reason.EDGE_STOPPING, "it was asked already"
+    request = Again(world)
+    world.dial("1" * 32, 2)
+    assert link.ended
+    assert request.reset is Reason.CONNECTOR_AWAY
+    assert world.connector.session is not session
+    assert request.answer in world.connector.session.streams.values()
+    assert not world.connector.session.table.worn

@@ -7,6 +7,7 @@ import json
 import ssl
 import stat
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -185,3 +186,24 @@ def test_the_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Refused):
         pins.remember("name0", "b" * 64)
     assert len(json.loads((tmp_path / FILE_NAME).read_text())) == 3
+
+
+def test_a_session_that_is_used_up_is_replaced(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+
+    async def main() -> None:
+        machine = Machine(place.config, place.identity)
+        tunnel = machine.edge.main.tunnel
+        table = SimpleNamespace(worn=False)
+        tunnel.session = SimpleNamespace(table=table)  # type: ignore[assignment]
+        machine.renew_if_due()
+        assert tunnel.leaving is None
+        table.worn = True
+        machine.renew_if_due()
+        assert tunnel.leaving is Reason.STREAM_LIMIT
+        assert tunnel.changed.is_set(), "the supervisor begins another one"
+        tunnel.changed.clear()
+        machine.renew_if_due()
+        assert not tunnel.changed.is_set()
+
+    asyncio.run(main())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.wire.wirepair import Pair
-from tunnelgw.errors import Refused
+from tunnelgw.errors import Refused, RemoteError
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.stream import PRIVATE_FLOW
+from tunnelgw.wire.table import LAST_ID, WORN_ID
 
 
 def test_bytes_flow_both_ways_and_end_each_way() -> None:
@@ -92,3 +93,36 @@ def test_datagrams_that_belong_to_a_stream_go_where_it_goes() -> None:
     far.send_datagram(b"too late, too")
     pair.run()
     assert (got, back) == ([b"there"], [b"x" * 60_000])
+
+
+def test_ids_end_where_the_numbers_of_their_datagrams_would_collide() -> None:
+    """`PRIVATE_FLOW` is the bit above; the session's owner hears long before that it needs another one."""
+    pair = Pair()
+    pair.edge.open()
+    pair.run()
+    table = pair.edge.session.table
+    assert not table.worn
+    assert LAST_ID < PRIVATE_FLOW
+    table._last_opened = WORN_ID - 1
+    pair.edge.open()
+    assert table.worn
+    table._last_opened = LAST_ID - 3
+    last, _ = pair.edge.open()
+    assert last.id == LAST_ID - 1
+    with pytest.raises(Refused) as caught:
+        pair.edge.open()
+    assert caught.value.reason is Reason.STREAM_LIMIT
+    pair.run()
+    got: list[bytes] = []
+    pair.home.session.streams[last.id].on_datagram = got.append
+    last.send_datagram(b"the last one's")
+    pair.run()
+    assert got == [b"the last one's"]
+
+
+def test_an_id_beyond_the_last_is_refused() -> None:
+    pair = Pair()
+    pair.run()
+    with pytest.raises(RemoteError, match="OPEN of stream 2147483649"):
+        pair.home.session.table.accept(PRIVATE_FLOW + 1)
+    pair.home.session.table.accept(LAST_ID - 1)

@@ -135,6 +135,14 @@ class Connectors:
         for visit in self.visits:
             visit.announce(reason)
 
+    def renew_worn(self) -> None:
+        """Ask those for another session whose present one has opened all streams that it can; called every second."""
+        for connector in self.by_name.values():
+            session = connector.session
+            if session is not None and session.table.worn and session.out.leaving is None:
+                log.info("connector %s: its session is used up; it is asked for another one", connector.name)
+                connector.announce(Reason.STREAM_LIMIT)
+
     def waiting(self) -> int:
         """What waits for a link here: requests that are parked, and streams whose connector has lost its link."""
         detached = [one.session for one in self.by_name.values() if one.session is not None and one.link is None]

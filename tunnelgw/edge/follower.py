@@ -58,6 +58,7 @@ class Follower:
     def _look_soon(self) -> None:
         self._look_handle = self._edge.loop.call_later(LOOK_SECONDS, self._look_soon)
         self._edge.health.look()
+        self._edge.connectors.renew_worn()
         spawn(self.look(), name="look at the store")
         if time.time() >= self._edge.office.due and not self._edge.left:
             spawn(self._edge.office.keep_fresh(), name="edge certificate")

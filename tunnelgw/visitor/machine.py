@@ -167,8 +167,12 @@ class Machine:
         log.warning(text, connector, fingerprint)
 
     def renew_if_due(self) -> None:
-        """Called once in a while."""
+        """Called every second: the certificate, and the session once it has opened all streams that it can."""
         self.edge.renew_if_due()
+        tunnel = self.edge.main.tunnel
+        if tunnel.session is not None and tunnel.session.table.worn and tunnel.leaving is None:
+            log.info("the session is used up: another one is begun")
+            tunnel.going_away(Reason.STREAM_LIMIT)  # as if the edge had asked for it
 
     def _told(self, message: Reachable) -> None:
         self.reachable = message

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
     from tunnelgw.wire.stream import Stream
 
-LAST_ID = 2**32 - 2
+# The bit above is a datagram's: with it, its number is that of the stream that it belongs to (`PRIVATE_FLOW`).
+LAST_ID = 2**31 - 2
+# From here on the session's owner makes another one: half a million streams are left, which is a minute of the most
+# that an edge can open, and a minute is long for an owner that looks every second.
+WORN_ID = LAST_ID - 2**20
 
 
 class StreamTable:
@@ -54,13 +58,18 @@ class StreamTable:
         self._last_opened = number
         return number
 
+    @property
+    def worn(self) -> bool:
+        """Whether the ids for our streams come to an end: it is time for another session."""
+        return self._last_opened >= WORN_ID
+
     def announced(self, number: int) -> None:
         """The OPEN of a local stream left: from now on the peer may speak of it."""
         self._last_sent = number
 
     def accept(self, number: int) -> None:
-        """The peer opens `number`; `RemoteError` for our parity or an id that does not grow."""
-        if number & 1 == self._parity or number <= self._last_accepted:
+        """The peer opens `number`; `RemoteError` for our parity, an id that does not grow, or one beyond the last."""
+        if number & 1 == self._parity or not self._last_accepted < number <= LAST_ID:
             raise RemoteError(f"OPEN of stream {number} after {self._last_accepted}")
         self._last_accepted = number
 
