@@ -89,6 +89,19 @@ def test_expose_with_keys_only_at_home(tunnelgw: Run, file: Path) -> None:
     assert not load_connector(file).ends_tls
 
 
+def test_expose_a_host_on_a_port_that_hosts_share(tunnelgw: Run, file: Path) -> None:
+    options = ("--host", "mc.example.org", "--port", "25565", "--config", str(file))
+    done = tunnelgw("expose", "mc", "tcp://127.0.0.1:25565", "--protocol", "minecraft", *options)
+    assert done.returncode == 0, done.stderr
+    (service,) = [one for one in load_connector(file).services if one.name == "mc"]
+    assert (service.protocol, service.host) == ("minecraft", ("mc.example.org",))
+    before = file.read_text()
+    done = tunnelgw("expose", "db", "tcp://127.0.0.1:3306", "--protocol", "mysql", *options)
+    assert done.returncode == 2
+    assert "a MySQL server speaks first" in done.stderr
+    assert file.read_text() == before
+
+
 def test_a_refused_claim_prints_the_command_that_would_allow_it(tunnelgw: Run, tmp_path: Path, file: Path) -> None:
     command = "tunnelgw edge grant home --allow-port 2222"
     claim = {"state": "refused", "reason": "claim_not_granted", "message": "port 2222 is not granted", "hint": command}

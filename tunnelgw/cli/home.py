@@ -60,6 +60,8 @@ def expose(arguments: Namespace) -> int:
         values["path"] = arguments.path
     if arguments.port is not None:
         values["port"] = int(arguments.port) if arguments.port.isdecimal() else arguments.port
+    if arguments.protocol is not None:
+        values["protocol"] = arguments.protocol
     if arguments.tls is not None:
         values["tls"] = arguments.tls
     written = edit.add_service(path, arguments.name, values)

@@ -197,6 +197,7 @@ def _add_home(commands: Subparsers) -> None:
     expose.add_argument("--host", action="append", metavar="H", help="public name (default: NAME.<domain of the edge>)")
     expose.add_argument("--path", metavar="P", help="only this path and below")
     expose.add_argument("--port", metavar="N", help="public TCP or UDP port, or a range N-M")
+    expose.add_argument("--protocol", metavar="P", help="minecraft or postgres: hosts of that protocol share the port")
     expose.add_argument("--tls", choices=("edge", "home"), help="where TLS ends; home: the VPS never holds the key")
     _config(expose)
     unexpose = _command(commands, "unexpose", "tunnelgw.cli.home:unexpose", "at home: no longer publish a service")

@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 PROBLEM = "problem"
 WARNING = "warning"
-UNAVAILABLE = "not available in this version"
 
 
 @dataclass(frozen=True, slots=True)

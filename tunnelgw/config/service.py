@@ -14,7 +14,7 @@ from tunnelgw.access.passwords import USERS_MAX, check_user
 from tunnelgw.config import values
 from tunnelgw.config.model import HealthConfig, PortRange, ServiceConfig, Target
 from tunnelgw.config.names import Bad, host_name, network, path_prefix, port_range, printable, service_name
-from tunnelgw.config.problems import UNAVAILABLE, dotted
+from tunnelgw.config.problems import dotted
 from tunnelgw.config.targets import parse_target
 from tunnelgw.routing.protocols import PROTOCOLS
 
@@ -39,6 +39,10 @@ _NO_MYSQL = (
 _ONLY_HERE = (
     "is only for TCP targets on this machine's loopback (localhost, 127.0.0.1, [::1]); elsewhere "
     'proxy_protocol = "v2" tells the target the address'
+)
+_NO_PRIVATE_UDP = (
+    "is not possible for a udp target; name its address in networks = [...], and visitors with a grant for it "
+    "reach it by visit --socks or --tun"
 )
 _HTTP_ONLY = ("path", "strip_path", "plain_http", "response_seconds", "basic_auth_file")
 
@@ -156,7 +160,7 @@ def _fits_private(section: Section, service: ServiceConfig) -> None:
         if section.has(name) and (name != "tls" or service.tls):
             section.bad(name, "is for public addresses, and a private service has none; remove one of the two")
     if service.target.kind == "udp":
-        section.bad("private", f"udp targets cannot be private: that is {UNAVAILABLE}")
+        section.bad("private", _NO_PRIVATE_UDP)
 
 
 def _fits_group(section: Section, service: ServiceConfig) -> None:
