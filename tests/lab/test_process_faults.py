@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ SERVED_WITHIN = 5.0  # of the start of an edge
 NEW = {"h1", "h2", "download", "upload"}  # what opens connections all the time
 OF_WEB = {*NEW, "websocket", "ticks"}  # what visits the service that can be down
 CUT = {*SESSIONS, "h1", "download", "upload"}  # what a dead connector breaks; small GETs are asked once more
+FEW = ("prlimit", "--nofile=256:256")  # descriptors
 SLOW = """
 [services.slow]
 target = 8080
@@ -257,7 +259,7 @@ def test_the_edge_dies(loaded: Loaded) -> None:
         process.kill()
     faults.pause(1.0)
     began = now()
-    lab.edge.start(before=("prlimit", "--nofile=256:256"))
+    lab.edge.start(before=FEW)
     took = served(lab, began)
     loaded.explained(
         "edge SIGKILL, 1 s away", FAULTS["edge_dies"], over=now(), kinds={*NEW, *SESSIONS}, within=4 * ROOM
@@ -269,6 +271,10 @@ def test_the_edge_dies(loaded: Loaded) -> None:
 def test_few_descriptors(loaded: Loaded) -> None:
     """An edge that may have 256: an address with 300 idle visitors is asked for room; nobody else, and no link, is."""
     lab = loaded.lab
+    if resource.prlimit(lab.edge.present.pid, resource.RLIMIT_NOFILE)[1] != 256:  # else it has been started so
+        lab.edge.stop()
+        lab.edge.start(before=FEW)
+        loaded.load.wait_flowing(now())
     loaded.begin()
     before = lab.metric("tunnelgw_refused_total", reason="made_room")
     source = "203.0.113.3"
