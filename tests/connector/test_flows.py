@@ -35,7 +35,8 @@ class Session:
     def __init__(self) -> None:
         self.sent: list[tuple[int, bytes]] = []
 
-    def send_datagram(self, flow: int, data: bytes) -> None:
+    def send_datagram(self, flow: int, data: bytes, now: float) -> None:
+        assert abs(now - asyncio.get_running_loop().time()) < 1
         self.sent.append((flow, data))
 
 
@@ -401,8 +402,8 @@ def test_over_a_real_tunnel(tmp_path: Path) -> None:
             assert edge.services[0].offers[0].kind == "udp"
             assert edge.session is not None
             request = Open(service="dns", kind="udp", visitor="192.0.2.7", visitor_port=1, edge_port=53)
-            edge.session.send_datagram(FIRST, datagrams.opening(request))
-            edge.session.send_datagram(FIRST, b"\x00question")
+            edge.session.send_datagram(FIRST, datagrams.opening(request), edge.session.now)
+            edge.session.send_datagram(FIRST, b"\x00question", edge.session.now)
             data, source = await arrived(target)
             assert data == b"question"
             target.sendto(b"answer", source)
@@ -410,13 +411,13 @@ def test_over_a_real_tunnel(tmp_path: Path) -> None:
             for link in list(edge.links):  # the link dies: the session, and the flow, stay
                 link.abort()
             await until(lambda: edge.resumed == 1)
-            edge.session.send_datagram(FIRST, b"\x00again")
+            edge.session.send_datagram(FIRST, b"\x00again", edge.session.now)
             assert await arrived(target) == (b"again", source)
             edge.forget()
             await until(lambda: len(edge.services) == 2)
             assert edge.session is not None
-            edge.session.send_datagram(FIRST + 1, datagrams.opening(request))
-            edge.session.send_datagram(FIRST + 1, b"\x00anew")
+            edge.session.send_datagram(FIRST + 1, datagrams.opening(request), edge.session.now)
+            edge.session.send_datagram(FIRST + 1, b"\x00anew", edge.session.now)
             assert await arrived(target) == (b"anew", source)
             await connector.stop(grace=0.2)
             await edge.close()

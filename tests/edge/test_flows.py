@@ -31,7 +31,12 @@ class Session:
     def __init__(self) -> None:
         self.sent: list[tuple[int, bytes]] = []
 
-    def send_datagram(self, flow: int, data: bytes) -> None:
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def send_datagram(self, flow: int, data: bytes, now: float) -> None:
+        assert abs(now - self.now) < 1
         self.sent.append((flow, data))
 
 

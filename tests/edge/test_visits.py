@@ -400,17 +400,17 @@ def test_datagrams_go_with_their_stream_and_nowhere_else() -> None:
     world.run(laptop, phone)
     assert via.stream is not None
     assert private.stream is not None
-    laptop.session.send_datagram(PRIVATE_FLOW | via.stream.id, b"out")
-    laptop.session.send_datagram(PRIVATE_FLOW | private.stream.id, b"a service has none")
-    laptop.session.send_datagram(via.stream.id, b"not of a private stream")
-    phone.session.send_datagram(PRIVATE_FLOW | via.stream.id, b"of somebody else")
+    laptop.session.send_datagram(PRIVATE_FLOW | via.stream.id, b"out", laptop.session.now)
+    laptop.session.send_datagram(PRIVATE_FLOW | private.stream.id, b"a service has none", laptop.session.now)
+    laptop.session.send_datagram(via.stream.id, b"not of a private stream", laptop.session.now)
+    phone.session.send_datagram(PRIVATE_FLOW | via.stream.id, b"of somebody else", phone.session.now)
     world.run(laptop, phone)
     ((flow, data),) = world.home.handler.datagrams
     assert data == b"out"
     far = next(iter(world.home.handler.sinks))
     assert flow == PRIVATE_FLOW | far
-    world.home.session.send_datagram(flow, b"in")
-    world.home.session.send_datagram(flow + 64, b"nowhere")
+    world.home.session.send_datagram(flow, b"in", world.home.session.now)
+    world.home.session.send_datagram(flow + 64, b"nowhere", world.home.session.now)
     world.run(laptop, phone)
     assert laptop.handler.datagrams == [(PRIVATE_FLOW | via.stream.id, b"in")]
     assert phone.handler.datagrams == []

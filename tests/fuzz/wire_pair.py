@@ -129,7 +129,7 @@ class Driver:
             if side.session.out.waiting < 1024:  # the peer asked for none of these
                 side.session.send_control(Notice(reason="x", message="m" * self.program.byte()))
         elif what < 245:
-            side.session.send_datagram(what, bytes(self.program.byte() * 10))
+            side.session.send_datagram(what, bytes(self.program.byte() * 10), self.now)
         else:
             self.tamper(which)
 

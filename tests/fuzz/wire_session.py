@@ -256,7 +256,7 @@ class Driver:
         if what < 100:
             self.session.send_control(Notice(reason="x", message="m" * what))
         elif what < 200:
-            self.session.send_datagram(what, bytes(what * 8))
+            self.session.send_datagram(what, bytes(what * 8), self.now)
         else:
             self.session.go_away(Reason.EDGE_STOPPING)
 

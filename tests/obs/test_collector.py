@@ -33,6 +33,7 @@ FAMILIES = {
     "tunnelgw_parked_requests": ("gauge", set()),
     "tunnelgw_parked_requests_total": ("counter", set()),
     "tunnelgw_buffered_bytes": ("gauge", set()),
+    "tunnelgw_datagrams_dropped_total": ("counter", set()),
     "tunnelgw_loop_lag_seconds": ("gauge", set()),
     "tunnelgw_certificate_expiry_timestamp_seconds": ("gauge", {"host"}),
     "tunnelgw_certificate_order_failures": ("gauge", {"host"}),

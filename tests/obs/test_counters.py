@@ -43,6 +43,7 @@ snapshots = st.fixed_dictionaries(
         "parked": counts,
         "parked_total": counts,
         "buffered_bytes": counts,
+        "datagrams_dropped": counts,
         "loop_lag": st.sampled_from([0.0, 0.01, 0.2]),
         "connectors": st.dictionaries(st.sampled_from(["home", "office"]), connectors),
         "certificates": st.dictionaries(st.sampled_from(["a", "b"]), st.floats(1, 1e10)),

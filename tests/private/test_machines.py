@@ -30,7 +30,7 @@ class Stream:
         self.said: list[object] = []
         self.reason: Reason | None = None
         self.closed = False
-        self.outer = SimpleNamespace(on_datagram=None, send_datagram=lambda _: None, session=None)
+        self.outer = SimpleNamespace(on_datagram=None, send_datagram=lambda *_: None, session=None)
 
     def write(self, data: bytes) -> None:
         self.said.append(messages.decode_answer(data[2:]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.private import steady
 from tunnelgw.private.steady import QUEUE, SILENT_SECONDS, Steady
+from tunnelgw.wire.waiting import AGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +54,6 @@ class Wire:
         self.out: list[bytes] = []
         self.full = False
         self.on_datagram: Callable[[bytes], None] | None = None
-        queue = SimpleNamespace(has_room=lambda _: not self.full)
-        self.session = SimpleNamespace(out=SimpleNamespace(datagrams=queue))
 
     def seal(self, data: bytes) -> bytes:
         self.sent += 1
@@ -64,8 +62,12 @@ class Wire:
     def open(self, sealed: bytes) -> bytes | None:
         return sealed[8:] if len(sealed) >= 8 else None
 
-    def send_datagram(self, sealed: bytes) -> None:
+    def send_datagram(self, sealed: bytes, now: float) -> None:
+        assert now >= 100.0
         self.out.append(sealed)
+
+    def has_room(self, resume: Callable[[], None]) -> bool:
+        return not self.full
 
 
 def make(clock: Clock) -> tuple[Steady, Wire, list[bytes]]:
@@ -164,7 +166,14 @@ def test_a_long_way_gets_a_large_window_and_a_narrow_one_does_not() -> None:
     carry(theirs, its)
     for _ in range(40):
         turn(clock, near, its, theirs, 0.01 + near.window / 2_500_000)  # 20 Mbit/s: it is queued
-    assert near.window < 1.5 * QUEUE
+    assert near.window < QUEUE
+    assert 0.1 < near.window / 2_500_000 < AGE, "what waits is neither nothing nor late"
+    for _ in range(40):
+        turn(clock, near, its, theirs, 0.01 + near.window / 125_000)  # it becomes a bad 1 Mbit/s, and a good line
+    assert near.window / 125_000 < AGE, "for longer than it remembers the shortest round trip"
+    for _ in range(40):
+        turn(clock, near, its, theirs, 0.02)
+    assert near.window > QUEUE
 
 
 def test_whatever_the_far_end_says() -> None:

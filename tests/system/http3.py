@@ -1,7 +1,7 @@
 """HTTP/3 on aioquic, both ends.
 
 python http3.py serve PORT CERT KEY          GET /N answers with N bytes; prints `ready`
-python http3.py get PORT CA BYTES TIMES      asks for so many bytes, so many times, on one connection
+python http3.py get PORT CA BYTES TIMES HOST asks for so many bytes, so many times, on one connection
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ async def serving(port: int, certificate: str, key: str) -> None:
     await asyncio.Event().wait()
 
 
-async def getting(port: int, authority: str, size: int, times: int) -> None:
+async def getting(host: str, port: int, authority: str, size: int, times: int) -> None:
     configuration = QuicConfiguration(alpn_protocols=H3_ALPN, server_name="h3.example.com", idle_timeout=60)
     configuration.load_verify_locations(authority)
-    async with connect("127.0.0.1", port, configuration=configuration, create_protocol=Client) as client:
+    async with connect(host, port, configuration=configuration, create_protocol=Client) as client:
         for number in range(1, times + 1):
             data = await client.get(f"/{size}")
             assert hashlib.sha256(data).digest() == hashlib.sha256(body(size)).digest(), len(data)
@@ -86,4 +86,4 @@ if __name__ == "__main__":
     if command == "serve":
         asyncio.run(serving(port, sys.argv[3], sys.argv[4]))
     else:
-        asyncio.run(getting(port, sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))
+        asyncio.run(getting(sys.argv[6], port, sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))

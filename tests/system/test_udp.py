@@ -163,7 +163,7 @@ def test_http3_with_a_certificate_of_home(world: World) -> None:
     world.add("http3", [*http3, "serve", str(target), str(certificate), str(key)]).wait_for("ready")
     control = relayed(world, udp("quic", target, port), port)
     size = 3_000_000
-    visit = world.add("visit", [*http3, "get", str(port), str(certificate), str(size), "4"])
+    visit = world.add("visit", [*http3, "get", str(port), str(certificate), str(size), "4", "127.0.0.1"])
     visit.wait_for("1 of 4")
     ask(control, "reset")  # in the middle: the connection goes on
     visit.wait_for("4 of 4", seconds=60)

@@ -256,7 +256,7 @@ def test_datagrams_both_ways_and_nothing_of_them_in_between(tmp_path: Path) -> N
         assert got[1][0] == b"AGAIN"
         # What somebody in between repeats or makes up is nothing.
         (stream,) = place.pair.edge.session.streams.values()
-        place.pair.home.session.send_datagram(PRIVATE_FLOW | stream.id, b"made up" * 10)
+        place.pair.home.session.send_datagram(PRIVATE_FLOW | stream.id, b"made up" * 10, place.pair.home.session.now)
         flow.close()
         flow.close()
         flow.send(b"late", "127.0.0.1", port)

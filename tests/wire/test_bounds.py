@@ -526,16 +526,16 @@ def test_datagrams_are_dropped_oldest_first_and_never_wait_for_a_link() -> None:
     limits = SessionLimits(datagrams=200 * KIB)
     pair = Pair(limits)
     with pytest.raises(ValueError):
-        pair.edge.session.send_datagram(1, bytes(65536))
+        pair.edge.session.send_datagram(1, bytes(65536), 0.0)
     for number in range(5):
-        pair.edge.session.send_datagram(number, bytes(65535))
+        pair.edge.session.send_datagram(number, bytes(65535), 0.0)
     for _ in range(10_000):
-        pair.edge.session.send_datagram(99, b"")
+        pair.edge.session.send_datagram(99, b"", 0.0)
     assert pair.edge.session.datagrams_dropped >= 8_000
     pair.run()
-    assert {flow for flow, _ in pair.home.handler.datagrams} == {99}
+    assert {flow for flow, _ in pair.home.handler.datagrams} == {3, 4, 99}, "the newest of each, none starved"
     pair.detach()
-    pair.edge.session.send_datagram(5, b"lost")
+    pair.edge.session.send_datagram(5, b"lost", 0.0)
     pair.attach()
     pair.run()
     assert (5, b"lost") not in pair.home.handler.datagrams
@@ -547,7 +547,7 @@ def test_datagrams_never_block_streams() -> None:
     stream.write(bytes(100 * KIB))
     got = 0
     for _ in range(8):
-        pair.edge.session.send_datagram(7, bytes(65535))
+        pair.edge.session.send_datagram(7, bytes(65535), 0.0)
         pair.home.session.feed(pair.edge.session.pull(65536, 0.0), 0.0)
         got = len(pair.home.handler.sinks[1].data)
     assert got == 100 * KIB
@@ -678,17 +678,17 @@ def test_at_the_cap_nothing_is_opened_either() -> None:
 def test_a_source_of_datagrams_that_can_wait_is_told_when_to_go_on() -> None:
     pair = Pair(SessionLimits(datagrams=400 * KIB))
     queue, told = pair.edge.session.out.datagrams, []
-    assert queue.has_room(lambda: told.append("never"))
+    assert queue.has_room(1, lambda: told.append("never"))
     for _ in range(3):
-        pair.edge.session.send_datagram(1, bytes(40000))
-    assert not queue.has_room(lambda: told.append("drained"))
+        pair.edge.session.send_datagram(1, bytes(40000), 0.0)
+    assert not queue.has_room(1, lambda: told.append("drained"))
     assert told == []
     pair.run()
     assert told == ["drained"]
-    assert queue.has_room(lambda: told.append("never"))
+    assert queue.has_room(1, lambda: told.append("never"))
     for _ in range(3):
-        pair.edge.session.send_datagram(1, bytes(40000))
-    assert not queue.has_room(lambda: told.append("the link is gone"))
+        pair.edge.session.send_datagram(1, bytes(40000), 0.0)
+    assert not queue.has_room(1, lambda: told.append("the link is gone"))
     pair.detach()
     assert told == ["drained", "the link is gone"]
     assert pair.edge.session.datagrams_dropped == 3, "nothing was dropped before that"

@@ -62,6 +62,6 @@ def test_nonsense_is_the_peers_fault(noise: bytes) -> None:
 def test_a_datagram_of_a_byte_too_many_is_not_sent() -> None:
     end = End(opens_odd=True)
     end.session.attach(0, 0.0)
-    end.session.send_datagram(1, datagrams.DATA_BYTE + bytes(65507))
+    end.session.send_datagram(1, datagrams.DATA_BYTE + bytes(65507), 0.0)
     with pytest.raises(ValueError):
-        end.session.send_datagram(1, bytes(65536))
+        end.session.send_datagram(1, bytes(65536), 0.0)

@@ -34,7 +34,7 @@ def conversation(side: str) -> bytes:
     first.write(b"request " * 3000)
     second.write(b"other")
     mine.session.send_control(Notice(reason="warning", message="m" * 1000))
-    mine.session.send_datagram(9, b"d" * 20000)
+    mine.session.send_datagram(9, b"d" * 20000, 0.0)
     run()
     for number, sink in theirs.handler.sinks.items():
         sink.stream.write(bytes([number]) * 300_000)

@@ -76,21 +76,21 @@ def test_datagrams_that_belong_to_a_stream_go_where_it_goes() -> None:
     stream, _ = pair.edge.open()
     pair.run()
     far = pair.home.session.streams[stream.id]
-    stream.send_datagram(b"nobody yet")
+    stream.send_datagram(b"nobody yet", 0.0)
     pair.run()
     assert pair.home.handler.datagrams == [(PRIVATE_FLOW | stream.id, b"nobody yet")]
     got: list[bytes] = []
     back: list[bytes] = []
     far.on_datagram, stream.on_datagram = got.append, back.append
-    stream.send_datagram(b"there")
-    far.send_datagram(b"x" * 60_000)  # in fragments
-    pair.edge.session.send_datagram(stream.id, b"a flow of that number")
+    stream.send_datagram(b"there", 0.0)
+    far.send_datagram(b"x" * 60_000, 0.0)  # in fragments
+    pair.edge.session.send_datagram(stream.id, b"a flow of that number", 0.0)
     pair.run()
     assert (got, back) == ([b"there"], [b"x" * 60_000])
     assert pair.home.handler.datagrams[1:] == [(stream.id, b"a flow of that number")]
     stream.reset(Reason.CANCELLED)
-    stream.send_datagram(b"too late")
-    far.send_datagram(b"too late, too")
+    stream.send_datagram(b"too late", 0.0)
+    far.send_datagram(b"too late, too", 0.0)
     pair.run()
     assert (got, back) == ([b"there"], [b"x" * 60_000])
 
@@ -115,7 +115,7 @@ def test_ids_end_where_the_numbers_of_their_datagrams_would_collide() -> None:
     pair.run()
     got: list[bytes] = []
     pair.home.session.streams[last.id].on_datagram = got.append
-    last.send_datagram(b"the last one's")
+    last.send_datagram(b"the last one's", 0.0)
     pair.run()
     assert got == [b"the last one's"]
 

@@ -101,7 +101,10 @@ class EdgeStatus(TypedDict):
 
 
 class TunnelState(TypedDict):
-    """One tunnel of a connector: to which worker of the edge, since how many seconds it is up."""
+    """One tunnel of a connector: to which worker of the edge, since how many seconds it is up.
+
+    datagrams_dropped: on the way to the edge, by the present session.
+    """
 
     worker: int
     state: str
@@ -109,6 +112,7 @@ class TunnelState(TypedDict):
     rtt_seconds: float
     streams: int
     resumes: int
+    datagrams_dropped: int
     error: str
 
 

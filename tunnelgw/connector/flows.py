@@ -114,6 +114,7 @@ class HomeFlow:
             sock.close()
 
     def _readable(self) -> None:
+        now = asyncio.get_running_loop().time()
         for _ in range(PER_TURN):
             if self.sock is None:
                 return
@@ -127,7 +128,7 @@ class HomeFlow:
             self.answered = True
             tunnel = self.tunnel
             if tunnel is not None and tunnel.session is not None:
-                tunnel.session.send_datagram(self.number, self._message(size))
+                tunnel.session.send_datagram(self.number, self._message(size), now)
 
     def _failed(self, error: OSError) -> None:
         if error.errno in PASSING:
@@ -286,4 +287,4 @@ class HomeFlows:
 
 def _tell(tunnel: Tunnel, number: int, message: bytes) -> None:
     if tunnel.session is not None:
-        tunnel.session.send_datagram(number, message)
+        tunnel.session.send_datagram(number, message, asyncio.get_running_loop().time())

@@ -327,5 +327,6 @@ def _tunnel_status(supervisor: Supervisor, now: float) -> dict[str, Any]:
         "rtt_seconds": round(session.rtt, 6) if session is not None else 0.0,
         "streams": session.stream_count if session is not None else 0,
         "resumes": tunnel.resumes,
+        "datagrams_dropped": session.datagrams_dropped if session is not None else 0,
         "error": supervisor.trouble,
     }

@@ -117,8 +117,8 @@ class Flows:
         if session is not flow.session:
             flow.session, flow.known = session, False
         if not flow.known:
-            session.send_datagram(flow.number, flow.opening)
-        session.send_datagram(flow.number, message)
+            session.send_datagram(flow.number, flow.opening, now)
+        session.send_datagram(flow.number, message, now)
         flow.route.counters.bytes_in += len(message) - 1
 
     def away(self, port: UdpPort, now: float) -> bool:
@@ -143,8 +143,9 @@ class Flows:
         flow = self._by_number.get(number)
         kind = message[0] if message else -1
         if flow is None or flow.connector is not connector:
-            if kind in (datagrams.DATA, datagrams.READY) and connector.session is not None:
-                connector.session.send_datagram(number, datagrams.closed(Reason.CANCELLED))
+            session = connector.session
+            if kind in (datagrams.DATA, datagrams.READY) and session is not None:
+                session.send_datagram(number, datagrams.closed(Reason.CANCELLED), session.now)
             return
         if kind == datagrams.CLOSED:
             self._closed(flow, datagrams.read_closed(message))
@@ -185,7 +186,7 @@ class Flows:
         self._counters.connection_closed(LISTENER)
         session = flow.connector.session
         if reason is not None and session is not None and session is flow.session:
-            session.send_datagram(flow.number, datagrams.closed(reason))
+            session.send_datagram(flow.number, datagrams.closed(reason), self._connectors.loop.time())
         # The wheel keeps it until its slot comes up: of a flood that is 60,000 at a time, so without what is large.
         flow.opening, flow.address = b"", ()
 

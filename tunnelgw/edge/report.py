@@ -25,7 +25,9 @@ REFUSED_TOLD = 64  # services of one connector: whoever offers more that is refu
 
 def numbers(edge: Edge) -> ProcessSnapshot:
     """This worker's numbers."""
-    edge.counters.buffered, edge.counters.lag = edge.connectors.budget.held, edge.wheel.lag
+    budget = edge.connectors.budget
+    edge.counters.buffered, edge.counters.lag = budget.held, edge.wheel.lag
+    edge.counters.datagrams_dropped = budget.datagrams_dropped
     edge.live.account()
     found = edge.counters.snapshot()
     found["certificates"] = edge.certificates.expiries()

@@ -250,10 +250,10 @@ class Visits:
         """From a visitor to a connector."""
         joint = visit.joints.get(flow ^ PRIVATE_FLOW)
         if joint is not None and joint.far is not None and joint.asked.kind != "private":
-            joint.far.session.send_datagram(PRIVATE_FLOW | joint.far.id, data)
+            joint.far.session.send_datagram(PRIVATE_FLOW | joint.far.id, data, joint.near.session.now)
 
     def inwards(self, connector: str, flow: int, data: bytes) -> None:
         """From a connector to a visitor."""
         joint = self.flows.get((connector, flow ^ PRIVATE_FLOW))
-        if joint is not None and joint.asked.kind != "private":
-            joint.near.session.send_datagram(PRIVATE_FLOW | joint.near.id, data)
+        if joint is not None and joint.far is not None and joint.asked.kind != "private":
+            joint.near.session.send_datagram(PRIVATE_FLOW | joint.near.id, data, joint.far.session.now)

@@ -147,6 +147,11 @@ def _process(snapshot: ProcessSnapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "tunnelgw_buffered_bytes", "Bytes received and not yet passed on.", value=snapshot["buffered_bytes"]
     )
+    yield CounterMetricFamily(
+        "tunnelgw_datagrams_dropped",
+        "Datagrams for connectors and visiting machines that their tunnels did not take in time.",
+        value=snapshot["datagrams_dropped"],
+    )
     yield GaugeMetricFamily(
         "tunnelgw_loop_lag_seconds",
         "How late the event loop was at worst in the last minute.",

@@ -67,11 +67,13 @@ class ProcessCounters:
 
     `connections[listener]`: open visitor connections by listener ("https", "http", "tcp", ...); `parked`: requests
     that wait for their connector now. Gauges that their owner sets: `buffered`, bytes received and not yet passed on;
-    `lag`, how late the event loop was at worst in the last minute or half of it, in seconds.
+    `lag`, how late the event loop was at worst in the last minute or half of it, in seconds; likewise the counter
+    `datagrams_dropped`, those that tunnels did not take in time.
     """
 
     __slots__ = (
-        "_left_out", "_moved", "_refused", "buffered", "connections", "lag", "parked", "parked_total", "routes",
+        "_left_out", "_moved", "_refused", "buffered", "connections", "datagrams_dropped", "lag", "parked",
+        "parked_total", "routes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -82,6 +84,7 @@ class ProcessCounters:
         self.parked = 0
         self.parked_total = 0
         self.buffered = 0
+        self.datagrams_dropped = 0
         self.lag = 0.0
         self.routes: dict[str, RouteCounters] = {}
 
@@ -136,6 +139,7 @@ class ProcessCounters:
             "parked": self.parked,
             "parked_total": self.parked_total,
             "buffered_bytes": self.buffered,
+            "datagrams_dropped": self.datagrams_dropped,
             "loop_lag": self.lag,
             "connectors": {},
             "members": {},

@@ -56,6 +56,7 @@ class ProcessSnapshot(TypedDict):
     parked: int
     parked_total: int
     buffered_bytes: int
+    datagrams_dropped: int
     loop_lag: float
     connectors: dict[str, ConnectorSnapshot]
     members: dict[str, dict[str, int]]
@@ -75,6 +76,7 @@ def empty() -> ProcessSnapshot:
         "parked": 0,
         "parked_total": 0,
         "buffered_bytes": 0,
+        "datagrams_dropped": 0,
         "loop_lag": 0.0,
         "connectors": {},
         "members": {},
@@ -98,6 +100,7 @@ def merge(snapshots: Iterable[ProcessSnapshot]) -> ProcessSnapshot:
         total["parked"] += snapshot["parked"]
         total["parked_total"] += snapshot["parked_total"]
         total["buffered_bytes"] += snapshot["buffered_bytes"]
+        total["datagrams_dropped"] += snapshot["datagrams_dropped"]
         total["loop_lag"] = max(total["loop_lag"], snapshot["loop_lag"])
         for name, connector in snapshot["connectors"].items():
             other = total["connectors"].get(name)

@@ -126,7 +126,7 @@ class OutwardsUdp(Leaving):
     def _back(self, data: bytes, host: str, port: int) -> None:
         addressed = with_address(host, port, data)
         if addressed is not None:
-            self._outer.send_datagram(self._sealer.seal(addressed))
+            self._outer.send_datagram(self._sealer.seal(addressed), asyncio.get_running_loop().time())
 
     def _idle(self) -> None:
         self._stream.reset(Reason.IDLE)

@@ -5,8 +5,9 @@ number it has heard, and the sender has no more under way than a window. What do
 it was sealed. Connections inside then lose a packet at the beginning of the way, as behind any narrow link, instead of
 many in its middle: one parcel carries up to 45 of them.
 
-The window is what the way itself holds (its rate times its shortest round trip) and `QUEUE` more, which may wait at its
-narrowest point: less than the edge's queue, so that one visitor alone never overflows it.
+The window is what the way itself holds (its rate times its shortest round trip) and what may wait at its narrowest
+point: `QUEUE_SECONDS` of that rate, since the edge drops what is late, and `QUEUE` at most, since it drops what is
+too much.
 
 Invariant: what is under way is at most the window and one parcel; a far end that says nothing holds us up for
 `SILENT_SECONDS` at a time.
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
 
 HEARD = 0xFF  # the first byte of "heard", which no parcel has; 8 bytes follow, the number
 QUEUE = 768 * 1024  # of the 1 MiB that a session queues
+QUEUE_SECONDS = 0.15  # of the 250 ms that it keeps a datagram
+LEAST = 16 * 1024  # one parcel is under way in any case
 MOST = 16 * 1024 * 1024
 ACK_BYTES = 128 * 1024
 ACK_SECONDS = 0.02
 SILENT_SECONDS = 1.0
-FORGET_SECONDS = 60.0  # ways change: the shortest round trip is looked for anew
+FORGET_SECONDS = 60.0  # ways change: the shortest round trip is looked for anew, with so little that nothing waits
+FORGET_PART = 4
 
 
 async def sealing() -> tuple[Callable[[], str], type[Sealer], type[Opener]]:
@@ -84,10 +88,10 @@ class Steady:
         """Send a parcel."""
         stream = self._stream
         if stream is not None:
-            sealed = self._sealer.seal(data)
-            self._under_way.append((_number(sealed), len(data), self._loop.time()))
+            sealed, now = self._sealer.seal(data), self._loop.time()
+            self._under_way.append((_number(sealed), len(data), now))
             self._size += len(data)
-            stream.send_datagram(sealed)
+            stream.send_datagram(sealed, now)
 
     def has_room(self, resume: Callable[[], None]) -> bool:
         """Whether more should come now; if not, `resume` is called."""
@@ -96,7 +100,7 @@ class Steady:
             if self._expiry is None:
                 self._expiry = self._loop.call_later(SILENT_SECONDS, self._expired)
             return False
-        return self._stream is None or self._stream.session.out.datagrams.has_room(resume)
+        return self._stream is None or self._stream.has_room(resume)
 
     def _arrived(self, sealed: bytes) -> None:
         data = self._opener.open(sealed)
@@ -132,7 +136,8 @@ class Steady:
         self._unheard = 0
         self._said = self._loop.time()
         if self._stream is not None:
-            self._stream.send_datagram(self._sealer.seal(bytes((HEARD,)) + self._highest.to_bytes(8, "big")))
+            heard = bytes((HEARD,)) + self._highest.to_bytes(8, "big")
+            self._stream.send_datagram(self._sealer.seal(heard), self._said)
 
     def _was_heard(self, number: int) -> None:
         under_way, sent_at = self._under_way, 0.0
@@ -147,16 +152,22 @@ class Steady:
     def _measure(self, now: float, sent_at: float) -> None:
         sample = now - sent_at
         self._rtt = sample if not self._rtt else self._rtt + (sample - self._rtt) / 8
-        if not self._shortest or sample < self._shortest or now - self._last > FORGET_SECONDS:
+        forget = now - self._last > FORGET_SECONDS
+        if not self._shortest or sample < self._shortest or forget:
             self._shortest, self._last = sample, now
+            if forget and self._resume is not None:
+                self.window, self._since = max(self.window // FORGET_PART, LEAST), now
         if now - self._since >= self._rtt:  # once in a round trip
             self._since = now
-            held = int(self.window * self._shortest / self._rtt) if self._resume is not None else self.window - QUEUE
-            self.window = min(QUEUE + held, MOST)
+            if self._resume is not None:  # else it is not the window that holds us up
+                rate = self.window / self._rtt
+                queue = min(int(rate * QUEUE_SECONDS), QUEUE)
+                self.window = min(max(int(rate * self._shortest) + queue, LEAST), MOST)
 
     def _expired(self) -> None:
-        """Lost, all of it or what was said about it."""
+        """Lost, all of it or what was said about it; or the way takes longer than a second for so much."""
         self._expiry = None
+        self.window = max(self.window // 2, LEAST)
         self._under_way.clear()
         self._size = 0
         self._go_on()

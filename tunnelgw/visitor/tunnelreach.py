@@ -152,7 +152,7 @@ class Flow:
         """As `DatagramFlow.send`."""
         addressed = with_address(host, port, data)
         if addressed is not None and self._outer is not None:
-            self._outer.send_datagram(self._sealer.seal(addressed))
+            self._outer.send_datagram(self._sealer.seal(addressed), asyncio.get_running_loop().time())
 
     def close(self) -> None:
         """As `DatagramFlow.close`."""

@@ -73,7 +73,7 @@ class Budget:
     whoever writes to one must not find it gone in its hands.
     """
 
-    __slots__ = ("limit", "high", "used", "queued", "grown", "holders", "sessions", "_due", "_later")
+    __slots__ = ("limit", "high", "used", "queued", "grown", "holders", "sessions", "_due", "_dropped", "_later")
 
     def __init__(self, limit: int = 128 * MIB, *, later: Callable[[Callable[[], None]], object] | None = None) -> None:
         self.resize(limit)
@@ -83,12 +83,24 @@ class Budget:
         self.sessions: set[Session] = set()
         self.holders: set[Holder] = set()  # beside the streams of `sessions`
         self._due = False
+        self._dropped = 0  # datagrams, by sessions that are over
         self._later = later
 
     def resize(self, limit: int) -> None:
         """Another limit from now on."""
         self.limit = limit
         self.high = limit - limit // 16  # where `relief` begins
+
+    def leave(self, session: Session) -> None:
+        """A session is over."""
+        if session in self.sessions:
+            self.sessions.remove(session)
+            self._dropped += session.datagrams_dropped
+
+    @property
+    def datagrams_dropped(self) -> int:
+        """By all sessions that there ever were."""
+        return self._dropped + sum(session.datagrams_dropped for session in self.sessions)
 
     def hold(self, holder: Holder, change: int) -> None:
         """The weight of a holder that is no stream has just changed by so much."""

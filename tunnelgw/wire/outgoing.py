@@ -13,9 +13,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tunnelgw.errors import RemoteError
-from tunnelgw.wire.fragments import DatagramQueue, split
+from tunnelgw.wire.fragments import split
 from tunnelgw.wire.frames import ACK, CONTROL, GOAWAY, PING, PONG, RESET, U32, U64, WINDOW, encode
 from tunnelgw.wire.schedule import LEAST, Parts
+from tunnelgw.wire.waiting import DatagramQueue
 
 if TYPE_CHECKING:
     from tunnelgw.obs.reasons import Reason
@@ -86,9 +87,9 @@ class Outgoing:
         if self._farewell and number >= self._farewell:
             self.heard = True
 
-    def datagram(self, flow: int, data: bytes) -> None:
+    def datagram(self, flow: int, data: bytes, now: float) -> None:
         """Queue a datagram."""
-        self.datagrams.put(flow, data)
+        self.datagrams.put(flow, data, now)
         self.urgent = True
 
     def control(self, payload: bytes) -> None:
@@ -131,7 +132,9 @@ class Outgoing:
         self._control.clear()
         self.waiting = 0
 
-    def fill_uncounted(self, parts: Parts, limit: int, *, received: int, ping_number: int) -> tuple[bool, bool]:
+    def fill_uncounted(
+        self, parts: Parts, limit: int, *, received: int, ping_number: int, now: float
+    ) -> tuple[bool, bool]:
         """Append what is urgent; whether an ACK and whether a PING was among it."""
         acked, pinged = self._ack, self._ping
         if self._pong:
@@ -146,7 +149,7 @@ class Outgoing:
         self._pong = b""
         self._ping = self._ack = self._goaway = False
         if self.datagrams:  # half of each pull, so that neither datagrams nor streams wait for the other
-            self.datagrams.fill(parts, limit // 2)
+            self.datagrams.fill(parts, limit // 2, now)
         self.urgent = bool(self.datagrams)
         return acked, pinged
 

@@ -18,7 +18,7 @@ from tunnelgw.errors import LocalError, Refused
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import encode as encode_json
 from tunnelgw.wire.flow import DEFAULT_LIMITS, INITIAL_WINDOW, Budget, SessionLimits, Windows, relief, shed
-from tunnelgw.wire.fragments import MAX_DATAGRAM, Assembler
+from tunnelgw.wire.fragments import Assembler
 from tunnelgw.wire.frames import (
     OPEN,
     OPEN_WINDOWS,
@@ -31,6 +31,7 @@ from tunnelgw.wire.retain import Retained
 from tunnelgw.wire.schedule import LEAST, Parts, Scheduler
 from tunnelgw.wire.stream import Stream
 from tunnelgw.wire.table import StreamTable
+from tunnelgw.wire.waiting import MAX_DATAGRAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -119,7 +120,7 @@ class Session:
 
     @property
     def datagrams_dropped(self) -> int:
-        """Datagrams that found the queue full or the link gone."""
+        """Datagrams that waited too long, found the queue full or the link gone."""
         return self.out.datagrams.dropped
 
     @property
@@ -266,9 +267,9 @@ class Session:
             self.out.control(payload)
             self.notify()
 
-    def send_datagram(self, flow: int, data: bytes) -> None:
-        """Send at most 65,535 bytes, or drop them: the oldest where the queue is full, all while there is no link."""
-        self.out.datagram(flow, data)
+    def send_datagram(self, flow: int, data: bytes, now: float) -> None:
+        """Send at most 65,535 bytes, or drop them: where they wait too long or too much waits, and without a link."""
+        self.out.datagram(flow, data, now)
         if self.attached:
             self.notify()
         else:
@@ -295,7 +296,7 @@ class Session:
         self.scheduler.clear()
         self.out.clear()
         self.retained_frames.drop()
-        self.budget.sessions.discard(self)
+        self.budget.leave(self)
 
     def oldest_stalled(self, now: float) -> float:
         """Seconds that the most stalled stream has waited for its consumer; 0.0 if none waits."""
@@ -360,7 +361,7 @@ class Session:
 
     def _fill_uncounted(self, parts: Parts, limit: int, now: float) -> int:
         acked, pinged = self.out.fill_uncounted(
-            parts, limit, received=self.received, ping_number=self.liveness.next_number
+            parts, limit, received=self.received, ping_number=self.liveness.next_number, now=now
         )
         if acked:
             self._ack_sent = self.received

@@ -135,10 +135,14 @@ class Stream:
         self._marks: deque[int] | None = None  # what must be consumed, counted as `_passed` is, to free each
         self._passed = 0  # bytes consumed since there are marks
 
-    def send_datagram(self, data: bytes) -> None:
+    def send_datagram(self, data: bytes, now: float) -> None:
         """Queue a datagram that belongs to this stream; it may be lost."""
         if not self.gone:
-            self.session.send_datagram(PRIVATE_FLOW | self.id, data)
+            self.session.send_datagram(PRIVATE_FLOW | self.id, data, now)
+
+    def has_room(self, resume: Callable[[], None]) -> bool:
+        """Whether a source of such datagrams, which can wait, may send more; if not, `resume` is called once."""
+        return self.session.out.datagrams.has_room(PRIVATE_FLOW | self.id, resume)
 
     @property
     def held(self) -> int:
