@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from tunnelgw.access.addresses import address_key
 from tunnelgw.access.flows import NEW_MOST, PROVEN_MOST, FlowBounds, patience
 from tunnelgw.connector.proxyheader import datagram_header
-from tunnelgw.connector.udptarget import UdpTargets, connected
+from tunnelgw.connector.udptarget import UdpTargets, connected, elsewhere
 from tunnelgw.net.timers import INF, Wheel
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.obs.sparing import Sparing
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 PER_TURN = 32  # datagrams of one flow in one turn: others wait a millisecond at most
 WAITING_MOST = 16  # datagrams of one flow while its target's name is looked up
 PART = 4  # new flows and proven ones may have so much of the places that streams may have: those stay reachable
+# Seconds of sending without any answer, after which it is asked again where the target is: most programs give up later.
+DOUBT_SECONDS = 10.0
 # What one datagram meets, and the next one may not: too large for the path, no room, forbidden by a rule.
 PASSING = frozenset((errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM))
 NAME_SHOWN = 80  # characters of a service name that the edge sent
@@ -50,11 +52,14 @@ NOBODY: Visitor = ("", "", "", 0, 0)
 
 
 class HomeFlow:
-    """One flow; an item of the wheel. `tunnel` is None while no session knows it."""
+    """One flow; an item of the wheel. `tunnel` is None while no session knows it.
+
+    doubt_at: when what was sent since the last answer is long ago; 0.0 if nothing was.
+    """
 
     __slots__ = (
-        "_first", "_header", "_waiting", "answered", "armed_until", "deadline", "flows", "key", "number", "origin",
-        "proven", "sock", "tunnel", "visitor",
+        "_first", "_header", "_waiting", "answered", "armed_until", "deadline", "doubt_at", "flows", "key", "number",
+        "origin", "proven", "sock", "tunnel", "visitor",
     )  # fmt: skip
 
     def __init__(self, flows: HomeFlows, origin: Origin, request: Open, visitor: Visitor) -> None:
@@ -67,6 +72,7 @@ class HomeFlow:
         self.sock: socket.socket | None = None
         self.proven = False
         self.answered = False
+        self.doubt_at = 0.0
         self.deadline = INF
         self.armed_until = INF
         version = origin.service.proxy_protocol
@@ -126,6 +132,7 @@ class HomeFlow:
                 self._failed(error)
                 return
             self.answered = True
+            self.doubt_at = 0.0
             tunnel = self.tunnel
             if tunnel is not None and tunnel.session is not None:
                 tunnel.session.send_datagram(self.number, self._message(size), now)
@@ -169,8 +176,13 @@ class HomeFlows:
                 return
             if flow.answered and not flow.proven:
                 self._bounds.prove(flow)
-            flow.deadline = asyncio.get_running_loop().time() + patience(flow)
+            now = asyncio.get_running_loop().time()
+            flow.deadline = now + patience(flow)
             flow.send(memoryview(message)[1:])
+            if now >= flow.doubt_at:
+                if flow.doubt_at:
+                    self._doubt(flow)
+                flow.doubt_at = now + DOUBT_SECONDS
         elif kind == datagrams.OPEN:
             self._open(tunnel, number, datagrams.read_open(message))
         elif kind == datagrams.CLOSED and flow is not None:
@@ -277,6 +289,19 @@ class HomeFlows:
             self._warn(flow, f"{flow.origin.service.target}: {error.strerror or error}")
             unresolved = isinstance(places, OSError)
             self.end(flow, Reason.TARGET_UNRESOLVED if unresolved else Reason.TARGET_UNREACHABLE)
+
+    def _doubt(self, flow: HomeFlow) -> None:
+        """Nothing comes back: perhaps the target moved, or we did, and nobody says so."""
+        if flow.sock is None:  # it is being looked up, or the flow is over
+            return
+        target, port = flow.origin.service.target, flow.origin.service.target_port(flow.visitor[4])
+        self._targets.find(target.host, port, lambda places: self._compare(flow, places))
+
+    def _compare(self, flow: HomeFlow, places: list[Place] | OSError) -> None:
+        if flow.sock is None or isinstance(places, OSError) or not elsewhere(flow.sock, places):
+            return
+        self._warn(flow, "no answer, and it is elsewhere by now: its flows begin anew")
+        self.end(flow, Reason.SESSION_UNKNOWN)  # the edge opens it again, with the visitor's next datagram
 
     def _warn(self, flow: HomeFlow, text: str) -> None:
         self._say(f"target {flow.origin.service.name}", "service %s: %s", flow.origin.service.name, text)

@@ -82,6 +82,17 @@ class UdpTargets:
             then(found)
 
 
+def elsewhere(sock: socket.socket, places: list[Place]) -> bool:
+    """Whether a new socket to one of these places would lead elsewhere, or come from another address of ours."""
+    try:
+        peer = sock.getpeername()
+        here = [place for place in places if place[1][:2] == peer[:2]]
+        with connected(here or places) as new:
+            return (new.getpeername()[:2], new.getsockname()[0]) != (peer[:2], sock.getsockname()[0])
+    except OSError:  # nothing better is known
+        return False
+
+
 def connected(places: list[Place]) -> socket.socket:
     """A socket to the first of these places that has a route. Raises OSError."""
     trouble = OSError(errno.EADDRNOTAVAIL, "no address")
