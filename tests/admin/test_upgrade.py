@@ -313,7 +313,8 @@ def test_parked_requests_are_waited_for_but_not_for_ever(tmp_path: Path) -> None
         began = asyncio.get_running_loop().time()
         talk.say("prepared")
         await talk.hear("go", seconds=10)
-        assert asyncio.get_running_loop().time() - began >= 2 * Crew.config.park_seconds
+        waited = asyncio.get_running_loop().time() - began
+        assert waited >= 2 * Crew.config.park_seconds - 0.002, "the loop's clock counts milliseconds"
         talk.close()
         given.close()
         await stage.close()
