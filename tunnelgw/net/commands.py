@@ -23,15 +23,17 @@ _PACKAGES = {"ip": "iproute2", "nft": "nftables"}
 
 
 async def run(*command: str, stdin: str = "") -> str:
-    """Standard output. `LocalError` with what it said where it failed."""
-    with memory(stdin) as source:
-        try:
+    """Standard output. `LocalError` with what it said where it failed, and where it could not be started."""
+    try:
+        with memory(stdin) as source:
             child = await asyncio.create_subprocess_exec(
                 *command, stdin=source, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
             )
-        except FileNotFoundError:
-            package = _PACKAGES.get(command[0], command[0])
-            raise LocalError(f"the program {command[0]} is missing: apt install {package}") from None
+    except FileNotFoundError:
+        package = _PACKAGES.get(command[0], command[0])
+        raise LocalError(f"the program {command[0]} is missing: apt install {package}") from None
+    except OSError as error:  # no descriptor, no memory, no process is left
+        raise LocalError(f"{command[0]} cannot be started: {error.strerror or error}") from None
     try:
         async with asyncio.timeout(SECONDS):
             output, errors = await child.communicate()

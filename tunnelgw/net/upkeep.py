@@ -108,8 +108,8 @@ class Upkeep:
         begun = self._loop.time()
         try:
             await self._look()
-        except LocalError as error:
-            log.error("what another program changed in this machine's network could not be mended: %s", error.text)
+        except (LocalError, OSError) as error:
+            log.error("what another program changed in this machine's network could not be mended: %s", error)
             self._once_more()
         finally:
             self._task = None

@@ -199,11 +199,15 @@ class PacketHost:
             )
 
     async def _make_interface(self, pool: Pool) -> None:
-        self.tun = open_tun(HOME_TUN)
-        await ip(4, *link_lines(HOME_TUN), f"address add {pool.gateway4}/24 dev {HOME_TUN}")
-        if 6 in self.families:
-            await ip(6, f"address add {pool.gateway6}/64 dev {HOME_TUN} nodad")
-        self.tun.start(self._received, loop=asyncio.get_running_loop())
+        tun = self.tun = open_tun(HOME_TUN)
+        try:
+            await ip(4, *link_lines(HOME_TUN), f"address add {pool.gateway4}/24 dev {HOME_TUN}")
+            if 6 in self.families:
+                await ip(6, f"address add {pool.gateway6}/64 dev {HOME_TUN} nodad")
+            tun.start(self._received, loop=asyncio.get_running_loop())
+        except BaseException:
+            tun.close()  # half made, it would pass for whole at the next look
+            raise
 
     async def _look(self) -> None:
         """Something changed in this machine's network."""

@@ -157,12 +157,16 @@ class Device:
             log.warning("another program removed %s: it is made anew", VISIT_TUN)
             self.tun.close()
             self._led.clear()
-            self.tun = open_tun(VISIT_TUN)
-            await ip(4, *link_lines(VISIT_TUN))
-            if self._given is not None:
-                self.tun.segment_udp(wanted=self._many)
-                await self.names.renew()
-                self.tun.start(self._send, loop=asyncio.get_running_loop())
+            tun = self.tun = open_tun(VISIT_TUN)
+            try:
+                await ip(4, *link_lines(VISIT_TUN))
+                if self._given is not None:
+                    tun.segment_udp(wanted=self._many)
+                    await self.names.renew()
+                    tun.start(self._send, loop=asyncio.get_running_loop())
+            except BaseException:
+                tun.close()  # half made, it would pass for whole at the next look
+                raise
         return self.tun
 
     def receive(self, data: bytes) -> None:

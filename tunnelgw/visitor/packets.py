@@ -85,6 +85,10 @@ class Packets:
                 if not was_up and error.reason in FINAL:
                     raise LocalError(self._explained(error), reason=error.reason) from None
                 log.warning("no packets to %s: %s", self._wish.place, error.text)
+            except OSError as error:  # short of descriptors or memory: what keeps everything else in stays in force
+                if not was_up:
+                    raise
+                log.warning("no packets to %s: %s", self._wish.place, error)
             else:
                 if not was_up:
                     say(f"ready {self._device.described()} -> {self._wish.kind} {self._wish.place}")
