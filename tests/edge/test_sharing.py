@@ -12,11 +12,14 @@ from tests.edge.front import run
 from tunnelgw.access.grants import Grant
 from tunnelgw.edge.app import Edge
 from tunnelgw.edge.claims import ClaimDesk
+from tunnelgw.edge.offers import TEXT_MOST, Verdict
 from tunnelgw.edge.passthrough import Live
 from tunnelgw.edge.ports import TAKEN, PortRefused
+from tunnelgw.errors import Refused
 from tunnelgw.identity import home
 from tunnelgw.identity.registry import Registry
 from tunnelgw.obs.counters import ProcessCounters
+from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.table import Route, RouteTable
 from tunnelgw.store.sqlite import SqliteStore
 from tunnelgw.wire.control import ClaimResult, Offer, Services
@@ -394,3 +397,15 @@ def test_a_shared_port_stays_open_while_any_member_is_waited_for() -> None:
     cellar.session, cellar.away_until = None, 90.0
     edge._close_ports(attic)
     assert closed == [22]
+
+
+def test_the_text_of_a_refusal_ends() -> None:
+    """There may be one loss for each host on each port."""
+    verdict = Verdict(Offer(name="a", kind="tcp"))
+    for number in range(2000):
+        verdict.lose(Refused(f"port {number} is held by connector other", reason=Reason.CLAIM_HELD), f"hint {number}")
+    assert verdict.refused is not None
+    assert verdict.refused.text.startswith("port 0 is held by connector other; port 1 is")
+    assert TEXT_MOST <= len(verdict.refused.text) < TEXT_MOST + 100
+    assert verdict.hint == "hint 0"
+    assert verdict.held

@@ -8,6 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from tunnelgw.obs.log import clean
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -240,8 +242,8 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> list[str]:
-    """Aligned columns and an empty line; `empty` where there are no rows."""
-    body = [[cell or "-" for cell in row] for row in rows]
+    """Aligned columns and an empty line; `empty` where there are no rows. Cells may hold what a connector said."""
+    body = [[clean(cell) or "-" for cell in row] for row in rows]
     if not body:
         return [empty, ""]
     widths = [max(len(row[column]) for row in (head, *body)) for column in range(len(head))]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 KINDS = ("http", "h2c", "tls", "tcp", "udp")
 AFFINITIES = ("", "cookie", "address")
+TEXT_MOST = 1000  # characters of a refusal, beyond which no further holder is named
 
 
 @dataclass(slots=True)
@@ -75,8 +76,10 @@ class Verdict:
     def lose(self, refusal: Refused, hint: str = "") -> None:
         """Somebody else has a part of it: each one that has some is named, beside what was refused before."""
         if self.refused is not None:
-            text = f"{self.refused.text}; {refusal.text}"
-            self.refused, hint = Refused(text, reason=self.refused.reason), self.hint or hint
+            if len(self.refused.text) < TEXT_MOST:  # there may be one for each host on each port
+                text = f"{self.refused.text}; {refusal.text}"
+                self.refused = Refused(text, reason=self.refused.reason)
+            hint = self.hint or hint
         else:
             self.refused = refusal
         self.hint = hint

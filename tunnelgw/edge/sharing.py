@@ -16,6 +16,7 @@ import msgspec
 from tunnelgw.access.addresses import normalise_network
 from tunnelgw.access.grants import grant_command
 from tunnelgw.identity.claims import TERMS, UNNAMED, USED, Wish
+from tunnelgw.obs.log import clean
 from tunnelgw.routing.units import HostAt, port_number
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def explain(what: str, held: Held, wish: Wish, offer: Offer, theirs: Offer | Non
     What the holder offers is told to those alone whose grant names the address: they are meant to share it.
     """
     known = theirs is not None and wish.named and offer.ports and held.why != TERMS and not offer.group
-    holder = f"{held.holder}/{theirs.name}" if known and theirs is not None else f"connector {held.holder}"
+    holder = f"{held.holder}/{clean(theirs.name)}" if known and theirs is not None else f"connector {held.holder}"
     text = f"{what} is held by {holder}"
     if held.why == USED:
         ours = f"for {offer.protocol}" if offer.protocol else "raw"
