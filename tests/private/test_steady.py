@@ -194,3 +194,40 @@ def test_whatever_the_far_end_says() -> None:
     assert wire.on_datagram is None
     near.send(PARCEL)
     assert near.has_room(lambda: None)
+
+
+def test_who_is_silent_holds_up_a_shared_source_once() -> None:
+    """Its packets are dropped from then on, until it is heard again: others wait for the same interface."""
+    clock = Clock()
+    near, its, _ = make(clock)
+    far, theirs, got = make(clock)
+    told: list[str] = []
+    held = 0
+    for _ in range(400):
+        held += not near.offer(PARCEL, lambda: told.append("go"))
+        if near._expiry is not None and not near.silent:
+            clock.go(SILENT_SECONDS)
+        clock.go(0.05)
+    assert held == 1
+    assert near.silent
+    its.out = its.out[-1:]
+    carry(its, theirs)
+    assert got
+    clock.go(0.01)
+    carry(theirs, its)
+    assert not near.silent
+    assert far.refused == 0
+
+
+def test_what_is_heard_within_one_tick_of_the_clock_took_some_time() -> None:
+    clock = Clock()
+    near, its, _ = make(clock)
+    for _ in range(8):
+        fill(near, lambda: None)
+        clock.go(SILENT_SECONDS)
+    fill(near, lambda: None)
+    heard = bytes((steady.HEARD,)) + (2**63).to_bytes(8, "big")
+    assert its.on_datagram is not None
+    its.on_datagram(bytes(8) + heard)
+    assert near._size == 0
+    assert near.window >= steady.LEAST

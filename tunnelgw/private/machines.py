@@ -72,10 +72,7 @@ class Machines:
         steady: Steady | None = None
 
         def send(data: bytes) -> bool:
-            if steady is None:
-                return True
-            steady.send(data)
-            return steady.has_room(host.resume)
+            return steady is None or steady.offer(data, host.resume)
 
         _, seals, opens = await sealing()
         try:

@@ -33,6 +33,7 @@ MOST = 16 * 1024 * 1024
 ACK_BYTES = 128 * 1024
 ACK_SECONDS = 0.02
 SILENT_SECONDS = 1.0
+CLOCK_SECONDS = 0.001  # what a loop's clock can tell: nothing takes no time, or rates would be endless
 FORGET_SECONDS = 60.0  # ways change: the shortest round trip is looked for anew, with so little that nothing waits
 FORGET_PART = 4
 
@@ -52,8 +53,8 @@ class Steady:
     """One end. Inputs: `send`, `has_room`, `close`; `received` gets the parcels. `stream`: the outer one."""
 
     __slots__ = (
-        "refused", "window", "_ack", "_expiry", "_highest", "_last", "_loop", "_opener", "_received", "_resume", "_rtt",
-        "_said", "_sealer", "_shortest", "_since", "_size", "_stream", "_under_way", "_unheard",
+        "refused", "silent", "window", "_ack", "_expiry", "_highest", "_last", "_loop", "_opener", "_received",
+        "_resume", "_rtt", "_said", "_sealer", "_shortest", "_since", "_size", "_stream", "_under_way", "_unheard",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +67,7 @@ class Steady:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.window = QUEUE
+        self.silent = False  # it has said nothing for `SILENT_SECONDS` of what is under way, and nothing since
         self.refused = 0  # datagrams that were not the far end's, or came again
         self._stream: Stream | None = stream
         self._sealer, self._opener = sealer, opener
@@ -92,6 +94,16 @@ class Steady:
             self._under_way.append((_number(sealed), len(data), now))
             self._size += len(data)
             stream.send_datagram(sealed, now)
+
+    def offer(self, data: bytes, resume: Callable[[], None]) -> bool:
+        """Send a parcel; as `has_room`. For a source that others share: a far end that is silent holds it up once, and
+        what it has no room for is dropped from then on."""
+        if self.silent:
+            if self.has_room(resume):
+                self.send(data)
+            return True
+        self.send(data)
+        return self.has_room(resume)
 
     def has_room(self, resume: Callable[[], None]) -> bool:
         """Whether more should come now; if not, `resume` is called."""
@@ -145,12 +157,13 @@ class Steady:
             _, size, sent_at = under_way.popleft()
             self._size -= size
         if sent_at:
+            self.silent = False
             self._measure(self._loop.time(), sent_at)
         if self._resume is not None and self._size <= self.window * 3 // 4:
             self._go_on()
 
     def _measure(self, now: float, sent_at: float) -> None:
-        sample = now - sent_at
+        sample = max(now - sent_at, CLOCK_SECONDS)
         self._rtt = sample if not self._rtt else self._rtt + (sample - self._rtt) / 8
         forget = now - self._last > FORGET_SECONDS
         if not self._shortest or sample < self._shortest or forget:
@@ -167,6 +180,7 @@ class Steady:
     def _expired(self) -> None:
         """Lost, all of it or what was said about it; or the way takes longer than a second for so much."""
         self._expiry = None
+        self.silent = True
         self.window = max(self.window // 2, LEAST)
         self._under_way.clear()
         self._size = 0
