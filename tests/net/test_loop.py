@@ -112,3 +112,35 @@ def test_a_descriptor_has_one_owner(family: int, how: str, uvloop: bool, monkeyp
     if not uvloop:
         monkeypatch.setattr("tunnelgw.net.loop.loop_factory", lambda **_: asyncio.new_event_loop)
     run(main, require_uvloop=uvloop)
+
+
+def test_what_is_given_up_with_bytes_unsent_is_still_ended_by_its_loop() -> None:
+    """asyncio watches the descriptor until they left or the peer is gone: nobody else may close it before."""
+
+    class Large(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.lost = asyncio.Event()
+
+        def connection_made(self, made: asyncio.BaseTransport) -> None:
+            cast("asyncio.Transport", made).write(bytes(1 << 20))
+            adopting.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost.set()
+
+    async def main() -> None:
+        nonlocal adopting
+        near, far = await pair(socket.AF_UNIX)
+        protocol = Large()
+        adopting = asyncio.ensure_future(adopt(near, protocol))  # noqa: TID251 - a test's own task
+        await asyncio.wait([adopting])
+        assert adopting.cancelled()
+        assert not protocol.lost.is_set()
+        far.close()
+        async with asyncio.timeout(5):
+            await protocol.lost.wait()
+        assert near.fileno() == -1
+
+    adopting: asyncio.Future[Any]
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(main())

@@ -52,11 +52,11 @@ class Folder:
             near.setblocking(False)
             far.setblocking(False)
             await loop.connect_accepted_socket(self._server, far)
-            await adopt(near, factory())
         except BaseException:
             near.close()
             far.close()
             raise
+        await adopt(near, factory())
 
     async def close(self) -> None:
         """End every connection."""

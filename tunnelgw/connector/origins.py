@@ -15,7 +15,7 @@ import errno
 import socket
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunnelgw.access.reach import is_metadata
 from tunnelgw.connector.proxyheader import proxy_header
@@ -114,22 +114,18 @@ class Origin:
         allowed = [place for place in places if not is_metadata(place[1][0])]
         if not allowed:
             raise OSError(errno.EACCES, "a cloud metadata address is never a target" if places else "no address")
+        options: dict[str, Any] = {}
+        if target.scheme == "https":
+            options = {
+                "ssl": self._tls(), "server_hostname": target.host, "ssl_handshake_timeout": DIAL_SECONDS,
+            }  # fmt: skip
         sock = await self._reach(allowed, request)
         try:
             if self._asks_first:
                 await self._ask_for_tls(sock, request)
-            if target.scheme != "https":
-                await adopt(sock, factory())
-                return
-            await adopt(
-                sock, factory(), ssl=self._tls(), server_hostname=target.host, ssl_handshake_timeout=DIAL_SECONDS
-            )
+            await adopt(sock, factory(), **options)
         except ConnectionError as error:  # both loops report a peer that leaves the handshake like this
-            sock.close()
             raise ssl.SSLError(f"the handshake was cut: {error}") from error
-        except BaseException:
-            sock.close()
-            raise
 
     async def _reach(self, places: list[eyeballs.Place], request: Open) -> socket.socket:
         """A connection to one of these places: from us, or as the visitor."""
@@ -153,13 +149,20 @@ class Origin:
             return await eyeballs.connect(same, make_socket=_as_visitor(str(address), 0))
 
     async def _ask_for_tls(self, sock: socket.socket, request: Open) -> None:
-        """What the edge did with the visitor, done with the target: from here on it waits for the ClientHello."""
+        """What the edge did with the visitor, done with the target: from here on it waits for the ClientHello.
+
+        The socket is closed where this raises.
+        """
         version = self.service.proxy_protocol
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(sock, (self._proxy_header(version, request) if version else b"") + SSL_REQUEST)
-        if await loop.sock_recv(sock, 1) != b"S":
-            text = "the database offers no TLS (ssl = on in postgresql.conf), or it is none"
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, text)
+        try:
+            await loop.sock_sendall(sock, (self._proxy_header(version, request) if version else b"") + SSL_REQUEST)
+            if await loop.sock_recv(sock, 1) != b"S":
+                text = "the database offers no TLS (ssl = on in postgresql.conf), or it is none"
+                raise ssl.SSLError(ssl.SSL_ERROR_SSL, text)
+        except BaseException:
+            sock.close()
+            raise
 
     def _tls(self) -> ssl.SSLContext:
         context = self._context

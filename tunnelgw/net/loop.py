@@ -90,7 +90,7 @@ def _of_glibc(name: str) -> Callable[..., int] | None:
 
 
 async def adopt(sock: socket.socket, protocol: asyncio.BaseProtocol, **options: Any) -> asyncio.Transport:
-    """A transport for a connected socket, which is the loop's from here on, also where this raises.
+    """A transport for a connected socket, which is the loop's from here on, also where this raises: leave it alone.
 
     `options` are `create_connection`'s, for TLS. Raises what that raises.
 
@@ -98,16 +98,12 @@ async def adopt(sock: socket.socket, protocol: asyncio.BaseProtocol, **options: 
     gone and a write fails: it closes the descriptor, and the socket's end would then close whoever has its number.
     """
     loop = asyncio.get_running_loop()
-    ours = isinstance(loop, asyncio.BaseEventLoop)  # asyncio's, whose transports close the socket itself
+    forgets = not isinstance(loop, asyncio.BaseEventLoop)  # asyncio's transports close the socket itself
     connect = loop.create_unix_connection if sock.family == socket.AF_UNIX else loop.create_connection
+    transport = None
     try:
         transport, _ = await connect(lambda: protocol, sock=sock, **options)
-    except BaseException:
-        if ours:
-            sock.close()
-        else:
+    finally:
+        if forgets and (transport is None or transport.is_closing()):
             sock.detach()
-        raise
-    if transport.is_closing() and not ours:
-        sock.detach()
     return transport
