@@ -14,6 +14,7 @@ from tunnelgw.access.grants import Grant
 from tunnelgw.edge import shut
 from tunnelgw.edge.follower import Follower
 from tunnelgw.edge.names import ended_hosts, ends_here
+from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.counters import ProcessCounters
 from tunnelgw.routing.table import Route, RouteTable
 from tunnelgw.store.sqlite import SqliteStore
@@ -44,7 +45,8 @@ class Worker(World):
         self.desk.decide = counted  # type: ignore[method-assign]
         edge: Any = SimpleNamespace(
             store=store, registry=self.registry, claims=self.desk, left=False, lock=lambda _name: asyncio.Lock(),
-            connectors=SimpleNamespace(known=self.known), health=SimpleNamespace(looks=1), office=Office(),
+            connectors=SimpleNamespace(known=self.known, by_name=self.homes), health=SimpleNamespace(looks=1),
+            office=Office(),
         )  # fmt: skip
         self.follower = Follower(edge)
         self.follower.begin()
@@ -63,6 +65,12 @@ class Worker(World):
         """Whose claims were decided because of what the store said."""
         self.decided.clear()
         await self.follower.look()
+        return self.decided
+
+    async def reopen(self) -> list[str]:
+        """Whose claims were decided because a port of theirs came free."""
+        self.decided.clear()
+        await self.follower.reopen()
         return self.decided
 
 
@@ -107,14 +115,14 @@ def test_a_port_that_another_program_had_opens_once_it_is_free(
         worker.ports.taken = {2222}
         answer = await worker.offer("attic", Offer(name="ssh", kind="tcp", ports=[(2222, 2222)]))
         assert answer.refused == "port_unavailable"
-        assert await worker.look() == []
+        assert await worker.reopen() == []
         worker.ports.taken.clear()
         worker.follower._edge.left = True
-        assert await worker.look() == [], "another process has its ports"
+        assert await worker.reopen() == [], "another process has its ports"
         worker.follower._edge.left = False
-        assert await worker.look() == ["attic"]
+        assert await worker.reopen() == ["attic"]
         assert worker.members(2222) == ["attic"]
-        assert await worker.look() == []
+        assert await worker.reopen() == []
 
     run(main)
 
@@ -219,3 +227,33 @@ def test_whose_tls_ends_here_can_be_asked_host_by_host() -> None:
     asked = {"", "x.c.d", "none.a.b", *(one.host for one in table.routes())}
     assert {host for host in asked if ends_here(table, host)} == ended_hosts(table)
     assert ended_hosts(table) == {"web.a.b", "*.c.d", "tcp.a.b", "db.a.b", "passed.a.b"}
+
+
+def test_nobody_waits_for_ports_that_are_tried_again(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grant that changes is in force meanwhile, and another try does not begin."""
+    monkeypatch.setattr(shut, "PAUSES", (0.0, 0.0))
+
+    async def main() -> None:
+        worker = Worker(store)
+        for name in ("attic", "cellar"):
+            worker.join(name, ports=((2222, 2222),))
+            worker.known(name)
+        await worker.look()
+        worker.ports.taken = {2222}
+        await worker.offer("attic", Offer(name="ssh", kind="tcp", ports=[(2222, 2222)]))
+        await worker.offer("cellar", service("two"))
+        await worker.look()
+        held = asyncio.Lock()
+        worker.follower._edge.lock = lambda name: held if name == "attic" else asyncio.Lock()
+        async with held:
+            trying = spawn(worker.follower.reopen(), name="try")
+            await asyncio.sleep(0)
+            worker.registry.set_grant("cellar", Grant(ports=((2223, 2223),)))
+            assert await worker.look() == ["cellar"]
+            assert await worker.reopen() == []
+            assert not trying.done()
+        worker.ports.taken.clear()
+        await trying
+        assert worker.members(2222) == ["attic"]
+
+    run(main)

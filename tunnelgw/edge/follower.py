@@ -41,6 +41,7 @@ class Follower:
         self.overdue: set[str] = set()
         self._revision = 0
         self._look_handle: asyncio.TimerHandle | None = None
+        self._reopening = False
 
     def begin(self) -> None:
         """What changes from now on is looked at."""
@@ -60,12 +61,12 @@ class Follower:
         self._edge.health.look()
         self._edge.connectors.renew_worn()
         spawn(self.look(), name="look at the store")
+        spawn(self.reopen(), name="try ports again")
         if time.time() >= self._edge.office.due and not self._edge.left:
             spawn(self._edge.office.keep_fresh(), name="edge certificate")
 
     async def look(self) -> None:
         """Put in force what changed in the store: revocations, grants, replaced keys, names that came free."""
-        await self._reopen()
         try:
             if self._edge.store.revision() == self._revision:
                 await self._retry()
@@ -107,15 +108,27 @@ class Follower:
             for name in sorted(self.overdue | self._edge.claims.unrouted):
                 await self._apply(name)
 
-    async def _reopen(self) -> None:
-        """Ports that something else held: nobody says when it lets go."""
-        for name in () if self._edge.left else self._edge.claims.shut.due(time.monotonic()):
-            async with self._edge.lock(name):
-                try:
-                    await self._edge.claims.reopen(self._edge.connectors.known(name))
-                except TunnelgwError as error:
-                    self.overdue.add(name)
-                    log.error("ports of connector %s are not tried again yet: %s", name, error.text)
+    async def reopen(self) -> None:
+        """Try ports that something else held: nobody says when it lets go. `look` never waits for this."""
+        if self._reopening or self._edge.left:
+            return
+        self._reopening = True
+        try:
+            for name in self._edge.claims.shut.due(time.monotonic()):
+                async with self._edge.lock(name):
+                    await self._reopen(name)
+        finally:
+            self._reopening = False
+
+    async def _reopen(self, name: str) -> None:
+        connector = self._edge.connectors.by_name.get(name)
+        if connector is None:  # revoked meanwhile
+            return
+        try:
+            await self._edge.claims.reopen(connector)
+        except TunnelgwError as error:
+            self.overdue.add(name)
+            log.error("ports of connector %s are not tried again yet: %s", name, error.text)
 
     async def _apply(self, name: str) -> None:
         """One connector's change; what fails is tried again later, and keeps nobody else's from being seen."""
