@@ -15,7 +15,8 @@ from tunnelgw.access.reach import Policy
 from tunnelgw.access.shares import Shares
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.private.egress import Egress, look_ups
+from tunnelgw.private.egress import Egress
+from tunnelgw.private.lookups import LookUps
 from tunnelgw.private.messages import WantPackets
 from tunnelgw.private.opening import refuse_inside
 from tunnelgw.private.outwards import leave
@@ -38,14 +39,14 @@ SEVERAL = "this edge has several workers: whole machines leave only where edge.t
 class ExitHere:
     """What leaves here for visitors. `refused` counts why something did not; `alone`: there are no other workers."""
 
-    __slots__ = ("_alone", "_drains", "_executor", "_machines", "_open", "_places", "_refused")
+    __slots__ = ("_alone", "_drains", "_look_ups", "_machines", "_open", "_places", "_refused")
 
     def __init__(self, refused: Callable[[Reason], None], *, alone: bool = True) -> None:
         self._places = Shares(MOST)
         self._refused = refused
         self._alone = alone
         self._drains = False
-        self._executor = look_ups()
+        self._look_ups = LookUps()
         self._open: dict[str, set[Leaving]] = {}  # by visitor
         self._machines: Machines | None = None  # visitors that come with all their packets
 
@@ -71,7 +72,8 @@ class ExitHere:
         if isinstance(want, WantPackets):
             leaving = self._interface().take(stream, request, want, _POLICY, over)
         else:
-            leaving = leave(stream, Egress(_POLICY, refused=self._note, executor=self._executor), want, over)
+            egress = Egress(_POLICY, refused=self._note, executor=self._look_ups.of(request.by))
+            leaving = leave(stream, egress, want, over)
         if leaving is not None:
             left.append(leaving)
             self._open.setdefault(request.by, set()).add(leaving)

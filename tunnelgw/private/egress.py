@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tunnelgw.access.reach import parse_host
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from tunnelgw.access.reach import Address, Policy
     from tunnelgw.net.eyeballs import Place
 
-LOOK_UPS = 16  # at once for all visitors; a resolver that does not answer holds a thread for up to 30 seconds
 DIAL_SECONDS = 10.0  # resolving and connecting; a browser's own patience is longer
 
 
@@ -37,7 +35,7 @@ class Egress:
     """The way out for one visitor. `policy` may be replaced: what is dialled from then on obeys the new one.
 
     `refused` is told of each refusal: who counts and logs it is the owner's business. `executor`: whose threads wait
-    for the resolver (see `look_ups`).
+    for the resolver (see `lookups.py`).
     """
 
     __slots__ = ("_executor", "_refused", "policy")
@@ -106,11 +104,6 @@ class Egress:
         if self._refused is not None:
             self._refused(error)
         return error
-
-
-def look_ups() -> Executor:
-    """Threads for the names that visitors ask for: slow ones never keep this process's own look-ups waiting."""
-    return ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="visitors")
 
 
 def failed(host: str, port: int, error: OSError) -> OriginError:

@@ -2,7 +2,8 @@
 
 A resolver that does not answer holds a thread for up to 30 seconds, so one visitor with many such names would keep
 everybody's waiting. Each has a share of the threads (`access/shares.py`); what is beyond it waits in that visitor's own
-queue, and the visitors who wait have their turns one after the other.
+queue, and the visitors who wait have their turns one after the other. This process's own look-ups use the loop's
+threads.
 
 Invariant: no more than `MOST` look-ups are under way; a place that one visitor gives back goes to another one first.
 """
