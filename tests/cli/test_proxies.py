@@ -35,7 +35,7 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
     users = tmp_path / "users"
     users.write_text("anna:secret:with colon\nbert:x\n")
     users.chmod(0o600)
-    found = wish("--exit", "edge", "--socks", "0.0.0.0:1080", "--allow-lan", "--socks-login", str(users))
+    found = wish("--exit", "edge", "--socks", "0.0.0.0:1080", "--allow-lan", "--login", str(users))
     assert found is not None
     assert (found.kind, found.place, found.allow_lan) == ("exit", "edge", True)
     assert found.users == {b"anna": b"secret:with colon", b"bert": b"x"}
@@ -51,8 +51,8 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
         (["--via", "home", "--http", "3128", "--name", "a b"], "--name"),
         (["--via", "home", "--http", "3128", "--login", "/nowhere"], "cannot read"),
         (["--via", "edge", "--http", "3128"], "an edge has no networks"),
-        (["--via", "home", "--socks", "1080", "--socks-login", "/nowhere"], "cannot read"),
-        (["--via", "home", "--socks", "1080", "--socks-login", "/dev/null"], "nobody"),
+        (["--via", "home", "--socks", "1080", "--login", "/nowhere"], "cannot read"),
+        (["--via", "home", "--socks", "1080", "--login", "/dev/null"], "nobody"),
         (["--allow-lan"], "for --socks or --http"),
         (["--name", "x"], "for --socks or --http"),
         (["--via", "home", "--login", "x"], "for --socks or --http"),
@@ -88,7 +88,7 @@ def test_a_login_that_is_none(tmp_path: Path) -> None:
     for text in ("anna\n", ":x\n", "anna:\n", "a" * 256 + ":x\n"):
         users.write_text(text)
         with pytest.raises(LocalError, match="line 1") as caught:
-            wish("--via", "home", "--socks", "1080", "--socks-login", str(users))
+            wish("--via", "home", "--socks", "1080", "--login", str(users))
         assert text.strip() not in caught.value.text
 
 

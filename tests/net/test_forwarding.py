@@ -72,43 +72,28 @@ def values(kernel: dict[str, Any]) -> list[str]:
     return [(kernel["folder"] / name).read_text().strip() for name in names]
 
 
-def test_it_is_put_back(kernel: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("before", "later", "ours", "left"),
+    [
+        (FIREWALL, FIREWALL, {4, 6}, ["0", "0", "1"]),  # what was there before relies on nothing
+        ([], DOCKER, {6}, ["1", "0", "1"]),  # it has IPv4 only
+        ([], FIREWALL, set(), ["1", "1", "2"]),  # routers are heard while it forwards
+    ],
+)
+def test_it_is_put_back_unless_somebody_else_came(
+    kernel: dict[str, Any], before: list[Any], later: list[Any], ours: set[int], left: list[str]
+) -> None:
     async def main() -> None:
-        kernel["ruleset"] = FIREWALL
-        ours = Forwarding()
-        await ours.look({4, 6})
-        ours.switch_on()
+        kernel["ruleset"] = before
+        forwards = Forwarding()
+        await forwards.look({4, 6})
+        forwards.switch_on()
         assert values(kernel) == ["1", "1", "2"]
-        assert not await ours.review(), "what was there before relies on nothing"
-        ours.switch_back()
-        assert values(kernel) == ["0", "0", "1"]
-
-    asyncio.run(main())
-
-
-def test_it_stays_where_somebody_else_came(kernel: dict[str, Any]) -> None:
-    async def main() -> None:
-        ours = Forwarding()
-        await ours.look({4, 6})
-        ours.switch_on()
-        kernel["ruleset"] = DOCKER
-        assert await ours.review()
-        assert set(ours.off) == {6}, "it has IPv4 only"
-        ours.switch_back()
-        assert values(kernel) == ["1", "0", "1"]
-
-    asyncio.run(main())
-
-
-def test_routers_are_heard_while_it_forwards(kernel: dict[str, Any]) -> None:
-    async def main() -> None:
-        ours = Forwarding()
-        await ours.look({4, 6})
-        ours.switch_on()
-        kernel["ruleset"] = FIREWALL
-        assert await ours.review()
-        ours.switch_back()
-        assert values(kernel) == ["1", "1", "2"]
+        kernel["ruleset"] = later
+        assert await forwards.review() == (ours != {4, 6})
+        assert set(forwards.off) == ours
+        forwards.switch_back()
+        assert values(kernel) == left
 
     asyncio.run(main())
 

@@ -28,10 +28,7 @@ def add_options(visit: ArgumentParser) -> None:
     add("--http", metavar="ADDR:PORT", help="an HTTP proxy with /proxy.pac for browsers, as 127.0.0.1:3128")
     add("--name", action="append", metavar="DOMAIN", help="the PAC file sends this domain through, too")
     add("--allow-lan", action="store_true", help="the proxies may listen where other machines reach them")
-    add(
-        "--login", "--socks-login", metavar="FILE", dest="login",
-        help="the proxies ask for a name and a password: lines name:password",
-    )  # fmt: skip
+    add("--login", metavar="FILE", help="the proxies ask for a name and a password: lines name:password")
 
 
 def proxy_wish(arguments: Namespace) -> ProxyWish | None:
