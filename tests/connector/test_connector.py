@@ -25,7 +25,9 @@ from tunnelgw.net.link import Link
 from tunnelgw.net.sockets import SEGMENT_SAFE
 from tunnelgw.net.watch import FileWatch
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import ClaimResult, RefusedMessage, Trust
+from tunnelgw.wire.control import ClaimResult, Claims, RefusedMessage, Services, Trust, Welcome
+from tunnelgw.wire.flow import Budget
+from tunnelgw.wire.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -419,18 +421,56 @@ def test_a_tunnel_for_each_worker(tmp_path: Path) -> None:
     run(main)
 
 
-def _welcome_by_name(edge: FakeEdge, link: Any, hello: Any) -> None:
-    from tunnelgw.wire.control import Welcome
-    from tunnelgw.wire.flow import Budget
-    from tunnelgw.wire.session import Session
+def test_ready_once_every_worker_has_answered(tmp_path: Path) -> None:
+    """Or a visitor who comes to the last of them just then would be told that there is no such service."""
 
+    async def main() -> None:
+        edge = FakeEdge(tmp_path, workers=3)
+        asked: list[_Silent] = []
+        edge._hello = lambda link, hello: _welcome_by_name(edge, link, hello, asked)  # type: ignore[method-assign]
+        await edge.listen()
+        make_identity(tmp_path / "state", edge)
+        connector = Connector(config(tmp_path, echo(1, "web")))
+        await connector.start()
+        await until(lambda: len(asked) == 3 and all(worker.revision for worker in asked))
+        for worker in asked:
+            assert not connector.is_ready
+            assert (await connector.claim("web", 0.05))["state"] == "waiting"
+            worker.session.send_control(Claims(revision=worker.revision, results=[edge.claim("web")], ports=[]))
+        await until(lambda: connector.is_ready)
+        assert (await connector.claim("web", 5.0))["state"] == "accepted"
+        connector.edges[0].slots[2].tunnel.answered = 0
+        assert not connector.answered()
+        connector.edges[0].slots[2].trouble = "away"  # as it knows: the others' answers count
+        assert connector.answered()
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+
+
+class _Silent:
+    """A worker that remembers what it was told, and does not answer."""
+
+    session: Session
+    revision = 0
+
+    def control_received(self, message: Services) -> None:
+        self.revision = message.revision
+
+
+def _welcome_by_name(edge: FakeEdge, link: Any, hello: Any, silent: list[_Silent] | None = None) -> None:
     number = len(edge.hellos)
     worker = {"tgw.invalid": 0, "w1.tgw.invalid": 1, "w2.tgw.invalid": 2}[edge.names[number]]
     edge.hellos.append(hello)
+    handler: Any = edge if silent is None else _Silent()
     session = Session(
-        opens_odd=True, handler=edge, wake=link.wake, budget=Budget(), now=asyncio.get_running_loop().time()
+        opens_odd=True, handler=handler, wake=link.wake, budget=Budget(), now=asyncio.get_running_loop().time()
     )
     edge.session = session
+    if silent is not None:
+        handler.session = session
+        silent.append(handler)
     link.greet(Welcome(1, "fake/1", f"session-of-worker-{worker}", False, 0, worker=worker, workers=3))
     link.attach(session, 0)
 

@@ -135,7 +135,11 @@ def park(world: World) -> subprocess.Popen[bytes]:
         found = number.search(world.metrics())
         return found is not None and float(found[1]) > 0
 
-    wait_until(waits, what="a request is parked")
+    try:
+        wait_until(waits, what="a request is parked")
+    except AssertionError as error:
+        parked.kill()
+        raise AssertionError(f"{error}; it got {parked.communicate()[0]!r}\n{world.logs()}") from None
     return parked
 
 

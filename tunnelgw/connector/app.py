@@ -332,7 +332,7 @@ class Connector:
         return bool(self.edges) and all(edge.main.hopeless for edge in self.edges)
 
     def _answered(self, edge: JoinedEdge) -> bool:
-        return edge.up and edge.claims_revision >= self.served.revision
+        return edge.answered(self.served.revision)
 
     async def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """A request of the control socket: status, reload, claim. Raises LocalError."""

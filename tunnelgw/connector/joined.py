@@ -52,9 +52,9 @@ class JoinedEdge:
     """See the module's text. Implements `EdgeSide` and `TunnelOwner`."""
 
     __slots__ = (
-        "_changed", "_granted", "_indoors", "_installing", "_installs", "_instance", "_logged", "_renewal",
-        "_renewal_at", "_visiting", "claims", "claims_revision", "domain", "endpoint", "granted_ports", "identity",
-        "main", "slots",
+        "_changed", "_claims_revision", "_granted", "_indoors", "_installing", "_installs", "_instance", "_logged",
+        "_renewal", "_renewal_at", "_visiting", "claims", "domain", "endpoint", "granted_ports", "identity", "main",
+        "slots",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +75,7 @@ class JoinedEdge:
         self.endpoint = endpoint
         self.domain = identity.domain
         self.claims: dict[str, ClaimResult] = {}
-        self.claims_revision = 0
+        self._claims_revision = 0
         self.granted_ports: list[tuple[int, int]] = []  # ranges, as far as the edge said
         self._changed = changed
         self._logged = Sparing(log, lines=CLAIM_LINES)
@@ -105,6 +105,10 @@ class JoinedEdge:
     def up(self) -> bool:
         """True while at least one link carries a tunnel."""
         return any(supervisor.up for supervisor in self.supervisors())
+
+    def answered(self, revision: int) -> bool:
+        """Whether every worker of the edge, but those known to be away, has answered this revision of our services."""
+        return self.up and all(one.trouble or one.tunnel.answered >= revision for one in self.supervisors())
 
     def declare(self) -> None:
         """The services changed: tell the edge."""
@@ -171,10 +175,10 @@ class JoinedEdge:
 
     def claims_received(self, claims: Claims) -> None:
         """The edge's answer to a revision of our services; each worker sends it."""
-        if claims.revision < self.claims_revision:
+        if claims.revision < self._claims_revision:
             return
         before = self.claims
-        self.claims_revision = claims.revision
+        self._claims_revision = claims.revision
         self.granted_ports = [(low, high) for low, high in claims.ports if low <= high]
         self.claims = {result.name: result for result in claims.results}
         for name, result in self.claims.items():

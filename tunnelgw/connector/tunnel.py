@@ -100,8 +100,9 @@ class Tunnel:
     """One session and the link that carries it, if any. `changed` is set when the link is lost or the edge leaves."""
 
     __slots__ = (
-        "_answer", "_dialling", "_health_told", "_instance", "_owner", "_sparing", "_told", "changed", "detached_at",
-        "edge", "flows", "leaving", "link", "lost", "resumes", "session", "session_id", "since", "welcome",
+        "_answer", "_dialling", "_health_told", "_instance", "_owner", "_sparing", "_told", "answered", "changed",
+        "detached_at", "edge", "flows", "leaving", "link", "lost", "resumes", "session", "session_id", "since",
+        "welcome",
     )  # fmt: skip
 
     def __init__(self, edge: Endpoint, *, owner: TunnelOwner, instance: Instance) -> None:
@@ -115,6 +116,7 @@ class Tunnel:
         self.leaving: Reason | None = None  # GOAWAY's reason
         self.lost: Exception | None = None  # why the last link ended; None: in order
         self.resumes = 0
+        self.answered = 0  # revision of our services that the edge answered in this session
         self.changed = asyncio.Event()
         self.flows: dict[int, HomeFlow] = {}  # of UDP, by the session's numbers
         self._owner = owner
@@ -250,6 +252,7 @@ class Tunnel:
     def control_received(self, message: Control) -> None:
         """The edge says something to the connector as a whole."""
         if isinstance(message, Claims):
+            self.answered = message.revision
             self._owner.claims_received(message)
         elif isinstance(message, Renewed):
             self._owner.renewed(message)
@@ -304,7 +307,7 @@ class Tunnel:
                 now=asyncio.get_running_loop().time(),
             )
             self.session_id = message.session
-            self._told = self._health_told = 0
+            self._told = self._health_told = self.answered = 0
         else:
             self.resumes += 1
         self.welcome = message
