@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loadtest.stage import Run
 
 RESULTS = Path(__file__).parent / "results"
+CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 PROCESSES = """Of a contender as a whole and, in brackets, of each of its processes, in this order: {}.
 The load generator and the nginx at home are not counted."""
 VERSIONS = {
@@ -80,7 +81,7 @@ def environment(**versions: tuple[str, ...]) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "commit": first_line("git", "rev-parse", "--short", "HEAD") + changed,
         "cpu": f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores",
-        "kernel": platform.release(),
+        "kernel": f"{platform.release()}, congestion control {CONGESTION.read_text().strip()}",
         "python": platform.python_version(),
         **{name: said for name, command in versions.items() if (said := first_line(*command))},
     }

@@ -41,6 +41,7 @@ SCENARIOS = [
     Requests("h1, 256 connections", "small", 256),
     Requests("h2, 8 x 16", "small", 8, 16, quick=True),
     Requests("10 KiB, 16 connections", "10k", 16, quick=True),
+    Requests("10 KiB, h2, 8 x 16", "10k", 8, 16),
     Requests("1 MiB, 16 connections", "1m", 16, unit="MB/s", quick=True),
     Requests("h1, 256 connections, 2 workers", "small", 256, setup=Setup(workers=2)),
 ]
