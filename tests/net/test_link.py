@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tunnelgw.net import link as module
-from tunnelgw.net.link import BATCH_LEAST, BATCH_MOST, KEPT_BYTES, Link
+from tunnelgw.net.link import BATCH_LEAST, BATCH_MOST, BATCH_NARROW, KEPT_BYTES, LONG, SHORT, Link
 
 
 class FakeTransport(asyncio.Transport):
@@ -86,6 +86,29 @@ def test_a_link_with_unsent_bytes_waits(attached) -> None:
     link.flush()
     link.flush()
     assert len(transport.written) == 1
+
+
+@pytest.mark.parametrize("megabits", [1, 2, 4, 8, 20, 60, 1000])
+def test_a_narrow_line_gets_little_at_a_time(attached, monkeypatch: pytest.MonkeyPatch, megabits: int) -> None:
+    """A batch drains in 3 to 10 ms where it is smaller than usual; a line that becomes fast again is believed."""
+    link, transport, unsent = attached
+    now = [0.0]
+    monkeypatch.setattr(link._loop, "time", lambda: now[0])
+    for rate in (megabits, 2, megabits, 1000, megabits):
+        for _ in range(12):
+            unsent[0] = 2 * BATCH_MOST
+            while not link._watching:
+                link.flush()
+            now[0] += link._batch / (rate * 125_000)
+            unsent[0] = 0
+            link._full = False  # the other reason to grow is another test's
+            link._writable()
+        batch = link._batch
+        seconds = batch / (rate * 125_000)
+        assert seconds < LONG or batch == BATCH_NARROW
+        assert seconds > SHORT or batch >= BATCH_LEAST
+        assert (batch == BATCH_MOST) == (rate == 1000)
+        assert transport.limits[0] == batch
 
 
 def test_a_transport_that_lost_its_socket_is_no_trouble(attached) -> None:

@@ -24,8 +24,8 @@ PACED_SECONDS = 0.005
 
 # What passes wherever IPv6 does: 1280 bytes (RFC 8200 section 5) less its header and TCP's.
 SEGMENT_SAFE = 1220
-# Above this many unsent bytes in the kernel a link waits. Small, so that a new stream's first byte waits behind little
-# (64 KiB are 26 ms at 20 Mbit/s); large enough for full TLS records in one write.
+# Above this many unsent bytes in the kernel a link waits, until it knows its line (net/link.py). Small, so that a new
+# stream's first byte waits behind little; large enough for full TLS records in one write.
 UNSENT_MAX = 64 * 1024
 # A link that cannot deliver for this long is dead to the kernel as well; the ping's deadline comes first.
 USER_TIMEOUT_MS = 20_000
