@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ def ratio(ours: Sequence[Run], theirs: Sequence[Run], *, higher_is_better: bool 
     return Median.of(above / below for above, below in pairs if below)
 
 
+def further(runs: Sequence[Run], label: str) -> list[Run]:
+    """The same runs, with one of their further figures for a value; without those that lack it."""
+    return [replace(run, value=run.extra[label]) for run in runs if label in run.extra]
+
+
 @dataclass(frozen=True)
 class Cost:
     """CPU time of each part for one unit of work, and of all together."""
@@ -77,6 +82,7 @@ def cost(runs: Sequence[Run]) -> Cost | None:
     return Cost(parts, unit)
 
 
-def peak(runs: Sequence[Run]) -> int:
-    """The most that all parts of one run held together, in bytes."""
-    return max((sum(run.peak.values()) for run in runs), default=0)
+def peaks(runs: Sequence[Run]) -> dict[str, int]:
+    """The most that each part held in any run, in bytes."""
+    parts = dict.fromkeys(part for run in runs for part in run.peak)
+    return {part: max(run.peak.get(part, 0) for run in runs) for part in parts}

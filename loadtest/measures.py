@@ -166,7 +166,7 @@ def visitors(count: int = 10_000) -> list[Figure]:
     open_files()
     figures = []
     kind: type[Visitor]
-    for kind, limit in ((Visitor, 40), (VisitorH2, 64)):
+    for kind, limit in ((Visitor, 32), (VisitorH2, 56)):
         with gateway() as (group, port):
             time.sleep(5)
             before, after = group.memory("edge"), [0]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import re
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtest import figures
 from loadtest.contenders.base import which
 from loadtest.figures import OURS
+from tunnelgw import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from loadtest.stage import Run
 
 RESULTS = Path(__file__).parent / "results"
+MEDIAN = "p50 ms"  # a further figure that has a line of its own among the ratios
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 PROCESSES = """Of a contender as a whole and, in brackets, of each of its processes, in this order: {}.
 The load generator and the nginx at home are not counted."""
@@ -82,7 +87,9 @@ def environment(**versions: tuple[str, ...]) -> dict[str, str]:
         "commit": first_line("git", "rev-parse", "--short", "HEAD") + changed,
         "cpu": f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores",
         "kernel": f"{platform.release()}, congestion control {CONGESTION.read_text().strip()}",
-        "python": platform.python_version(),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB",
+        "tunnelgw": __version__,
+        "python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}, uvloop {metadata.version('uvloop')}",
         **{name: said for name, command in versions.items() if (said := first_line(*command))},
     }
 
@@ -109,13 +116,18 @@ def ratios(outcome: Outcome) -> str:
     others = [name for name in outcome.contenders if name != OURS]
     lines = []
     for scenario in outcome.done():
-        cells = [scenario.name]
-        for name in others:
-            ours, theirs = outcome.of(scenario.name, OURS), outcome.of(scenario.name, name)
-            found = figures.ratio(ours, theirs, higher_is_better=scenario.higher_is_better)
-            cells.append(shown(found) if found else "-")
-        lines.append(cells)
+        ours = outcome.of(scenario.name, OURS)
+        theirs = [outcome.of(scenario.name, name) for name in others]
+        lines.append([scenario.name, *(_ratio(ours, runs, scenario) for runs in theirs)])
+        if any(MEDIAN in run.extra for run in ours):
+            cells = (_ratio(figures.further(ours, MEDIAN), figures.further(runs, MEDIAN), scenario) for runs in theirs)
+            lines.append([f"… {MEDIAN.split()[0]}", *cells])
     return rows(["tunnelgw to", *others], lines)
+
+
+def _ratio(ours: Sequence[Run], theirs: Sequence[Run], scenario: Scenario) -> str:
+    found = figures.ratio(ours, theirs, higher_is_better=scenario.higher_is_better)
+    return shown(found) if found else "-"
 
 
 def values(outcome: Outcome) -> str:
@@ -145,20 +157,23 @@ def _further(outcome: Outcome, scenario: str) -> list[list[str]]:
 
 
 def costs(outcome: Outcome) -> str:
-    """CPU time of all parts of a contender for a unit of work, each part's in brackets, and peak memory."""
+    """CPU time of all parts of a contender for a unit of work, and peak memory; each part's in brackets."""
     lines = []
     for scenario in outcome.done():
+        peaks = [figures.peaks(outcome.of(scenario.name, name)) for name in outcome.contenders]
+        memory = [_with_parts([size / 2**20 for size in found.values()]) for found in peaks]
         found = [figures.cost(outcome.of(scenario.name, name)) for name in outcome.contenders]
-        units = [cost.unit for cost in found if cost]
-        if not units:
-            continue
-        cells = [
-            f"{number(cost.total)} ({', '.join(map(number, cost.parts.values()))})" if cost else "-" for cost in found
-        ]
-        lines.append([f"{scenario.name} ({units[0]})", *cells])
-    memory = [figures.peak([run for run in outcome.runs if run.contender == name]) for name in outcome.contenders]
-    lines.append(["peak memory (MiB)", *(number(size / 2**20) if size else "-" for size in memory)])
+        if units := [cost.unit for cost in found if cost]:
+            cells = [_with_parts(cost.parts.values()) if cost else "-" for cost in found]
+            lines.append([f"{scenario.name} ({units[0]})", *cells])
+        if any(peaks):
+            lines.append(["… memory (MiB)" if units else f"{scenario.name}, memory (MiB)", *memory])
     return rows(["CPU time", *outcome.contenders], lines)
+
+
+def _with_parts(values: Iterable[float]) -> str:
+    each = list(values)
+    return f"{number(sum(each))} ({', '.join(map(number, each))})" if each else "-"
 
 
 def parts(outcome: Outcome) -> str:
@@ -205,9 +220,11 @@ def markdown(outcome: Outcome, about: dict[str, str], how: str, setups: Sequence
 
 
 def write(outcome: Outcome, about: dict[str, str], text: str, *, folder: Path = RESULTS) -> Path:
-    """<date>-<commit>.md and .json; returns the first."""
+    """<date>-<commit>.md and .json, with a number behind it where there are such already; returns the first."""
     folder.mkdir(exist_ok=True)
-    stem = folder / f"{about['date']}-{about['commit'].split(',')[0]}"
+    name = f"{about['date']}-{about['commit'].split(',')[0]}"
+    names = (folder / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    stem = next(one for one in names if not one.with_suffix(".md").exists())
     page = stem.with_suffix(".md")
     page.write_text(text)
     content = {

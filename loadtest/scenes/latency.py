@@ -112,7 +112,7 @@ class OpenLoop:
         context = visitor(ca)
         self.rate, self.seconds = rate, seconds
         self.question, self.body = request(host, path), body
-        self.channels = [Channel(address, host, context) for _ in range(channels)]
+        self.channels = [self._warm(Channel(address, host, context)) for _ in range(channels)]
         self.free = collections.deque(self.channels)
         self.waiting: collections.deque[float] = collections.deque()  # planned times without a connection
         self.times: list[float] = []
@@ -121,14 +121,12 @@ class OpenLoop:
 
     def run(self) -> dict[str, Any]:
         """Everything is answered, or WrongAnswerError."""
-        for channel in self.channels:  # the first request of a connection is another scene's business
-            self._warm(channel)
-        poll, ticker = select.epoll(), Ticker(self.rate)
+        begin, spent = time.monotonic(), time.process_time()
+        poll, ticker = select.epoll(), Ticker(self.rate)  # armed after `begin`: at each tick a request is due
         poll.register(ticker.descriptor, select.EPOLLIN)
         by_descriptor = {channel.sock.fileno(): channel for channel in self.channels}
         for descriptor in by_descriptor:
             poll.register(descriptor, select.EPOLLIN)
-        begin, spent = time.monotonic(), time.process_time()
         schedule = Schedule(rate=self.rate, begin=begin)
         until = begin + self.seconds
         while (now := time.monotonic()) < until or len(self.free) < len(self.channels) or self.waiting:
@@ -148,12 +146,14 @@ class OpenLoop:
             channel.sock.close()
         return self._figures(elapsed, busy)
 
-    def _warm(self, channel: Channel) -> None:
+    def _warm(self, channel: Channel) -> Channel:
+        """Ask once, at once: the first request of a connection is another scene's business."""
         channel.send(self.question, time.monotonic())
         while not channel.receive(self.body):
             if not select.select([channel.sock], [], [], PATIENCE)[0]:
                 raise WrongAnswerError("the first request was not answered")
         channel.planned = 0.0
+        return channel
 
     def _receive(self, channel: Channel) -> None:
         if channel.receive(self.body):

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from loadtest.h2load import h2load, warm_up
 from loadtest.home import PAGES
-from loadtest.scenario import Measurement, Scenario, Setup, Target
+from loadtest.scenario import Measurement, RunError, Scenario, Setup, Target
+
+WHOLE = 0.98  # of the bytes that so many whole answers have: what is under way at the end is counted as it comes
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Requests(Scenario):
         load = h2load(target, f"/{self.page}", seconds, connections=self.connections, streams=self.streams)
         requests = load.requests * (seconds + warm_up(self.connections))
         body = PAGES[self.page]
+        if load.bytes < WHOLE * load.requests * body:
+            raise RunError(f"bodies were cut: {load.bytes:.0f} bytes/s in {load.requests:.0f} requests/s of {body}")
         value = load.requests if self.unit == "req/s" else load.requests * body / 1e6
         return Measurement(value, requests, requests * body, {"mean ms": load.mean_ms, "longest ms": load.longest_ms})
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 DOWNLOADS = 4
 SETTLE = 3.0  # seconds until all of them are at full speed
 RATE = 10.0  # small requests a second: next to nothing of the uplink
-CHANNELS = 32
+CHANNELS = 16
+WARMING = 15.0  # at most: the connections of the small requests are made one after the other
 MTU, LOOPBACK_MTU = 1500, 65536  # loopback's own packets are longer than what a home sends, and than a bucket
 
 
@@ -75,15 +76,16 @@ class Uplink(Scenario):
 
     def run(self, target: Target, seconds: float) -> Measurement:
         """Downloads first, then the requests."""
-        lasting = SETTLE + seconds + 10
+        lasting = SETTLE + seconds + WARMING
         with contextlib.ExitStack() as stack:
             loads = [stack.enter_context(visits(target, "download", seconds=lasting)) for _ in range(DOWNLOADS)]
             time.sleep(SETTLE)
             found = latency(target, rate=RATE, seconds=seconds, channels=CHANNELS)
-            if not all(load.running for load in loads):
-                raise RunError("a download ended before its time")
+            if ended := [load for load in loads if not load.running]:
+                raise RunError(f"a download ended before its time: {ended[0].answer(seconds=0.0)}")
             volume = sum(load.answer(seconds=lasting)["megabytes_per_second"] for load in loads)
-        extra = {"p50 ms": found["p50_ms"], "max ms": found["max_ms"], "downloads MB/s": round(volume, 2)}
+        extra = {"p50 ms": found["p50_ms"], "max ms": found["max_ms"], "generator late by ms": found["sender_ms"],
+                 "downloads MB/s": round(volume, 2)}  # fmt: skip
         return Measurement(value=found["p99_ms"], requests=found["requests"], extra=extra)
 
 

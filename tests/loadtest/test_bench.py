@@ -115,6 +115,7 @@ def test_some_run_only_by_name(three: dict[str, Idle]) -> None:
     scenarios = [Counted("soak", long=True), Counted("short")]
     assert [one.name for one in bench.chosen(bench.parse([], scenarios), scenarios)] == ["short"]
     assert [one.name for one in bench.chosen(bench.parse(["--only", "soak"], scenarios), scenarios)] == ["soak"]
+    assert len(bench.chosen(bench.parse(["--full"], scenarios), scenarios)) == 2
 
 
 def test_trouble_costs_one_figure_and_is_explained(three: dict[str, Idle], bare_stage: stage.Stage) -> None:

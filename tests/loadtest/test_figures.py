@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -93,8 +94,24 @@ def test_cpu_time_for_a_request_and_for_bytes(outcome: Outcome) -> None:
 
 
 def test_peak_memory_is_that_of_the_largest_run(outcome: Outcome) -> None:
-    assert figures.peak(outcome.of("speed", "tunnelgw")) == 71 << 20
-    assert figures.peak([]) == 0
+    assert figures.peaks(outcome.of("speed", "tunnelgw")) == {"edge": 41 << 20, "connector": 30 << 20}
+    assert figures.peaks([]) == {}
+
+
+def test_the_median_of_a_latency_has_a_ratio_of_its_own(outcome: Outcome) -> None:
+    medians = {"tunnelgw": 1.0, "haproxy": 3.0}
+    outcome.runs = [replace(one, extra={"p50 ms": medians[one.contender]}) for one in outcome.runs]
+    table = report.ratios(outcome).splitlines()
+    (below,) = [number for number, line in enumerate(table, 1) if line.startswith("| wait")]
+    assert table[below] == "| … p50 | 3.00 | - |"
+
+
+def test_no_page_takes_the_place_of_another(outcome: Outcome, tmp_path: Path) -> None:
+    about = {"date": "2026-01-01", "commit": "abc, with local changes"}
+    pages = [report.write(outcome, about, f"page {number}", folder=tmp_path) for number in range(3)]
+    assert [page.name for page in pages] == [f"2026-01-01-abc{end}.md" for end in ("", "-2", "-3")]
+    assert [page.read_text() for page in pages] == ["page 0", "page 1", "page 2"]
+    assert all(page.with_suffix(".json").exists() for page in pages)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +141,7 @@ def test_the_table_of_figures(outcome: Outcome) -> None:
 def test_the_table_of_cpu_and_memory(outcome: Outcome) -> None:
     assert report.costs(outcome).splitlines()[2:] == [
         "| speed (µs/request) | 100 (50.0, 50.0) | 100 (100) | - |",
-        "| peak memory (MiB) | 71.0 | 20.0 | - |",
+        "| … memory (MiB) | 71.0 (41.0, 30.0) | 20.0 (20.0) | - |",
     ]
     assert report.parts(outcome) == "tunnelgw: edge, connector; haproxy: front"
 

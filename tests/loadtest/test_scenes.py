@@ -13,7 +13,7 @@ from loadtest import scenes
 from loadtest.bench import refusal
 from loadtest.contenders import CONTENDERS
 from loadtest.scenario import RunError
-from loadtest.scenes import connectors, cut, far, handshakes, idle, soak, tun, udp, uplink
+from loadtest.scenes import connectors, cut, far, handshakes, idle, latency, soak, tun, udp, uplink
 from loadtest.scenes.latency import OpenLoop, Ticker
 from tests.system.targets import read_head
 
@@ -208,6 +208,37 @@ def test_a_ticker_ticks_faster_than_a_millisecond():
         return count[0]
 
     assert asyncio.run(ticks()) >= 20
+
+
+def test_at_each_tick_a_request_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each were sent at the next one, and had a latency of a millisecond that is nobody's but the generator's."""
+    armed: list[float] = []
+    begun: list[float] = []
+
+    class Armed(Ticker):
+        def __init__(self, rate: float) -> None:
+            armed.append(time.monotonic())
+            super().__init__(rate)
+            self.close()
+
+    def schedule(*, rate: float, begin: float) -> None:
+        begun.append(begin)
+        raise InterruptedError
+
+    monkeypatch.setattr(latency, "Ticker", Armed)
+    monkeypatch.setattr(latency, "Schedule", schedule)
+    loop = OpenLoop.__new__(OpenLoop)
+    loop.channels, loop.rate, loop.seconds = [], 1000.0, 1.0
+    monkeypatch.setattr(latency.select, "epoll", NoPoll)
+    with pytest.raises(InterruptedError):
+        loop.run()
+    assert begun[0] <= armed[0]
+
+
+class NoPoll:
+    """Watches nothing."""
+
+    def register(self, *_: object) -> None: ...
 
 
 class StallingServer:
