@@ -77,7 +77,7 @@ def test_what_never_began_can_be_stopped(tmp_path: Path) -> None:
 def test_who_leaves_waits_for_its_visitors_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
-    monkeypatch.setattr(app, "DRAIN_SECONDS", 60.0 if leaves else 0.5)
+    monkeypatch.setattr(app, "DRAIN_SECONDS", 60.0 if leaves else 3.0)
 
     async def main() -> None:
         async with made(tmp_path) as crew:

@@ -28,9 +28,9 @@ def test_a_signal_that_does_not_end_the_read_is_not_lost(tmp_path: Path, monkeyp
         near.sendall(json.dumps({"event": "shared"}).encode() + b"\n")
         lines = shared.lines()
         assert next(lines) == {"event": "shared"}
-        interrupt = threading.Timer(0.05, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
-        interrupt.start()
+        interrupt = threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
+            interrupt.start()
             next(lines)
         interrupt.join()
         near.close()

@@ -158,8 +158,9 @@ def test_the_old_side_ends_when_nothing_is_in_progress_even_if_the_new_one_died(
 def test_until_it_serves_the_old_side_takes_everything_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str, when: str
 ) -> None:
-    monkeypatch.setattr(module, "START_SECONDS", 0.3)
-    monkeypatch.setattr(module, "GO_SECONDS", 0.3)
+    limit = 0.3 if how == "silent" else 10.0  # who says something has time for it
+    monkeypatch.setattr(module, "START_SECONDS", 10.0 if when == "after go" else limit)
+    monkeypatch.setattr(module, "GO_SECONDS", limit)
 
     async def main() -> None:
         stage = Stage(tmp_path)

@@ -118,7 +118,7 @@ def test_it_lives_as_long_as_its_command_and_survives_a_reload(tmp_path: Path) -
 def test_its_time_ends_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with home(tmp_path) as (edge, connector):
-            command = Command(connector, name="preview", seconds=0.3)
+            command = Command(connector, name="preview", seconds=2.0)
             await command.shared()
             assert await command.task == {"ended": "time"}
             await until(lambda: names(edge) == [])

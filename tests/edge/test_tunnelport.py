@@ -161,7 +161,7 @@ async def refusal(guest: Guest) -> RefusedMessage:
 
 def test_a_hello_with_the_handshakes_end_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is accepted before the handshake's task runs on is no guest that has to be cut later."""
-    monkeypatch.setattr(tunnelport, "GREETING_SECONDS", 0.2)
+    monkeypatch.setattr(tunnelport, "GREETING_SECONDS", 0.5)
 
     async def main() -> None:
         desk = Desk(tmp_path)
@@ -170,7 +170,7 @@ def test_a_hello_with_the_handshakes_end_stays(tmp_path: Path, monkeypatch: pyte
         assert desk.ledger.open == desk.ledger.pending == 0, "a tunnel is not counted"
         assert not desk.port.guests
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.get_running_loop().sock_recv(guest.sock, 1), 0.8)
+            await asyncio.wait_for(asyncio.get_running_loop().sock_recv(guest.sock, 1), 1.5)
         assert not desk.connectors.lost
         desk.connectors.links[0].abort()
         guest.sock.close()
@@ -179,7 +179,7 @@ def test_a_hello_with_the_handshakes_end_stays(tmp_path: Path, monkeypatch: pyte
 
 
 def test_silent_guests_are_counted_and_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tunnelport, "GREETING_SECONDS", 0.2)
+    monkeypatch.setattr(tunnelport, "GREETING_SECONDS", 1.5)
 
     async def main() -> None:
         desk = Desk(tmp_path)
@@ -328,14 +328,14 @@ def test_a_store_that_fails_is_no_traceback(tmp_path: Path) -> None:
 
 def test_a_join_may_take_longer_than_a_greeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A certificate that was signed reaches its owner, though the machine was slow; a failure is told."""
-    monkeypatch.setattr(tunnelport, "GREETING_SECONDS", 0.1)
+    monkeypatch.setattr(tunnelport, "GREETING_SECONDS", 0.5)
 
     async def main() -> None:
         desk = Desk(tmp_path)
         guest = await desk.visit(JOIN)
         await until(lambda: any(one.busy for one in desk.port.guests))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.get_running_loop().sock_recv(guest.sock, 1), 0.5)
+            await asyncio.wait_for(asyncio.get_running_loop().sock_recv(guest.sock, 1), 1.5)
         assert desk.port.guests
         desk.office.answer.set_exception(LocalError("the signing process failed"))
         await until(lambda: desk.counters.refused(Reason.INTERNAL))

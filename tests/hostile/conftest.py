@@ -37,6 +37,7 @@ class Hostile:
         self.recorder = recorder
         self._beside = Visitor(world)
         self._count = 0
+        self.beside()  # at once: who never asked has two seconds, who did has two minutes
 
     def close(self) -> None:
         self._beside.sock.close()

@@ -22,7 +22,7 @@ class Asked:
         name = url.split("/")[2]
         command = ["curl", "-sikN", "--max-time", "90", "--resolve", f"{name}:443:{VPS}", *options, url]
         self.began = now()
-        self.process = subprocess.Popen(inside(lab.net.namespace("visitor"), command), stdout=subprocess.PIPE)
+        self.process = lab.aside(inside(lab.net.namespace("visitor"), command), stdout=subprocess.PIPE)
 
     def read_until(self, text: bytes) -> bytes:
         """What came until `text` had come."""

@@ -23,7 +23,7 @@ from tests.lab import network
 from tests.lab.network import DIRECT, PREFIX, RELAYED, VPS, Network, inside
 from tests.lab.programs import Load, Program, Relay
 from tests.system import planted
-from tests.system.harness import DOMAIN, TUNNELGW, Process, end_all, wait_until
+from tests.system.harness import DOMAIN, TUNNELGW, Besides, Process, end_all, wait_until
 from tests.system.sshd import configure
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Lab:
     ) -> None:  # fmt: skip
         self.folder = folder
         self.children: list[Process] = []
+        self.aside = Besides()
         self.through = through
         self.at = {way: addresses[0] for way, addresses in ADDRESSES.items()}
         self.workers = workers
@@ -287,7 +288,7 @@ group = "pair"
 
     def wait_resumed(self, before: int, *, seconds: float = 60.0) -> None:
         """Until more than `before` resumes were counted."""
-        wait_until(lambda: self.resumes() > before, seconds=seconds, what=f"a resumed tunnel\n{self.logs()}")
+        wait_until(lambda: self.resumes() > before, seconds=seconds, what="a resumed tunnel", logs=self.logs)
 
     def logs(self) -> str:
         return "\n".join(f"--- {child.name}\n{child.text()[-3000:]}" for child in self.children)
@@ -316,6 +317,7 @@ group = "pair"
 
     def close(self) -> list[str]:
         """End everything; what was wrong."""
+        self.aside.end()
         problems = end_all(self.children)
         self.net.close()
         self.release_ports()

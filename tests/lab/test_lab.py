@@ -118,7 +118,7 @@ def test_an_idle_tunnel_outlives_the_nats(lab: Lab) -> None:
         return now() > end
 
     wait_until(over, seconds=60)
-    assert min(left) >= 2
+    assert min(left) >= 1
     assert lab.resumes() == before
     assert lab.ssh("echo", "still", "here").stdout == "still here\n"
 

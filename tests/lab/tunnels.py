@@ -85,7 +85,7 @@ class Machines:
 
     def ping(self, address: str, *options: str, role: str = "visitor") -> bool:
         """Whether an answer comes back."""
-        return "1 received" in self.exec(role, "ping", "-c1", "-W1", *options, address, code=None)
+        return "1 received" in self.exec(role, "ping", "-c1", "-W3", *options, address, code=None)
 
     def web(self, role: str, address: str) -> Process:
         """A web server there; its log says who asked."""
@@ -131,7 +131,9 @@ class Machines:
     def flow(self, address: str, *options: str, seconds: int = 2) -> dict[str, Any]:
         """What iperf3 at the visitor's says in the end."""
         said = self.exec("visitor", "iperf3", "-J", "-c", address, "-t", str(seconds), *options, seconds=seconds + 30)
-        return json.loads(said)["end"]
+        found = json.loads(said)
+        assert "error" not in found, found["error"]
+        return found["end"]
 
     def speed(self, address: str, *options: str, seconds: int = 2) -> float:
         """Mbit/s, as the receiver counts them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from typing import Any
@@ -43,6 +44,7 @@ def test_a_listener_travels_and_works() -> None:
         one.channel.close()
         assert not one.channel.send({"op": "late"}, [os.dup(0)])
 
+    gc.collect()  # of other tests
     before = open_descriptors()
     asyncio.run(main())
     assert open_descriptors() == before
@@ -62,6 +64,7 @@ def test_long_messages_and_full_queues_keep_order() -> None:
         one.channel.close()
         two.channel.close()
 
+    gc.collect()  # of other tests
     before = open_descriptors()
     asyncio.run(main())
     assert open_descriptors() == before
@@ -81,6 +84,7 @@ def test_descriptors_of_a_dead_channel_and_of_a_broken_message_are_closed() -> N
         one.channel.close()
         two.channel.close()
 
+    gc.collect()  # of other tests
     before = open_descriptors()
     asyncio.run(main())
     assert open_descriptors() == before

@@ -16,13 +16,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.ports import free_port
 from tests.system import planted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 TUNNELGW = [sys.executable, "-m", "tunnelgw"]
@@ -30,14 +30,14 @@ DOMAIN = "example.com"
 SERVICE = Path(__file__).with_name("service.py")
 
 
-def wait_until(condition, *, seconds: float = 15.0, what: str = "condition") -> None:
-    """Poll until `condition()` is true; AssertionError with `what` otherwise."""
+def wait_until(condition, *, seconds: float = 15.0, what: str = "condition", logs: Callable[[], str] = str) -> None:
+    """Poll until `condition()` is true; AssertionError with `what`, and with what `logs()` says then, otherwise."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
             return
         time.sleep(0.02)
-    raise AssertionError(f"not within {seconds:g} s: {what}")
+    raise AssertionError(f"not within {seconds:g} s: {what}\n{logs()}")
 
 
 def port_answers(port: int, host: str = "127.0.0.1") -> bool:
@@ -140,6 +140,28 @@ def end_all(children: list[Process]) -> list[str]:
     return problems
 
 
+class Besides:
+    """Programs that a test asks beside; none of them outlives it, whatever becomes of it."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen] = []
+
+    def __call__(self, command: Sequence[str], **options: Any) -> subprocess.Popen:
+        """As `subprocess.Popen`."""
+        self._started.append(subprocess.Popen(command, **options))
+        return self._started[-1]
+
+    def end(self) -> None:
+        """Kill what still runs, and close the pipes."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
 def run(
     *arguments: str, stdin: str = "", check: bool = True, seconds: float = 60, env=None
 ) -> subprocess.CompletedProcess[str]:
@@ -229,6 +251,7 @@ class World:
         self.state = folder / "edge-state"
         self.children: list[Process] = []
         self.connectors: dict[str, Connector] = {}
+        self.aside = Besides()
         self.homes: list[Connector] = []  # also those that a test made without `connector`
         self.secrets: set[bytes] = set()  # that no log may hold; a test adds what it plants
         self.edge: Process | None = None
@@ -364,6 +387,7 @@ listen = "127.0.0.1:{self.metrics_port}"
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.aside.end()
         problems = end_all(self.children)
         secrets = self.secrets | planted.keys_below([self.state, *(home.state for home in self.homes)])
         problems += planted.leaks([child.log for child in self.children], secrets)

@@ -36,12 +36,12 @@ with open({log!r}, "a") as log:
 """
 
 
-def begin(world: World, pebble: Pebble, *names: str, options: str = "") -> None:
-    """Configure, start the edge and one home with a service of each name."""
+def begin(world: World, pebble: Pebble, *names: str, options: str = "", start: bool = True) -> None:
+    """Configure, start the edge and (unless it waits to be started) one home with a service of each name."""
     configure(world, pebble, options)
     world.start_edge()
     port = world.service("web")
-    world.connector("home", "\n".join(f"[services.{name}]\ntarget = {port}" for name in names))
+    world.connector("home", "\n".join(f"[services.{name}]\ntarget = {port}" for name in names), start=start)
 
 
 def configure(world: World, pebble: Pebble, options: str) -> None:
@@ -61,13 +61,12 @@ def private_files(world: World) -> list[str]:
 def children(pid: int) -> list[str]:
     """Command lines of the processes below this one."""
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            try:
-                found.append(Path(f"/proc/{child}/cmdline").read_text())
-            except OSError:
-                continue
-            found += children(int(child))
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                with contextlib.suppress(OSError):
+                    found.append(Path(f"/proc/{child}/cmdline").read_text())
+                found += children(int(child))
     return found
 
 
@@ -296,9 +295,11 @@ def test_several_edges_under_one_name(tmp_path: Path) -> None:
         key.write_text(secret)
         key.chmod(0o600)
         settings = f'server = "127.0.0.1:{port}", key_name = "tunnelgw", key_file = "{key}"'
+        for world in (one, two):
+            begin(world, pebble, "a", options=f"dns = {{ {settings} }}\n", start=False)
         server.signal(signal.SIGSTOP)  # until both are at it
         for world in (one, two):
-            begin(world, pebble, "a", options=f"dns = {{ {settings} }}\n")
+            world.connectors["home"].start()
         for world in (one, two):
             assert world.edge is not None
             pid = world.edge.pid
@@ -375,7 +376,7 @@ def test_an_edge_that_stops_in_mid_order(tmp_path: Path) -> None:
         record = json.loads(next((world.state / "acme").glob("*/hosts/a.example.com.json")).read_text())
         assert record["failures"] == 0
         assert "Traceback" not in world.edge.text()
-        assert not processes(str(log)), "what the hook started is gone as well"
+        wait_until(lambda: not processes(str(log)), what="what the hook started is gone as well")
         configure(world, pebble, 'challenge = "http-01"\n')
         world.start_edge()
         wait_until(lambda: has_certificate(world, pebble, "a.example.com"), seconds=40, what="a certificate")

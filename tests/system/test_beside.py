@@ -145,7 +145,7 @@ def test_behind_a_proxy_that_ends_tls(tmp_path: Path, start_proxy: Callable[[Wor
         answer = json.loads(world.curl("https://web.example.com/upload", "-T", str(body), port=port).stdout)
         assert answer["sha256"] == hashlib.sha256(body.read_bytes()).hexdigest()
         upgrade = ["-H", "Connection: Upgrade", "-H", "Upgrade: websocket", "-H", "Sec-WebSocket-Version: 13",
-                   "-H", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "--http1.1", "--max-time", "1"]  # fmt: skip
+                   "-H", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "--http1.1", "--max-time", "4"]  # fmt: skip
         done = world.curl("https://web.example.com/ws", *upgrade, "-w", "%{http_code}", port=port, check=False)
         assert done.stdout == b"101"
         direct = world.curl("http://web.example.com/", "-o", "/dev/null", "-w", "%{http_code}", *VISITOR).stdout

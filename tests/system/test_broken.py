@@ -134,13 +134,13 @@ def test_bytes_that_nobody_asked_for_answer_nobody(world: World, version: str) -
 @VERSIONS
 def test_a_visitor_that_leaves_ends_the_download_at_home(world: World, broken: Broken, version: str) -> None:
     broken.gone.clear()
-    done = world.curl("https://web.example.com/endless", version, "--max-time", "1", "-o", "/dev/null", check=False)
+    done = world.curl("https://web.example.com/endless", version, "--max-time", "4", "-o", "/dev/null", check=False)
     assert done.returncode == 28
     assert broken.gone.wait(10), "the service is told"
 
 
 def test_slow_heads_are_cut_and_others_served(tmp_path: Path) -> None:
-    with World(tmp_path, tables="[limits]\nrequest_head_seconds = 1\nconnections_per_address = 8") as world:
+    with World(tmp_path, tables="[limits]\nrequest_head_seconds = 3\nconnections_per_address = 8") as world:
         world.start_edge()
         world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
         with world.tls("web.example.com") as slow, world.tls("web.example.com") as silent:

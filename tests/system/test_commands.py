@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -318,10 +319,15 @@ def test_signals_end_both_sides_cleanly(world: World) -> None:
 
 
 def test_help_is_fast() -> None:
-    """The best of three, since the machine may be busy."""
+    """The best of five in processor time, since the machine may be busy."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
-    for _ in range(3):
-        started = time.monotonic()
+    for _ in range(5):
+        before = spent()
         assert "edge" in run("--help").stdout
-        seconds.append(time.monotonic() - started)
+        seconds.append(spent() - before)
     assert min(seconds) < 0.3

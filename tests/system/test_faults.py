@@ -49,7 +49,7 @@ def test_eight_link_faults_in_one_download(tmp_path: Path, fault: str) -> None:
         relay = relayed(world)
         url = f"https://web.example.com:{world.port}/bytes/{SIZE}"
         target = tmp_path / "download"
-        download = subprocess.Popen(
+        download = world.aside(
             ["curl", "-sk", "--limit-rate", "24M", "--resolve", f"web.example.com:{world.port}:127.0.0.1",
              "-o", str(target), "-w", "%{http_code} %{num_connects}", url], stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -58,7 +58,8 @@ def test_eight_link_faults_in_one_download(tmp_path: Path, fault: str) -> None:
             wait_until(
                 lambda mark=mark: target.exists() and target.stat().st_size > mark,
                 seconds=60,
-                what=f"{mark} bytes of the download after {number - 1} faults\n{world.logs()}",
+                what=f"{mark} bytes of the download after {number - 1} faults",
+                logs=world.logs,
             )
             assert download.poll() is None
             ask(relay, fault)

@@ -113,7 +113,7 @@ def ask(sock: socket.socket) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with World(tmp_path_factory.mktemp("full")) as world:
+    with World(tmp_path_factory.mktemp("full"), tables="[limits]\nrequest_head_seconds = 60\n") as world:
         world.start_edge(descriptors=DESCRIPTORS)
         world.connector("home", f"[services.web]\ntarget = {world.service('web')}\n")
         wait_until(lambda: world.code(f"https://{NAME}/") == 200, what="the service is there")

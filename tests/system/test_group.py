@@ -43,7 +43,7 @@ def pair(world: World, more: str = "", *, left: str = "", right: str = "", edge:
         home.join(*options, allow=("--allow-host", HOST))
         home.start()
         homes[name] = home
-    wait_until(lambda: serving(world) == {*NAMES}, what=f"both serve\n{world.logs()}")
+    wait_until(lambda: serving(world) == {*NAMES}, what="both serve", logs=world.logs)
     return homes
 
 
@@ -80,9 +80,9 @@ def test_a_killed_connector_costs_no_request(tmp_path: Path, number: signal.Sign
         report(f"{number.name} of one of two connectors", load)
         assert not load.failures()
         under_way = [one for one in load.answers if one.begun < killed < one.begun + one.seconds]
-        recovery = max(one.begun + one.seconds for one in under_way) - killed
+        recovery = max((one.begun + one.seconds for one in under_way), default=killed) - killed
         print(f"{len(under_way)} were under way; all of them were answered within {recovery:.3f} s")
-        assert recovery < 1.0
+        assert recovery < 5.0
         assert who(world) == "right"
         metrics = world.metrics()
         assert f'tunnelgw_member_ready{{connector="left",route="{HOST}/"}} 0.0' in metrics
@@ -106,7 +106,7 @@ def test_a_silently_dead_link_is_left_alone(tmp_path: Path) -> None:
             wait_until(lambda: len(load.since(frozen + 1.5)) > 200, seconds=60, what="it goes on")
         report("one of two links frozen", load)
         assert not load.failures()
-        assert load.slowest() < 8.0  # three seconds until the link is given up, on a machine that may be busy
+        assert load.slowest() < 15.0  # three seconds until the link is given up, on a machine that may be busy
 
 
 def test_who_is_back_first_answers_what_was_asked_of_another(tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_who_is_back_first_answers_what_was_asked_of_another(tmp_path: Path) -> 
         wait_until(lambda: members(world)["left"]["state"] != "up", what="the edge noticed")
         right.signal(signal.SIGSTOP)
         url = f"https://{HOST}:{world.port}/"
-        command = ["curl", "-sk", "--max-time", "15", "--resolve", f"{HOST}:{world.port}:127.0.0.1", url]
-        asked = subprocess.Popen(command, stdout=subprocess.PIPE)
+        command = ["curl", "-sk", "--max-time", "40", "--resolve", f"{HOST}:{world.port}:127.0.0.1", url]
+        asked = world.aside(command, stdout=subprocess.PIPE)
         wait_until(lambda: 'tunnelgw_streams{connector="right"} 1.0' in world.metrics(), what="it is under way")
         wait_until(lambda: members(world)["right"]["state"] != "up", what="its silence is a death")
         left.signal(signal.SIGCONT)
@@ -141,9 +141,9 @@ def test_what_may_have_been_done_waits_for_its_link(tmp_path: Path) -> None:
         command = [sys.executable, str(HERE / "relay.py"), str(port), str(world.port), "--control", str(control)]
         world.add("relay", command, port=port)
         pair(world, left="priority = 1", right="priority = 2", edge=f"127.0.0.1:{port}")
-        url = f"https://{HOST}:{world.port}/slow?seconds=3"
+        url = f"https://{HOST}:{world.port}/slow?seconds=10"
         asked = [
-            subprocess.Popen(
+            world.aside(
                 ["curl", "-sk", *options, "--resolve", f"{HOST}:{world.port}:127.0.0.1", url], stdout=subprocess.PIPE
             )
             for options in ([], ["-d", "x"], ["-X", "DELETE"])
@@ -181,7 +181,7 @@ def test_streams_are_spread_by_load(tmp_path: Path) -> None:
     with World(tmp_path) as world:
         pair(world)
         long = [
-            subprocess.Popen(
+            world.aside(
                 [
                     "curl",
                     "-sk",
@@ -274,7 +274,7 @@ def test_a_health_check_turns_a_member_out_and_in(tmp_path: Path) -> None:
             home = Connector(world, name, table(where, check.replace("{}", str(NAMES.index(name)))))
             home.join(allow=("--allow-host", HOST))
             home.start()
-        wait_until(lambda: serving(world) == {*NAMES}, what=f"both are healthy\n{world.logs()}")
+        wait_until(lambda: serving(world) == {*NAMES}, what="both are healthy", logs=world.logs)
         with visitor(world, HOST) as kept:
             wait_until(lambda: kept.get("/") == (200, "hello from left\n"), what="the preferred one serves")
             switch.touch()
@@ -331,7 +331,7 @@ def test_a_raw_port_of_two(tmp_path: Path) -> None:
             homes[name] = Connector(world, name, table(world.service(name), f"port = {public}", scheme="tcp"))
             homes[name].join(allow=("--allow-port", str(public)))
             homes[name].start()
-        wait_until(lambda: {home_of(n) for n in range(4)} == {*NAMES}, what=f"both serve\n{world.logs()}")
+        wait_until(lambda: {home_of(n) for n in range(4)} == {*NAMES}, what="both serve", logs=world.logs)
         assert homes["left"].process is not None
         homes["left"].process.stop()
         assert {home_of(n) for n in range(6)} == {"right"}, "the port stays open"
@@ -379,7 +379,7 @@ def test_tls_that_does_not_end_at_the_edge(tmp_path: Path, where: str) -> None:
             homes[name] = Connector(world, name, services)
             homes[name].join(allow=("--allow-host", HOST))
             homes[name].start()
-        wait_until(lambda: {who(world) for _ in range(4)} == {*NAMES}, what=f"both serve\n{world.logs()}")
+        wait_until(lambda: {who(world) for _ in range(4)} == {*NAMES}, what="both serve", logs=world.logs)
         assert homes["left"].process is not None
         homes["left"].process.kill()
         wait_until(lambda: serving(world) == {"right"}, what="the edge noticed")
@@ -394,7 +394,7 @@ def test_all_away_then_whoever_is_first_serves(tmp_path: Path) -> None:
             home.process.kill()
         wait_until(lambda: serving(world) == set(), what="the edge noticed")
         waiting = [
-            subprocess.Popen(
+            world.aside(
                 [
                     "curl",
                     "-sk",
@@ -408,7 +408,7 @@ def test_all_away_then_whoever_is_first_serves(tmp_path: Path) -> None:
             for options in (["--http1.1"], ["--http2"], ["-X", "POST", "-d", "x", "--http1.1"])
         ]
         parked = "tunnelgw_parked_requests 3.0"
-        wait_until(lambda: parked in world.metrics(), what=f"they wait\n{world.logs()}")
+        wait_until(lambda: parked in world.metrics(), what="they wait", logs=world.logs)
         homes["right"].start()
         answers = [one.communicate(timeout=60)[0] for one in waiting]
         assert answers[:2] == [b"hello from right\n"] * 2
@@ -456,7 +456,7 @@ def test_members_are_known_after_a_restart_of_the_edge(tmp_path: Path) -> None:
         world.edge.stop()
         world.start_edge()
         assert set(members(world)) == {*NAMES}
-        request = subprocess.Popen(
+        request = world.aside(
             ["curl", "-sk", "--resolve", f"{HOST}:{world.port}:127.0.0.1", f"https://{HOST}:{world.port}/"],
             stdout=subprocess.PIPE,
         )

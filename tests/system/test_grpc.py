@@ -166,9 +166,10 @@ def test_an_unknown_method(channel: grpc.Channel) -> None:
 
 def test_a_deadline_reaches_home(channel: grpc.Channel, handlers: Handlers) -> None:
     handlers.cancelled.clear()
+    assert channel.unary_unary(f"/{SERVICE}/Unary")(b"x", timeout=30) == b"x"  # connected, all the way
     started = time.monotonic()
     with pytest.raises(grpc.RpcError) as failed:
-        channel.unary_unary(f"/{SERVICE}/Hang")(b"", timeout=0.5)
+        channel.unary_unary(f"/{SERVICE}/Hang")(b"", timeout=1.0)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - started < 5
     assert handlers.cancelled.wait(10), "the call at home ended too"

@@ -285,12 +285,15 @@ def test_guessing_invitations(world: World) -> None:
         answers.append(ask("127.0.2.1", "../../etc/passwd", "x" * 24))
         assert len(set(map(repr, answers))) == 1, answers
         assert answers[0].reason == Reason.INVITATION_INVALID.label
-        for _ in range(20):
+        before = refused(world, "rate_limit")
+        for _ in range(45):  # 20 in a minute, wherever that begins
             last = ask("127.0.2.1", "0" * 16, "x" * 24)
+            if last.reason != Reason.INVITATION_INVALID.label:
+                break
         assert last.reason == Reason.RATE_LIMIT.label
         assert last.retry_seconds > 0
         assert ask("127.0.2.2", "0" * 16, "x" * 24).reason == Reason.INVITATION_INVALID.label
-        assert refused(world, "rate_limit") >= 4
+        assert refused(world, "rate_limit") > before
 
 
 def test_an_invitation_used_many_times_at_once_makes_one_connector(world: World) -> None:

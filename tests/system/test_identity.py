@@ -321,7 +321,7 @@ def test_requests_wait_for_their_connector(world: World) -> None:
 
 
 def test_a_request_does_not_wait_for_ever(tmp_path: Path) -> None:
-    with World(tmp_path, extra="park_seconds = 1\nresume_seconds = 2") as world:
+    with World(tmp_path, extra="park_seconds = 5\nresume_seconds = 6") as world:
         world.start_edge()
         home = world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
         assert home.process is not None
@@ -334,7 +334,7 @@ def test_a_request_does_not_wait_for_ever(tmp_path: Path) -> None:
         wait_until(lambda: state_of(world, "home") == "away", what="away for longer than resume_seconds")
         page = world.curl("https://web.example.com/", *accept, "-w", "%{http_code} %{time_total}").stdout.decode()
         code, _, seconds = page.rpartition("</html>\n")[2].partition(" ")
-        assert (code, float(seconds) < 0.9) == ("503", True)
+        assert (code, float(seconds) < 4.0) == ("503", True)
         home.start()
         assert world.code("https://web.example.com/") == 200
 

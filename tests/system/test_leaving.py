@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.system
+GRACE = 8.0  # seconds: who waited for it would take ten
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_connector_does_not_wait_for_idle_streams(world: World) -> None:
         assert b"hello from web" in visitor.recv(65536)
         began = time.monotonic()
         assert home.process.stop() == 0
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < GRACE
 
 
 @pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
@@ -55,7 +55,7 @@ def test_an_edge_does_not_wait_for_idle_visitors(world: World, alpn: str) -> Non
         assert visitor.recv(65536)
         began = time.monotonic()
         assert world.edge.stop() == 0
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < GRACE
 
 
 def test_a_connector_that_left_is_not_waited_for(world: World) -> None:
@@ -66,7 +66,7 @@ def test_a_connector_that_left_is_not_waited_for(world: World) -> None:
     url = f"https://web.example.com:{world.port}/bytes/400000000"
     resolve = f"web.example.com:{world.port}:127.0.0.1"
     command = ["curl", "-sk", "--limit-rate", "1M", "--resolve", resolve, "-o", "/dev/null", url]
-    download = subprocess.Popen(command)
+    download = world.aside(command)
     wait_until(lambda: 'streams": 1' in home.command("status", "--json").stdout, what="the download runs")
     home.process.signal(signal.SIGTERM)
     world.edge.wait_for("home is leaving")

@@ -264,8 +264,8 @@ def test_links_that_break_in_the_middle(tmp_path: Path) -> None:
         home.join("--edge", f"127.0.0.1:{relay}")
         home.start()
         target = tmp_path / "download"
-        download = subprocess.Popen(
-            ["curl", "-s", "--cacert", str(certificate), "--limit-rate", "16M", "--resolve",
+        download = world.aside(
+            ["curl", "-s", "--cacert", str(certificate), "--limit-rate", "4M", "--resolve",
              f"{NAME}:{world.port}:127.0.0.1", "-o", str(target), "-w", "%{http_code} %{num_connects}",
              f"https://{NAME}:{world.port}/bytes/{size}"], stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -273,7 +273,7 @@ def test_links_that_break_in_the_middle(tmp_path: Path) -> None:
             mark = size // 5 * number
             wait_until(
                 lambda mark=mark: target.exists() and target.stat().st_size > mark,
-                seconds=60, what=f"{mark} bytes of the download\n{world.logs()}",
+                seconds=60, what=f"{mark} bytes of the download", logs=world.logs,
             )  # fmt: skip
             assert download.poll() is None
             ask(control, "reset")
@@ -320,7 +320,7 @@ def test_a_tls_target_keeps_its_own_acme(tmp_path: Path) -> None:
             "XDG_CONFIG_HOME": str(tmp_path),
         }
         world.add("caddy", command, port=port, env=environment)
-        wait_until(lambda: has_certificate(world, pebble, name), seconds=60, what=f"a certificate\n{world.logs()}")
+        wait_until(lambda: has_certificate(world, pebble, name), seconds=60, what="a certificate", logs=world.logs)
         assert shown(world, pebble, name)["subjectAltName"] == (("DNS", name),)
         assert world.curl(f"https://{name}/").stdout == b"from caddy"
         with socket.create_connection(("127.0.0.1", world.port), timeout=30):

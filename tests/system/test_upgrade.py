@@ -129,17 +129,13 @@ def park(world: World) -> subprocess.Popen[bytes]:
     number = re.compile(r"(?m)^tunnelgw_parked_requests (\d+)")
     command = ["curl", "-sk", "--max-time", "60", "--resolve", f"{HOST}:{world.port}:127.0.0.1",
                f"https://{HOST}:{world.port}/"]  # fmt: skip
-    parked = subprocess.Popen(command, stdout=subprocess.PIPE)
+    parked = world.aside(command, stdout=subprocess.PIPE)
 
     def waits() -> bool:
         found = number.search(world.metrics())
         return found is not None and float(found[1]) > 0
 
-    try:
-        wait_until(waits, what="a request is parked")
-    except AssertionError as error:
-        parked.kill()
-        raise AssertionError(f"{error}; it got {parked.communicate()[0]!r}\n{world.logs()}") from None
+    wait_until(waits, what="a request is parked", logs=world.logs)
     return parked
 
 
@@ -359,7 +355,7 @@ def test_a_connector_that_stops_lets_what_is_in_progress_end(world: Upgrading) -
     assert at_home.process is not None
     size = 30 << 20
     fast, slow = (
-        subprocess.Popen(
+        world.aside(
             ["curl", "-sk", "--limit-rate", rate, "--resolve", f"{HOST}:{world.port}:127.0.0.1",
              f"https://{HOST}:{world.port}/bytes/{size}"],
             stdout=subprocess.PIPE,

@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 BATCH_LEAST = sockets.UNSENT_MAX
 # A link that drains a batch at once gets twice as much, up to this: larger writes cost less per byte.
 BATCH_MOST = 4 * BATCH_LEAST
-# One that needs long gets half as much, down to one full record: up to twice as much is unsent, and a small answer waits
-# behind it (beside four downloads at 20 Mbit/s 35 ms instead of 65, at 2 Mbit/s 370 instead of 700; p99 49 and 500 ms).
+# One that needs long gets half as much, down to one full record: up to twice as much is unsent, and small answers wait
+# behind it (beside four downloads at 20 Mbit/s 35 ms instead of 65, at 2 Mbit/s 370 instead of 700; p99 49 and 500).
 BATCH_NARROW = BATCH_LEAST // 4
 # Seconds that a link waited until it was writable, which is how long its batch took to drain: below the first its batch
 # doubles, above the second it is no large one; on a narrow line it is kept between the other two.
