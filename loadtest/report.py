@@ -118,15 +118,16 @@ def ratios(outcome: Outcome) -> str:
     for scenario in outcome.done():
         ours = outcome.of(scenario.name, OURS)
         theirs = [outcome.of(scenario.name, name) for name in others]
-        lines.append([scenario.name, *(_ratio(ours, runs, scenario) for runs in theirs)])
-        if any(MEDIAN in run.extra for run in ours):
-            cells = (_ratio(figures.further(ours, MEDIAN), figures.further(runs, MEDIAN), scenario) for runs in theirs)
+        higher = scenario.higher_is_better
+        lines.append([scenario.name, *(_ratio(ours, runs, higher_is_better=higher) for runs in theirs)])
+        if median := figures.further(ours, MEDIAN):
+            cells = (_ratio(median, figures.further(runs, MEDIAN), higher_is_better=False) for runs in theirs)
             lines.append([f"… {MEDIAN.split()[0]}", *cells])
     return rows(["tunnelgw to", *others], lines)
 
 
-def _ratio(ours: Sequence[Run], theirs: Sequence[Run], scenario: Scenario) -> str:
-    found = figures.ratio(ours, theirs, higher_is_better=scenario.higher_is_better)
+def _ratio(ours: Sequence[Run], theirs: Sequence[Run], *, higher_is_better: bool) -> str:
+    found = figures.ratio(ours, theirs, higher_is_better=higher_is_better)
     return shown(found) if found else "-"
 
 

@@ -59,8 +59,14 @@ class Stage:
         return self._homes[setup.home]
 
     def target(self, contender: Contender, setup: Setup, *, fresh: bool = False) -> Target:
-        """A started contender. One whose process has died, or that must be fresh, is started anew."""
+        """A started contender. One whose process has died, or that must be fresh, is started anew.
+
+        There is one wire at a time: whoever has another one is ended.
+        """
         key = (contender.name, setup)
+        if setup.wire is not None:
+            for other in [other for other in self.targets if other != key]:
+                self.targets.pop(other).group.stop()
         target = self.targets.get(key)
         if target is not None and (fresh or target.died()):
             self.drop(contender, setup)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,24 @@ def test_a_scenario_can_have_fewer_rounds_and_fresh_contenders(three: dict[str, 
     taken(three, bare_stage, scenario, 5)
     assert len(scenario.order) == 6
     assert [one.started for one in three.values()] == [2, 2, 2]
+
+
+@dataclass(frozen=True)
+class Lone:
+    """A wire that cannot lie beside another one."""
+
+    def lay(self, group: Group, port: int, *, dialled_by: str) -> int:
+        group.start("wire", SLEEP, ready="up")
+        return port
+
+
+def test_there_is_one_wire_at_a_time(three: dict[str, Idle], bare_stage: stage.Stage) -> None:
+    setup = Setup(wire=Lone())
+    running = [bare_stage.target(one, setup) for one in three.values()]
+    assert [target.died() for target in running[:-1]] == [False, False]
+    assert [list(target.group.members) for target in running[:-1]] == [[], []]
+    assert list(bare_stage.targets.values()) == running[-1:]
+    assert bare_stage.target(three["c"], setup) is running[-1]
 
 
 def test_long_runs_are_spared_unless_asked_for(three: dict[str, Idle], bare_stage: stage.Stage) -> None:
