@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.lab.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.slow]
-ROUND_TRIP, BUSY = 3.0, 2.5  # seconds; what a busy machine may add is less than one round trip more
+ROUND_TRIP, BUSY = 1.5, 1.3  # seconds; what a busy machine may add is less than one round trip more
 WEB = f"https://{WEB_NAME}"
 
 
