@@ -289,9 +289,10 @@ class Network:
 
     def shrink(self, mtu: int) -> None:
         """A black hole: the cable between carrier and router takes less, and nobody is told (no ICMP comes back)."""
+        for role in ("carrier", "router"):  # first: one word of it, and the sender would know
+            self.drop(role, "output", "icmp type destination-unreachable", "icmpv6 type packet-too-big")
         for role, interface in (("carrier", "lan"), ("router", "wan")):
             self.ip(role, f"link set dev {interface} mtu {mtu}")
-            self.drop(role, "output", "icmp type destination-unreachable", "icmpv6 type packet-too-big")
 
     def grow(self) -> None:
         """Undo `shrink`."""
