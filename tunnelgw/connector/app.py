@@ -306,7 +306,7 @@ class Connector:
             systemd.ready("dialling; no edge was reached yet")
             while not self._any_up():
                 await self._changed.wait()
-        await self.until(lambda: any(self._answered(edge) for edge in self.edges), CLAIM_SECONDS)
+        await self.until(lambda: any(edge.answered(self.served.revision) for edge in self.edges), CLAIM_SECONDS)
         self.is_ready = True
         addresses = [
             address for edge in self.edges for result in edge.claims.values() for address in result.addresses
@@ -322,7 +322,7 @@ class Connector:
     def answered(self) -> bool:
         """Whether all edges that are connected have answered the present declaration."""
         connected = [edge for edge in self.edges if edge.up]
-        return bool(connected) and all(self._answered(edge) for edge in connected)
+        return bool(connected) and all(edge.answered(self.served.revision) for edge in connected)
 
     def trouble(self) -> str:
         """Why edges are not connected."""
@@ -330,9 +330,6 @@ class Connector:
 
     def _hopeless(self) -> bool:
         return bool(self.edges) and all(edge.main.hopeless for edge in self.edges)
-
-    def _answered(self, edge: JoinedEdge) -> bool:
-        return edge.answered(self.served.revision)
 
     async def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """A request of the control socket: status, reload, claim. Raises LocalError."""
