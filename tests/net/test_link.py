@@ -34,7 +34,7 @@ class FullSession:
     """Always has output."""
 
     deadline = float("inf")
-    has_output = True
+    quiet = False
     link_dead = False
     scheduler = SimpleNamespace(hot=False)
     received = 0

@@ -44,9 +44,8 @@ class Books(Holding):
         route, head = self.route, self.head
         status = status or self.status
         if route is not None:
-            counters = route.counters
-            counters.observe(status, now - self.started)
-            self._count()
+            received, sent = self.bytes_in - self.counted_in, self.bytes_out - self.counted_out
+            route.counters.observe(status, now - self.started, received, sent)
         log = gateway.log_request
         if log is not None and head is not None:
             log((
@@ -67,7 +66,7 @@ class Books(Holding):
                 self.status, self.bytes_out, gateway.time() - since, b"",
             ))  # fmt: skip
 
-    def _count(self) -> None:
+    def count(self) -> None:
         """Bring the route's bytes up to date: an exchange may last for days."""
         if self.route is not None:
             counters = self.route.counters

@@ -18,7 +18,7 @@ from tunnelgw.gateway.affinity import tokens_shown, with_cookie
 from tunnelgw.gateway.books import Books
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.gateway.pages import PHRASES, accepted, answer_status, error_page
-from tunnelgw.http.head import Framing, ResponseHead
+from tunnelgw.http.head import Framing, ResponseHead, repeatable
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.members import NOT_REACHED
 
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from tunnelgw.http.head import Fields, RequestHead
     from tunnelgw.routing.table import Route
 
-# What may be repeated (RFC 9110, 9.2.1): what changes nothing. Of PUT and DELETE a client alone knows whether somebody
-# else's change came in between. A body is never repeated: it was not kept.
-SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 # After these a second try on a fresh stream can help; after a refused dial it would only be refused again.
 _AWAY = frozenset({Reason.CONNECTOR_AWAY, Reason.CONNECTOR_STOPPING})
 _RETRY_AFTER = _AWAY | {Reason.TARGET_RESET}
@@ -117,7 +114,7 @@ class Exchange(Books):
         self.started = self.quiet_since = self.checked_at = now
         self.quiet_mark = self.bytes_in = self.bytes_out = self.counted_in = self.counted_out = self.status = 0
         self.responded = self.complete = self.retried = self.upgraded = self.upload_paused = False
-        self.upload_done = head.framing is Framing.NONE or not head.length
+        self.upload_done = not head.length
         gateway = self.pool.gateway
         if not head.request_id:
             head.request_id = gateway.new_id()
@@ -219,7 +216,7 @@ class Exchange(Books):
         """Called about once a second: end what waits too long for somebody who should move."""
         upstream = self.upstream
         last, self.checked_at = self.checked_at, now
-        self._count()
+        self.count()
         if self.upgraded or (not self.complete if upstream is None else not upstream.ready):
             return  # upgraded connections may be silent for ever; parked requests are the opener's to end
         if upstream is not None and not upstream.linked:
@@ -285,8 +282,7 @@ class Exchange(Books):
         """Begin with an upstream for this very route. Raises `NoStream`, and then nothing has changed."""
         head, before = self.head, self.upstream
         assert head is not None
-        repeatable = head.method in SAFE and head.framing is Framing.NONE
-        upstream = self.upstream = self.pool.take(route, now, fresh=self.retried, repeatable=repeatable)
+        upstream = self.upstream = self.pool.take(route, now, head, fresh=self.retried)
         try:
             upstream.start(self)
         except NoStream:
@@ -316,7 +312,7 @@ class Exchange(Books):
         head = self.head
         if head is None or self.retried or head.framing is not Framing.NONE or self.bytes_in:
             return False
-        if reached and (head.upgrade or head.method not in SAFE):
+        if reached and (head.upgrade or not repeatable(head)):
             return False
         now = self.pool.gateway.time()
         self.retried = True  # before it is asked: that may fail at once
@@ -346,6 +342,6 @@ class Exchange(Books):
 
     def _repeatable(self, reason: Reason, *, reused: bool) -> bool:
         head = self.head
-        if head is None or head.framing is not Framing.NONE or head.upgrade or head.method not in SAFE:
+        if head is None or head.upgrade or not repeatable(head):
             return False
         return reused or reason in _RETRY_AFTER

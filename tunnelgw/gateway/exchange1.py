@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # the rest of a body that nobody wants, nothing.
 READY, UPLOAD, ANSWER, BYTES, DISCARD, CLOSED = range(6)
 
+_LENGTH = Framing.LENGTH
 # A loop turn may bring more than a megabyte for one visitor: written in parts that the processor's cache still holds.
 _GATHER_BYTES = 128 * 1024
 # Parts of this average size are written one by one: at most half of a TLS record is wasted.
@@ -95,8 +96,7 @@ class Http1Exchange(Exchange):
             out.clear()  # what is lost with the connection is told by `connection_lost`
             return
         if out:
-            size = sum(map(len, out))
-            if size >= _LARGE_PART * len(out):
+            if self._gathered >= _LARGE_PART * len(out):
                 transport.writelines(out)  # each part fills its own TLS record: joining them would only copy
             else:
                 transport.write(out[0] if len(out) == 1 else b"".join(out))
@@ -128,8 +128,7 @@ class Http1Exchange(Exchange):
         # An upload that is still under way when the answer comes may never end: do not bet the connection on it.
         keep = request.keep_alive and self.upload_done and not self._eof and not self.pool.gateway.draining
         self._chunked = False
-        framing = head.framing
-        if framing is Framing.CLOSE or framing is Framing.CHUNKED:
+        if head.framing > _LENGTH:  # its end must be said, or shown
             if version == 11:
                 self._chunked = True
             else:
@@ -137,7 +136,7 @@ class Http1Exchange(Exchange):
         self._keep = keep
         self.responded = True
         self.status = head.status
-        data = self.pool.heads().response_bytes(head, version, keep_alive=keep)
+        data = self.pool.memo.response_bytes(head, version, keep_alive=keep)
         if not head.dated:
             data = b"%bdate: %b\r\n\r\n" % (data[:-2], self.pool.gateway.date())
         self._out.append(data)

@@ -152,7 +152,7 @@ class Http2Exchange(Exchange):
         self.responded = True
         self.status = head.status
         self._ended = head.framing is Framing.NONE or head.length == 0
-        fields = self.pool.heads().response_fields(head)
+        fields = self.pool.memo.response_fields(head)
         if not head.dated:
             fields = [*fields, (b"date", self.pool.gateway.date())]
         self._connection.engine.respond(self._number, fields, end=self._ended)

@@ -213,37 +213,20 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
 
     def _next_head(self) -> bool:
         """Begin the request at the front of `_ahead`; False if its head is not complete yet."""
-        gateway = self.pool.gateway
         ahead = self._ahead
-        settings = gateway.settings
         try:
-            if ahead[:1] == b"\r":  # RFC 9112 section 2.2: an empty line before a request means nothing
-                if len(ahead) == 1:
-                    return False
-                if ahead[:2] == b"\r\n":
-                    ahead = self._ahead = ahead[2:]
-            end = find_request_end(ahead, searched=self._seen, limit=settings.request_head_bytes)
-            if end < 0:
-                if self._served and not self._seen and ahead:  # the first bytes of a head: from now on its time runs
-                    self._since = gateway.time()
-                    due = self._since + settings.request_head_seconds
-                    if due < self.deadline:
-                        gateway.wheel.arm(self, due)
-                self._seen = len(ahead)
+            head = self.pool.memo.recall(ahead)
+            if head is not None:
+                self._ahead = b""
+            elif not (block := self._take_head()):
                 return False
-            if end == len(ahead):
-                block, self._ahead = bytes(ahead), b""
-            else:
-                block, self._ahead = bytes(ahead[:end]), ahead[end:]
             self._seen = 0
             self._served = True
             if self._resting and not self._work():
                 raise RemoteError("too much is under way for its address", reason=Reason.CONNECTION_LIMIT)
-            memo = self.pool.heads()
-            head = memo.recall(block)
             if head is None:
                 head = parse_request_head(block, secure=self.pool.visitor.secure)
-                memo.remember(block, head)
+                self.pool.memo.remember(block, head)
         except RemoteError as error:
             # More may follow. TLS reads it by itself while it says goodbye; else we do.
             transport = self._transport
@@ -252,6 +235,28 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
             return False
         self._start(head)
         return True
+
+    def _take_head(self) -> bytes:
+        """The head at the front of `_ahead`, taken out of it; b"" if it is not complete yet."""
+        gateway = self.pool.gateway
+        settings = gateway.settings
+        ahead = self._ahead
+        if ahead[:1] == b"\r":  # RFC 9112 section 2.2: an empty line before a request means nothing
+            if len(ahead) == 1:
+                return b""
+            if ahead[:2] == b"\r\n":
+                ahead = self._ahead = ahead[2:]
+        end = find_request_end(ahead, searched=self._seen, limit=settings.request_head_bytes)
+        if end >= 0:
+            self._ahead = ahead[end:]
+            return bytes(ahead[:end])
+        if self._served and not self._seen and ahead:  # the first bytes of a head: from now on its time runs
+            self._since = gateway.time()
+            due = self._since + settings.request_head_seconds
+            if due < self.deadline:
+                gateway.wheel.arm(self, due)
+        self._seen = len(ahead)
+        return b""
 
     def _refuse_head(self, reason: Reason, came: bytes | bytearray) -> None:
         """What came is no head: answer, and log its first line."""
@@ -269,13 +274,14 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         now = gateway.time()
         if self.deadline > now + _TICK:
             gateway.wheel.arm(self, now + _TICK)
-        self.complete = False
-        framing = head.framing
-        if framing is Framing.NONE or not head.length:
+        if not head.length:
             self._state = ANSWER
-        else:
-            self._state = UPLOAD
-            self._reader = LengthBody(head.length) if framing is Framing.LENGTH else ChunkedBody()
+            self.begin(head, now)
+            if self._ahead:
+                self.keep(len(self._ahead))
+            return
+        self._state = UPLOAD
+        self._reader = LengthBody(head.length) if head.framing is Framing.LENGTH else ChunkedBody()
         self.begin(head, now)
         if self._state == UPLOAD:
             data, self._ahead = bytes(self._ahead), b""

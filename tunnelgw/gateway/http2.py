@@ -310,7 +310,7 @@ class Http2Visitor(asyncio.Protocol):
             self.drain()
             return
         try:
-            memo = self.pool.heads()
+            memo = self.pool.memo
             head, key = memo.recall_h2(event.headers) if end else (None, ())
             # What is recalled was counted before, all but its path.
             if head is None or len(head.path) > _LONG_PATH:

@@ -15,12 +15,12 @@ import re
 from typing import TYPE_CHECKING
 
 from tunnelgw.http.checks import check_path
-from tunnelgw.http.head import Framing, RequestHead
+from tunnelgw.http.head import Framing
 from tunnelgw.http.serialise import response_fields_h2, serialise_request, serialise_response
 
 if TYPE_CHECKING:
     from tunnelgw.http.forwarding import Forwarding
-    from tunnelgw.http.head import Fields, ResponseHead
+    from tunnelgw.http.head import Fields, RequestHead, ResponseHead
 
 # The one form of request line that is recognised here, with what RFC 3986 lets stand in a path and query; any other
 # goes the long way.
@@ -41,12 +41,16 @@ class Memo:
     __slots__ = (
         "_after", "_before", "_hsts", "_id", "_key", "_rest", "_rest_head", "_response_block", "_response_head",
         "_response_method", "_written", "_written_as", "_written_fields", "_written_h2", "_written_h2_head",
-        "_written_head",
+        "_written_head", "response_size",
     )  # fmt: skip
 
     def __init__(self, hsts: bytes) -> None:
         """`hsts`: as `GatewaySettings.hsts`, for what is written to this visitor."""
         self._hsts = hsts
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing was said yet."""
         self._rest = b""  # a request's head after its first line
         self._rest_head: RequestHead | None = None
         self._id = b""  # its request id as the visitor sent it; the head gets one of ours where that is empty
@@ -56,19 +60,23 @@ class Memo:
         self._response_block = b""
         self._response_method = b""
         self._response_head: ResponseHead | None = None
+        self.response_size = 0
         self._written_head: ResponseHead | None = None
-        self._written_as = (0, False)
+        self._written_as = 0  # the version, negative where the connection ends
         self._written = b""
         self._written_h2_head: ResponseHead | None = None
         self._written_h2: Fields = []
 
-    def recall(self, block: bytes) -> RequestHead | None:
-        """The head in `block` if only its first line is new; `RemoteError` if that one's path is refused."""
+    def recall(self, data: bytes | bytearray) -> RequestHead | None:
+        """The head if `data` is one, and only its first line is new; `RemoteError` if that one's path is refused."""
         rest = self._rest
-        if not rest or not block.endswith(rest):
+        if not rest or not data.endswith(rest):
             return None
-        found = _line(block)
-        if found is None or found.end() + len(rest) != len(block):
+        size = len(data)
+        if size > _LIMIT:
+            return None
+        found = _line(data)
+        if found is None or found.end() + len(rest) != size:
             return None
         last = self._rest_head
         method, path = found.groups()
@@ -117,9 +125,9 @@ class Memo:
             self._written_fields = head.fields
         return data
 
-    def recall_response(self, block: bytes, method: bytes) -> ResponseHead | None:
-        """The final head in `block`, if it is the last one again."""
-        if block == self._response_block and method == self._response_method:
+    def recall_response(self, data: bytes, method: bytes) -> ResponseHead | None:
+        """The final head that `data` begins with, if it is the last one again; it has `response_size` bytes."""
+        if data.startswith(self._response_block) and method == self._response_method:
             return self._response_head
         return None
 
@@ -127,14 +135,16 @@ class Memo:
         """Keep a final head that the codec made of `block`."""
         if len(block) <= _LIMIT:
             self._response_block, self._response_method, self._response_head = block, method, head
+            self.response_size = len(block)
 
     def response_bytes(self, head: ResponseHead, version: int, *, keep_alive: bool) -> bytes:
         """`head` as HTTP/1.1 for the visitor."""
-        if head is self._written_head and self._written_as == (version, keep_alive):
+        form = version if keep_alive else -version
+        if head is self._written_head and form == self._written_as:
             return self._written
         data = serialise_response(head, version=version, keep_alive=keep_alive, hsts=self._hsts)
         if head is self._response_head:
-            self._written_head, self._written_as, self._written = head, (version, keep_alive), data
+            self._written_head, self._written_as, self._written = head, form, data
         return data
 
     def response_fields(self, head: ResponseHead) -> Fields:
@@ -150,7 +160,7 @@ class Memo:
         return head.framing is Framing.NONE and head.method in _REPEATED and not head.upgrade and not head.protocol
 
     def _again(self, last: RequestHead, path: bytes) -> RequestHead:
-        return RequestHead(
-            last.method, path, last.host, last.authority, last.version, last.fields, last.claimed, Framing.NONE, 0,
-            last.keep_alive, False, b"", b"", self._id, last.trailers_ok,
-        )  # fmt: skip
+        head: RequestHead = last.__copy__()  # type: ignore[attr-defined]
+        head.path = path
+        head.request_id = self._id
+        return head

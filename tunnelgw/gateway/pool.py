@@ -16,6 +16,7 @@ from tunnelgw.gateway.memo import Memo
 from tunnelgw.gateway.upstream1 import Upstream1
 from tunnelgw.gateway.upstream2 import Trunk
 from tunnelgw.http.forwarding import Forwarding, claimed_address, claimed_secure
+from tunnelgw.http.head import repeatable
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _FRESH_SECONDS = 1.0
 class Pool:
     """One visitor connection's own streams, and what is known about its routes."""
 
-    __slots__ = ("_covered", "_memo", "_kept", "_trunks", "_trusted", "forwarding", "gateway", "visitor")
+    __slots__ = ("_covered", "_kept", "_trunks", "_trusted", "forwarding", "gateway", "memo", "visitor")
 
     def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
         self.gateway = gateway
@@ -46,7 +47,7 @@ class Pool:
             secure=visitor.secure,
             trusted=gateway.trusted if self._trusted else None,
         )
-        self._memo: Memo | None = None
+        self.memo = Memo(gateway.settings.hsts if visitor.secure else b"")  # what was read and written last
         self._covered: str | None = None  # the last host that this connection's certificate was found to cover
         self._kept: list[Upstream1] | None = None
         self._trunks: list[Trunk] | None = None
@@ -55,22 +56,25 @@ class Pool:
         """The route of a request, for this visitor; None: it is to be had over TLS only. Raises the refusal."""
         gateway, visitor = self.gateway, self.visitor
         host = head.host
-        if not host:
-            raise RemoteError("no host was named", reason=Reason.NO_ROUTE)
         if host != self._covered:
+            if not host:
+                raise RemoteError("no host was named", reason=Reason.NO_ROUTE)
             if not gateway.covers(visitor, host):
                 raise RemoteError("the connection is for another host", reason=Reason.MISDIRECTED)
             self._covered = host
         route = gateway.table.find_http(host, head.path)
-        trusted = self._trusted
-        plain = not visitor.secure and not (trusted and claimed_secure(head))
-        if plain and (route is None or not route.plain_http) and gateway.table.find_name(host) is not None:
+        if not visitor.secure and self._elsewhere(head, route):
             return None
         if route is None:
             raise RemoteError("nothing is published there", reason=Reason.NO_ROUTE)
         if route.allow_from and not gateway.allowed(route.allow_from, self.address_of(head)):
             raise Refused("the visitor's address is not allowed", reason=Reason.ADDRESS_REFUSED)
         return route
+
+    def _elsewhere(self, head: RequestHead, route: Route | None) -> bool:
+        """Whether what was asked for on plain HTTP is to be had over TLS only."""
+        plain_too = route is not None and route.plain_http
+        return not (plain_too or self.secure(head)) and self.gateway.table.find_name(head.host) is not None
 
     def address_of(self, head: RequestHead) -> str:
         """Whose request it is: the peer's, or whose a trusted proxy says it is."""
@@ -80,29 +84,25 @@ class Pool:
         """Whether the request came over TLS, as far as we or a trusted proxy can say."""
         return self.visitor.secure or (self._trusted and claimed_secure(head))
 
-    def heads(self) -> Memo:
-        """What was read and written last."""
-        memo = self._memo
-        if memo is None:
-            memo = self._memo = Memo(self.gateway.settings.hsts if self.visitor.secure else b"")
-        return memo
-
     def rest(self, now: float) -> bool:
         """No exchange is under way: hold as little as possible; True if something is left to sweep."""
-        self._memo = None
+        self.memo.forget()
         return self.sweep(now)
 
-    def take(self, route: Route, now: float, *, fresh: bool, repeatable: bool) -> Upstream:
-        """An upstream for one exchange: kept or new."""
+    def take(self, route: Route, now: float, head: RequestHead, *, fresh: bool) -> Upstream:
+        """An upstream for one exchange: kept or new; `fresh`: new."""
         if route.kind == "h2c":
             return Branch(self._trunk(route))
         kept = self._kept
         if kept and not fresh:
-            since = now - (self.gateway.settings.keep_seconds if repeatable else _FRESH_SECONDS)
-            for index in range(len(kept) - 1, -1, -1):
-                upstream = kept[index]
+            since = now - _FRESH_SECONDS
+            for upstream in reversed(kept):
+                if upstream.idle_since < since:  # as are those before it
+                    if not repeatable(head):
+                        break
+                    since = now - self.gateway.settings.keep_seconds
                 if upstream.route is route and upstream.idle_since >= since:
-                    del kept[index]
+                    kept.remove(upstream)
                     upstream.reused = True
                     return upstream
         return Upstream1(self, route)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunnelgw.routing.table import Route
     from tunnelgw.wire.events import StreamEnd
 
+_LENGTH, _CHUNKED, _CLOSE = Framing.LENGTH, Framing.CHUNKED, Framing.CLOSE  # an enum's members are slow to look up
 # Phases of a stream, from the response's point of view.
 _IDLE, _HEAD, _BODY, _BYTES, _DONE = range(5)
 
@@ -87,12 +88,13 @@ class Upstream1:
         self._phase = _HEAD
         self._interim = 0
         self._heard = self._clean = False
-        if self.stream is None:
+        stream = self.stream
+        if stream is None:
             pool = self._pool
-            self.stream = pool.gateway.opener.open(self.route, pool.visitor, self)
-            if self.stream is None:
+            stream = self.stream = pool.gateway.opener.open(self.route, pool.visitor, self)
+            if stream is None:
                 return  # parked
-        self._send_head(self.stream, exchange)
+        self._send_head(stream, exchange)
 
     def send_body(self, data: bytes) -> None:
         """Payload of the request."""
@@ -125,13 +127,13 @@ class Upstream1:
 
     def done(self, now: float) -> None:
         """The response was passed on as a whole."""
-        self.exchange = None
-        self._reader = None
+        self.exchange = self._reader = None
         stream = self.stream
         if stream is None:
             return
-        owed, self._owed = self._owed, 0
+        owed = self._owed
         if owed:
+            self._owed = 0
             stream.consumed(owed)
         if self._clean and self._sent_all and not self._ended:
             self._phase = _IDLE
@@ -255,51 +257,32 @@ class Upstream1:
         head = exchange.head
         assert head is not None
         self.ready = True
-        framing = head.framing
-        self._chunked = framing is Framing.CHUNKED
-        self._sent_all = (framing is Framing.NONE or not head.length) and not head.upgrade
+        self._chunked = head.framing is _CHUNKED
+        self._sent_all = not (head.length or head.upgrade)
         route = self.route
         path = target_path(route, head.path) if route.strip_path else head.path
         pool = self._pool
-        stream.write(pool.heads().request_bytes(head, path, pool.forwarding))
+        stream.write(pool.memo.request_bytes(head, path, pool.forwarding))
         stream.hurry()
 
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
         buffer = self._buffer
-        searched = len(buffer)
-        if searched:
+        if buffer:
+            searched = len(buffer)
             buffer += data  # grows in place: a head that drips in costs no copy per byte
-            end = find_response_end(buffer, searched=searched)
-            if end < 0:
+            if find_response_end(buffer, searched=searched) < 0:
                 return
             data = bytes(buffer)
             self._buffer = bytearray()
         request = exchange.head
         assert request is not None
-        method = request.method
-        memo = self._pool.heads()
-        start = 0
-        while True:
-            end = find_response_end(data, start)
-            if end < 0:
-                self._buffer = bytearray(data[start:])
-                return
-            block = data[start:end]
-            start = end
-            head = memo.recall_response(block, method)
-            if head is not None:
-                break
-            head = parse_response_head(block, method=method)
-            if head.status >= 200:
-                memo.remember_response(block, method, head)
-                break
-            if head.status == 101:
-                break  # never the same twice, and the visitor's side rewrites it
-            self._interim += 1
-            if self._interim > INTERIM_LIMIT:
-                raise OriginError("too many interim responses")
-            exchange.respond_interim(head)
-            if start == len(data):
+        memo = self._pool.memo
+        head = memo.recall_response(data, request.method)
+        if head is not None:
+            start = memo.response_size
+        else:
+            head, start = self._parse_heads(exchange, data, request.method)
+            if head is None:
                 return
         if head.status == 101:
             self._switch(exchange, head)
@@ -312,20 +295,42 @@ class Upstream1:
         if self.exchange is exchange:  # still: the visitor may have gone
             self._begin_body(exchange, head, data, start)
 
+    def _parse_heads(self, exchange: Exchange, data: bytes, method: bytes) -> tuple[ResponseHead | None, int]:
+        """The final head in `data`, after any interim ones, and where it ends; None if it is not complete yet."""
+        start = 0
+        while start < len(data):
+            end = find_response_end(data, start)
+            if end < 0:
+                self._buffer = bytearray(data[start:])
+                break
+            block = data[start:end]
+            start = end
+            head = parse_response_head(block, method=method)
+            if head.status >= 200:
+                self._pool.memo.remember_response(block, method, head)
+                return head, start
+            if head.status == 101:
+                return head, start  # never the same twice, and the visitor's side rewrites it
+            self._interim += 1
+            if self._interim > INTERIM_LIMIT:
+                raise OriginError("too many interim responses")
+            exchange.respond_interim(head)
+        return None, start
+
     def _begin_body(self, exchange: Exchange, head: ResponseHead, data: bytes, start: int) -> None:
         framing = head.framing
         self._clean = head.keep_alive
-        if framing is Framing.LENGTH:
-            length = head.length
-            if len(data) - start >= length:  # the whole body came with its head: no reader needed
-                if length:
-                    exchange.respond_data(data[start : start + length])
-                self._complete(exchange, [], len(data) - start - length)
+        if framing is _LENGTH:
+            surplus = len(data) - start - head.length
+            if surplus >= 0:  # the whole body came with its head: no reader needed
+                if head.length:
+                    exchange.respond_data(data[start : start + head.length])
+                self._complete(exchange, [], surplus)
                 return
-            self._reader = LengthBody(length, origin=True)
-        elif framing is Framing.CHUNKED:
+            self._reader = LengthBody(head.length, origin=True)
+        elif framing is _CHUNKED:
             self._reader = ChunkedBody(origin=True)
-        elif framing is Framing.CLOSE:
+        elif framing is _CLOSE:
             self._clean = False
             self._reader = CloseBody()
         else:

@@ -13,6 +13,8 @@ import msgspec
 
 Fields = list[tuple[bytes, bytes]]
 
+_SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+
 
 class Framing(enum.IntEnum):
     """How the end of a body is found."""
@@ -34,13 +36,21 @@ class RequestHead(msgspec.Struct):
     fields: Fields  # end-to-end fields, names lower-cased, order kept
     claimed: Fields  # forwarding fields as the visitor sent them: worth something only from a trusted proxy
     framing: Framing = Framing.NONE
-    length: int = -1  # of the body; -1 unknown, 0 with Framing.NONE
+    length: int = -1  # of the body; -1 unknown, 0: there is none, as always with Framing.NONE
     keep_alive: bool = True  # whether the visitor lets its connection be used again
     expect_continue: bool = False  # waits for 100 Continue; only ever set together with a body
     upgrade: bytes = b""  # b"websocket" or nothing: any other upgrade is ignored
     protocol: bytes = b""  # HTTP/2's :protocol (extended CONNECT)
     request_id: bytes = b""  # the visitor's X-Request-Id where it is valid
     trailers_ok: bool = False  # the visitor said TE: trailers
+
+
+def repeatable(head: RequestHead) -> bool:
+    """Whether a request may be sent twice: it changes nothing (RFC 9110, 9.2.1), and has no body.
+
+    Of PUT and DELETE a client alone knows whether somebody else's change came in between; a body is not kept.
+    """
+    return head.method in _SAFE and head.framing is Framing.NONE
 
 
 class ResponseHead(msgspec.Struct):

@@ -226,7 +226,7 @@ class Link(asyncio.BufferedProtocol):
             self._since_look += len(data)
             self._full = 2 * len(data) > self._batch
             transport.write(data)
-        if session.has_output:
+        if not session.quiet:
             self._again()  # as much as one turn may write: the loop hands it to the kernel first
         if session.deadline < self._timer_at:
             self._rearm()

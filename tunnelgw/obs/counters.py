@@ -29,7 +29,7 @@ _LOWEST_STATUS, _HIGHEST_STATUS = 100, 599
 class RouteCounters:
     """What one route (by label) served. Shared by every exchange and splice of that label in this process.
 
-    Add to `bytes_in` (from the visitor) and `bytes_out` (to the visitor) directly.
+    What lasts for long adds to `bytes_in` (from the visitor) and `bytes_out` (to the visitor) directly, meanwhile.
     """
 
     __slots__ = ("bytes_in", "bytes_out", "duration_sum", "durations", "label", "requests")
@@ -42,14 +42,21 @@ class RouteCounters:
         self.durations = [0] * (len(DURATION_BOUNDS) + 1)
         self.duration_sum = 0.0
 
-    def observe(self, status: int, seconds: float) -> None:
-        """Count one finished exchange: its final status and the time from the head's end to the response's end."""
-        if not _LOWEST_STATUS <= status <= _HIGHEST_STATUS:
-            status = 502
-        requests = self.requests
-        requests[status] = requests.get(status, 0) + 1
+    def observe(self, status: int, seconds: float, received: int = 0, sent: int = 0) -> None:
+        """Count one finished exchange: its final status, the time from the head's end to the response's end, bytes."""
+        try:
+            self.requests[status] += 1
+        except KeyError:
+            self._first(status)
         self.durations[bisect_left(DURATION_BOUNDS, seconds)] += 1
         self.duration_sum += seconds
+        self.bytes_in += received
+        self.bytes_out += sent
+
+    def _first(self, status: int) -> None:
+        if not _LOWEST_STATUS <= status <= _HIGHEST_STATUS:
+            status = 502
+        self.requests[status] = self.requests.get(status, 0) + 1
 
     def snapshot(self) -> RouteSnapshot:
         """A copy of the numbers."""

@@ -64,17 +64,20 @@ class Scheduler:
 
     def activate(self, stream: Stream) -> None:
         """An idle stream has bytes or a FIN to send."""
-        if stream.queued and stream.credit <= 0:
+        queued = stream.queued
+        if queued and stream.credit <= 0:
             stream.place = BLOCKED
             return
         stream.place = LISTED
         stream.turn = TURN
         self.fresh += BEGUN
-        if stream.queued <= TURN:
+        if queued <= TURN:
             self._young.append(stream)
         else:
             self._old.append(stream)
-        self._session.notify()
+        session = self._session
+        if session.quiet:
+            session.notify()
 
     def unblock(self, stream: Stream) -> None:
         """Credit came for a blocked stream: it goes on as an old one."""
@@ -182,9 +185,10 @@ class Scheduler:
     def _turn(self, stream: Stream, parts: Parts, allowed: int) -> int:
         """One stream's frames for at most `allowed` bytes of payload; sets its place; the bytes appended."""
         queued = stream.queued
+        credit = stream.credit
         size = queued
-        if size > stream.credit:
-            size = stream.credit
+        if size > credit:
+            size = credit
         if size > allowed:
             size = allowed
         used = 0
@@ -197,10 +201,11 @@ class Scheduler:
                 used = size + HEADER_SIZE
             else:
                 used = cut(stream, size, parts)
-            stream.credit -= size
-            stream.turn -= size
+            credit -= size
             queued -= size
+            stream.credit = credit
             stream.queued = queued
+            stream.turn -= size
             session = self._session
             session.budget.queued -= size
             stream.sent_at = session.now
@@ -208,7 +213,7 @@ class Scheduler:
                 stream.drained = True
                 self._drained.append(stream)
         if queued:
-            if stream.credit <= 0:
+            if credit <= 0:
                 stream.place = BLOCKED
         else:
             stream.place = IDLE

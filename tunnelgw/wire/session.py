@@ -53,10 +53,10 @@ class Session:
     """
 
     __slots__ = (
-        "attached", "link_dead", "received", "buffered", "deadline", "streams",
+        "attached", "link_dead", "received", "buffered", "deadline", "quiet", "streams",
         "budget", "closed", "control_parts", "datagram_parts", "handler", "limits", "liveness", "now", "out", "partial",
         "peer_initial", "peer_leaving", "retained_frames", "scheduler", "table", "wake", "windows",
-        "_ack_due", "_ack_sent", "_detached_at", "_quiet",
+        "_ack_due", "_ack_sent", "_detached_at",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +74,7 @@ class Session:
         self.received = 0  # counted bytes; told to the peer in Hello or Welcome
         self.buffered = 0  # bytes received, not consumed
         self.deadline = math.inf  # when to call tick
+        self.quiet = True  # no output waits: the next one calls wake
         self.table = StreamTable(opens_odd=opens_odd, limits=limits, now=now)
         self.streams = self.table.live  # by id; for reading
         self.limits = limits
@@ -90,7 +91,6 @@ class Session:
         self.peer_initial = INITIAL_WINDOW
         self.peer_leaving: Reason | None = None
         self.wake = wake
-        self._quiet = True  # no output waits: the next one calls wake
         self.partial = bytearray()  # of the last frame
         self._ack_sent = 0
         self._ack_due = math.inf
@@ -166,7 +166,7 @@ class Session:
         self.datagram_parts.clear()
         self.out.detach()
         self.deadline = math.inf
-        self._quiet = True
+        self.quiet = True
 
     def feed(self, data: bytes | memoryview, now: float) -> None:
         """Bytes from the link, cut anywhere. Raises `RemoteError` and nothing else; then close the session."""
@@ -217,7 +217,7 @@ class Session:
             retained.keep(data, skip)
             self._expect_ack(now)
         self.scheduler.pulled()
-        self._quiet = not self.has_output
+        self.quiet = not self.has_output
         return data
 
     def tick(self, now: float) -> None:
@@ -307,8 +307,8 @@ class Session:
 
     def notify(self) -> None:
         """Output appeared."""
-        if self._quiet and self.has_output:
-            self._quiet = False
+        if self.quiet and self.has_output:
+            self.quiet = False
             self.wake()
 
     def owe(self, stream: Stream) -> None:

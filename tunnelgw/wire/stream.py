@@ -187,14 +187,16 @@ class Stream:
         if not size:
             return
         queue = self.queue
-        if size < PIECE_LEAST and len(queue) >= PIECES_MOST and len(queue[-1]) < PIECE_LEAST:
-            queue[-1] = b"".join((queue[-1], data))
-        else:
+        if len(queue) < PIECES_MOST or size >= PIECE_LEAST or len(queue[-1]) >= PIECE_LEAST:
             queue.append(data)
+        else:
+            queue[-1] = b"".join((queue[-1], data))
         session = self.session
-        if not self.queued:
+        queued = self.queued
+        if not queued:
             self.sent_at = session.now
-        queued = self.queued = self.queued + size
+        queued += size
+        self.queued = queued
         budget = session.budget
         budget.queued += size
         if budget.used + budget.queued > budget.high:
@@ -251,7 +253,8 @@ class Stream:
         session.budget.used -= count
         if self._marks is not None:
             self._pass(count)
-        self.progress_at = session.now
+        if unread:
+            self.progress_at = session.now
         owed = self.owed = self.owed + count
         if self.fin_received:
             if not unread:
@@ -277,9 +280,10 @@ class Stream:
         """`size` bytes arrived, within the window: charge them and give them to the sink."""
         session = self.session
         self.granted -= size
-        if not self.unread:
+        unread = self.unread
+        if not unread:
             self.progress_at = session.now
-        self.unread += size
+        self.unread = unread + size
         session.buffered += size
         session.budget.used += size
         self.sink.stream_data(payload)
