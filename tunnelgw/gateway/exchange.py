@@ -78,6 +78,13 @@ class Exchange(Books):
         """The response is complete."""
         raise NotImplementedError
 
+    def respond_whole(self, head: ResponseHead, body: bytes) -> None:
+        """Send a response that came at once: `respond`, `respond_data`, `respond_end`."""
+        self.respond(head)
+        if body:
+            self.respond_data(body)
+        self.respond_end([])
+
     def respond_cut(self, reason: Reason) -> None:
         """The response cannot be completed: end it so that the visitor sees that."""
         raise NotImplementedError

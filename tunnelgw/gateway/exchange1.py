@@ -99,7 +99,7 @@ class Http1Exchange(Exchange):
             if self._gathered >= _LARGE_PART * len(out):
                 transport.writelines(out)  # each part fills its own TLS record: joining them would only copy
             else:
-                transport.write(out[0] if len(out) == 1 else b"".join(out))
+                transport.write(b"".join(out))
             out.clear()
             self.bytes_out += self._gathered
             self._gathered = 0
@@ -120,6 +120,19 @@ class Http1Exchange(Exchange):
                 request.expect_continue = False  # it was met: from now on the body is waited for
 
     def respond(self, head: ResponseHead) -> None:
+        self._out.append(self._head_bytes(head))
+
+    def respond_whole(self, head: ResponseHead, body: bytes) -> None:
+        out = self._out
+        out.append(self._head_bytes(head))
+        if body:
+            out.append(body)
+            self._gathered += len(body)
+        self.complete = True
+        self.flush()
+
+    def _head_bytes(self, head: ResponseHead) -> bytes:
+        """The final response's head as it goes to the visitor; decides how the response ends there."""
         request, route = self.head, self.route
         assert request is not None
         if route is not None and route.members is not None:
@@ -139,7 +152,7 @@ class Http1Exchange(Exchange):
         data = self.pool.memo.response_bytes(head, version, keep_alive=keep)
         if not head.dated:
             data = b"%bdate: %b\r\n\r\n" % (data[:-2], self.pool.gateway.date())
-        self._out.append(data)
+        return data
 
     def respond_upgrade(self, head: ResponseHead) -> None:
         if self.route is not None and self.route.members is not None:

@@ -107,17 +107,13 @@ class Pool:
                     return upstream
         return Upstream1(self, route)
 
-    def keep(self, upstream: Upstream1, now: float) -> None:
-        """A clean upstream waits for the next exchange."""
-        if upstream.leaving:
-            upstream.retire()
-            return
+    def keep(self, upstream: Upstream1) -> None:
+        """A clean upstream waits for the next exchange, from its `idle_since` on."""
         kept = self._kept
         if kept is None:
             kept = self._kept = []
         elif len(kept) >= _KEPT_LIMIT:
             kept.pop(0).retire()
-        upstream.idle_since = now
         kept.append(upstream)
 
     def drop(self, upstream: Upstream1) -> None:

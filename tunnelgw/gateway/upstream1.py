@@ -75,11 +75,6 @@ class Upstream1:
         """As `Upstream.unsent`."""
         return self.stream is None or not self.stream.sent_anything
 
-    @property
-    def leaving(self) -> bool:
-        """Whether the connector takes no further streams."""
-        return self.stream is not None and self.stream.leaving
-
     # What the exchange calls.
 
     def start(self, exchange: Exchange) -> None:
@@ -135,9 +130,10 @@ class Upstream1:
         if owed:
             self._owed = 0
             stream.consumed(owed)
-        if self._clean and self._sent_all and not self._ended:
+        if self._clean and self._sent_all and not (self._ended or stream.leaving):
             self._phase = _IDLE
-            self._pool.keep(self, now)
+            self.idle_since = now
+            self._pool.keep(self)
         else:
             self._phase = _DONE
             self.retire()
@@ -188,18 +184,18 @@ class Upstream1:
         """Bytes of a response, or bytes that nobody asked for."""
         self._owed += len(data)
         exchange = self.exchange
-        if exchange is None or self._phase is _DONE:
+        phase = self._phase
+        if exchange is None or phase is _DONE:
             self._surplus()
             return
         try:
-            phase = self._phase
-            if phase is _BODY:
-                self._read_body(exchange, data, 0)
-            elif phase is _BYTES:
-                exchange.respond_data(data)
-            else:
+            if phase is _HEAD:
                 self._heard = True
                 self._read_head(exchange, data)
+            elif phase is _BODY:
+                self._read_body(exchange, data, 0)
+            else:
+                exchange.respond_data(data)
         except TunnelgwError as error:
             self._broken(error.reason)
             return
@@ -291,6 +287,13 @@ class Upstream1:
             return
         if request.upgrade:
             self._sent_all = True  # not switched: the request was complete with its head
+        self._clean = head.keep_alive
+        if head.framing is _LENGTH and (surplus := len(data) - start - head.length) >= 0:
+            self._phase = _DONE
+            if surplus:
+                self._clean = False
+            exchange.respond_whole(head, data[start : start + head.length])
+            return
         exchange.respond(head)
         if self.exchange is exchange:  # still: the visitor may have gone
             self._begin_body(exchange, head, data, start)
@@ -319,14 +322,7 @@ class Upstream1:
 
     def _begin_body(self, exchange: Exchange, head: ResponseHead, data: bytes, start: int) -> None:
         framing = head.framing
-        self._clean = head.keep_alive
         if framing is _LENGTH:
-            surplus = len(data) - start - head.length
-            if surplus >= 0:  # the whole body came with its head: no reader needed
-                if head.length:
-                    exchange.respond_data(data[start : start + head.length])
-                self._complete(exchange, [], surplus)
-                return
             self._reader = LengthBody(head.length, origin=True)
         elif framing is _CHUNKED:
             self._reader = ChunkedBody(origin=True)

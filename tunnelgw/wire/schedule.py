@@ -193,22 +193,21 @@ class Scheduler:
             size = allowed
         used = 0
         if size:
-            queue = stream.queue
+            session = self._session
             if size == queued and size <= MAX_PAYLOAD and not stream.offset:
                 parts.append(_pack(size, stream.id))
-                parts += queue
-                queue.clear()
+                parts += stream.queue
+                stream.queue.clear()
                 used = size + HEADER_SIZE
             else:
                 used = cut(stream, size, parts)
+                stream.sent_at = session.now
             credit -= size
             queued -= size
             stream.credit = credit
             stream.queued = queued
             stream.turn -= size
-            session = self._session
             session.budget.queued -= size
-            stream.sent_at = session.now
             if stream.paused and queued * 2 <= HIGH_WATER and not stream.drained:
                 stream.drained = True
                 self._drained.append(stream)
