@@ -274,10 +274,10 @@ class Exchange(Books):
 
     def _connect(self, route: Route, now: float) -> None:
         """Ask whoever should be asked, or a member that has room for it; answer if nobody has."""
-        head, members = self.head, route.members
-        assert head is not None
+        members = route.members
         if members is not None:
-            tokens = tokens_shown(head.fields) if route.affinity == "cookie" else ()
+            assert self.head is not None
+            tokens = tokens_shown(self.head.fields) if route.affinity == "cookie" else ()
             route = members.choose(now, address=self._address(route), tokens=tokens) or route
         try:
             self._ask(route, now)

@@ -159,7 +159,8 @@ class Windows:
         """Compare with the caps; whether `initial` changed. Pressure ends below three eighths, or it would flap."""
         eighths = 3 if self.pressed else 4
         limits, budget = self._limits, self._budget
-        pressed = buffered * 8 > limits.buffered * eighths or budget.held * 8 > budget.limit * eighths
+        held = budget.used + budget.queued
+        pressed = buffered * 8 > limits.buffered * eighths or held * 8 > budget.limit * eighths
         changed = pressed != self.pressed
         self.pressed = pressed
         return changed

@@ -146,7 +146,8 @@ class Scheduler:
             stream = young.popleft()
             if stream.gone:
                 continue
-            left -= self._turn(stream, parts, min(stream.turn, left - HEADER_SIZE))
+            allowed = left - HEADER_SIZE
+            left -= self._turn(stream, parts, allowed if allowed < stream.turn else stream.turn)
             if stream.place == LISTED:
                 if stream.turn > 0:
                     young.appendleft(stream)

@@ -182,10 +182,10 @@ class Session:
             keep_partial(self, data[offset:])
             self._begin_frame(now)
         limits, budget = self.limits, self.budget
-        if excess := relief(self.buffered, limits.buffered):
+        if self.buffered and (excess := relief(self.buffered, limits.buffered)):
             unread = sorted((s for s in self.streams.values() if s.unread), key=lambda s: s.progress_at)
             shed(((stream, stream.held) for stream in unread), excess)
-        if budget.held > budget.high:
+        if budget.used + budget.queued > budget.high:
             budget.relieve()
         if self.windows.review(self.buffered):
             self.out.initial_window(self.windows.initial)
