@@ -123,13 +123,19 @@ class Http1Exchange(Exchange):
         self._out.append(self._head_bytes(head))
 
     def respond_whole(self, head: ResponseHead, body: bytes) -> None:
-        out = self._out
-        out.append(self._head_bytes(head))
-        if body:
-            out.append(body)
-            self._gathered += len(body)
+        data = self._head_bytes(head)
         self.complete = True
-        self.flush()
+        size = len(body)
+        transport = self._transport
+        if self._out or size >= _LARGE_PART * 2 or transport is None or transport.is_closing():
+            self._out += (data, body)
+            self._gathered += size
+            self.flush()
+            return
+        transport.write(data + body)
+        self.bytes_out += size
+        if not self._write_paused:
+            self._finish()
 
     def _head_bytes(self, head: ResponseHead) -> bytes:
         """The final response's head as it goes to the visitor; decides how the response ends there."""
@@ -137,9 +143,9 @@ class Http1Exchange(Exchange):
         assert request is not None
         if route is not None and route.members is not None:
             head = self.from_member(head)
-        version = request.version
+        version, pool = request.version, self.pool
         # An upload that is still under way when the answer comes may never end: do not bet the connection on it.
-        keep = request.keep_alive and self.upload_done and not self._eof and not self.pool.gateway.draining
+        keep = request.keep_alive and self.upload_done and not self._eof and not pool.gateway.draining
         self._chunked = False
         if head.framing > _LENGTH:  # its end must be said, or shown
             if version == 11:
@@ -149,9 +155,9 @@ class Http1Exchange(Exchange):
         self._keep = keep
         self.responded = True
         self.status = head.status
-        data = self.pool.memo.response_bytes(head, version, keep_alive=keep)
+        data = pool.memo.response_bytes(head, version, keep_alive=keep)
         if not head.dated:
-            data = b"%bdate: %b\r\n\r\n" % (data[:-2], self.pool.gateway.date())
+            data = b"%bdate: %b\r\n\r\n" % (data[:-2], pool.gateway.date())
         return data
 
     def respond_upgrade(self, head: ResponseHead) -> None:

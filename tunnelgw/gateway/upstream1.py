@@ -280,11 +280,11 @@ class Upstream1:
             head, start = self._parse_heads(exchange, data, request.method)
             if head is None:
                 return
-        if head.status == 101:
-            self._switch(exchange, head)
-            if start < len(data):
-                exchange.respond_data(data[start:])
-            return
+            if head.status == 101:
+                self._switch(exchange, head)
+                if start < len(data):
+                    exchange.respond_data(data[start:])
+                return
         if request.upgrade:
             self._sent_all = True  # not switched: the request was complete with its head
         self._clean = head.keep_alive

@@ -185,35 +185,27 @@ class Scheduler:
 
     def _turn(self, stream: Stream, parts: Parts, allowed: int) -> int:
         """One stream's frames for at most `allowed` bytes of payload; sets its place; the bytes appended."""
-        queued = stream.queued
-        credit = stream.credit
-        size = queued
-        if size > credit:
-            size = credit
-        if size > allowed:
-            size = allowed
+        size = queued = stream.queued
         used = 0
-        if size:
-            session = self._session
-            if size == queued and size <= MAX_PAYLOAD and not stream.offset:
-                parts.append(_pack(size, stream.id))
-                parts += stream.queue
-                stream.queue.clear()
-                used = size + HEADER_SIZE
-            else:
-                used = cut(stream, size, parts)
-                stream.sent_at = session.now
-            credit -= size
-            queued -= size
-            stream.credit = credit
-            stream.queued = queued
+        if 0 < queued <= MAX_PAYLOAD and queued <= stream.credit and queued <= allowed and not stream.offset:
+            parts.append(_pack(queued, stream.id))  # all of it in one frame, as most messages are
+            parts += stream.queue
+            stream.queue.clear()
+            used = queued + HEADER_SIZE
+        elif queued:
+            size = min(queued, stream.credit, allowed)
+            used = cut(stream, size, parts)
             stream.turn -= size
-            session.budget.queued -= size
+            stream.sent_at = self._session.now
+        if size:
+            stream.credit -= size
+            stream.queued = queued = queued - size
+            self._session.budget.queued -= size
             if stream.paused and queued * 2 <= HIGH_WATER and not stream.drained:
                 stream.drained = True
                 self._drained.append(stream)
         if queued:
-            if credit <= 0:
+            if stream.credit <= 0:
                 stream.place = BLOCKED
         else:
             stream.place = IDLE
