@@ -79,11 +79,8 @@ class Exchange(Books):
         raise NotImplementedError
 
     def respond_whole(self, head: ResponseHead, body: bytes) -> None:
-        """Send a response that came at once: `respond`, `respond_data`, `respond_end`."""
-        self.respond(head)
-        if body:
-            self.respond_data(body)
-        self.respond_end([])
+        """Send a response that came at once: its head and all of its body."""
+        raise NotImplementedError
 
     def respond_cut(self, reason: Reason) -> None:
         """The response cannot be completed: end it so that the visitor sees that."""

@@ -157,6 +157,15 @@ class Http2Exchange(Exchange):
             fields = [*fields, (b"date", self.pool.gateway.date())]
         self._connection.engine.respond(self._number, fields, end=self._ended)
 
+    def respond_whole(self, head: ResponseHead, body: bytes) -> None:
+        self.respond(head)
+        self.complete = True
+        if not self._ended:
+            self._ended = True
+            self.bytes_out += len(body)
+            self._connection.engine.send(self._number, body, end=True)
+        self.settle()
+
     def respond_upgrade(self, head: ResponseHead) -> None:
         given = [value for name, value in head.fields if name == b"sec-websocket-accept"]
         if given != [websocket_accept(self._key)]:

@@ -188,20 +188,20 @@ class Stream:
         size = len(data)
         if not size:
             return
-        queue = self.queue
-        if len(queue) < PIECES_MOST or size >= PIECE_LEAST or len(queue[-1]) >= PIECE_LEAST:
+        session = self.session
+        queue, queued = self.queue, self.queued
+        if not queued:
+            self.sent_at = session.now
+            queue.append(data)
+        elif len(queue) < PIECES_MOST or size >= PIECE_LEAST or len(queue[-1]) >= PIECE_LEAST:
             queue.append(data)
         else:
             queue[-1] = b"".join((queue[-1], data))
-        session = self.session
-        queued = self.queued
-        if not queued:
-            self.sent_at = session.now
         queued += size
         self.queued = queued
         budget = session.budget
-        budget.queued += size
-        if budget.used + budget.queued > budget.high:
+        waiting = budget.queued = budget.queued + size
+        if budget.used + waiting > budget.high:
             budget.overflow()
         if queued > HIGH_WATER and not self.paused:
             self.paused = True
