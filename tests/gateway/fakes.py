@@ -112,6 +112,7 @@ class FakeTransport(asyncio.Transport):
         self.writes = 0
         self.closed = self.aborted = self.eof_written = self.reading_paused = False
         self.lost = False
+        self.ended = False  # the peer said that nothing more comes
         self.unsent = 0  # written, and not yet taken by the kernel
         self.fill_after = -1  # pause the protocol when this much was written
 

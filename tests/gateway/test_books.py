@@ -54,6 +54,8 @@ JUNK = [
     (b"GET /a HTTP/1.1\r\nHost: a.example.com\r\nHost: b\r\n\r\n", b"GET /a HTTP/1.1", 400),
     (b"GET /" + b"a" * 40_000, b"GET /" + b"a" * 251, 431),
     (b"BREW /tea HTTP/1.1\r\nHost: a.example.com\r\n\r\n", b"BREW /tea HTTP/1.1", 501),
+    (b"\r\nBREW /tea HTTP/1.1\r\nHost: a.example.com\r\n\r\n", b"BREW /tea HTTP/1.1", 501),
+    (b"\r\nGET /\x1b[2J HTTP/1.1\r\nHost: a.example.com\r\n\r\n", b"GET /\x1b[2J HTTP/1.1", 400),
 ]
 
 

@@ -41,7 +41,7 @@ STEP = st.one_of(
 
 def apply(world: World, protocol, transport, what: str, data: bytes, size: int) -> None:
     streams = [stream for stream in world.opener.open_streams if not stream.peer_finished]
-    if what == "visitor" and not transport.lost:
+    if what == "visitor" and not transport.lost and not transport.ended:
         for start in range(0, len(data), size):
             if not transport.is_closing():
                 protocol.data_received(data[start : start + size])
@@ -63,8 +63,10 @@ def apply(world: World, protocol, transport, what: str, data: bytes, size: int) 
         world.opener.park = False
         while world.opener.parked:
             world.opener.unpark()
-    elif what == "eof" and not transport.is_closing() and not protocol.eof_received():
-        transport.close()
+    elif what == "eof" and not transport.is_closing() and not transport.ended:
+        transport.ended = True
+        if not protocol.eof_received():
+            transport.close()
     elif what == "wait":
         world.loop.advance(size)
     world.loop.turn()

@@ -10,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.fakes import Browser2, World, make_route
+from tunnelgw.gateway import upstream1
 from tunnelgw.gateway.exchange2 import websocket_accept
 from tunnelgw.gateway.memo import Memo
+from tunnelgw.gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tunnelgw.http.head import ResponseHead
 
 LINES = [
     b"GET / HTTP/1.1", b"GET /a?b=%20 HTTP/1.1", b"HEAD /a HTTP/1.1", b"GET /../x HTTP/1.1", b"GET /%2e%2e/x HTTP/1.1",
@@ -122,6 +126,53 @@ def test_a_switch_of_protocols_is_read_anew(world: World) -> None:
     world.opener.last.deliver(switch)  # the same answer again, to another key
     browser.go()
     assert browser.heads[second][b":status"] == b"502"
+
+
+def test_a_repeated_head_keeps_to_the_limit() -> None:
+    """The path is another one each time."""
+    world = World(make_route(), settings=GatewaySettings(request_head_bytes=1024))
+    protocol, transport = world.connect()
+    fields = b" HTTP/1.1\r\nHost: a.example.com\r\n\r\n"
+    for path in (b"/", b"/" + b"a" * (1024 - len(b"GET /" + fields))):
+        protocol.data_received(b"GET " + path + fields)
+        world.opener.last.deliver(ANSWERS[0])
+        assert transport.take().startswith(b"HTTP/1.1 200 ")
+    protocol.data_received(b"GET " + path + b"a" + fields)
+    assert transport.take().startswith(b"HTTP/1.1 431 ")
+
+
+def test_pipelined_heads_are_recalled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol, transport = world.connect()
+    request = b"GET /%d HTTP/1.1\r\nHost: a.example.com\r\n\r\n"
+    protocol.data_received(request % 0)
+    world.opener.last.take()
+    world.opener.last.deliver(ANSWERS[0])
+    monkeypatch.setattr("tunnelgw.gateway.http1.parse_request_head", None)
+    protocol.data_received(request % 1 + request % 2 + request % 3)
+    for number in (1, 2, 3):
+        assert world.opener.last.take().startswith(b"GET /%d " % number)
+        world.opener.last.deliver(ANSWERS[0])
+    assert transport.take().count(b"HTTP/1.1 200 ") == 4
+
+
+def test_an_answer_is_recalled_after_an_interim_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol, transport = world.connect()
+    request = b"GET / HTTP/1.1\r\nHost: a.example.com\r\n\r\n"
+    protocol.data_received(request)
+    world.opener.last.deliver(ANSWERS[0])
+    first = transport.take()
+    parsed = []
+    real = upstream1.parse_response_head
+
+    def parse(block: bytes, *, method: bytes) -> ResponseHead:
+        parsed.append(block)
+        return real(block, method=method)
+
+    monkeypatch.setattr(upstream1, "parse_response_head", parse)
+    protocol.data_received(request)
+    world.opener.last.deliver(b"HTTP/1.1 103 Early Hints\r\n\r\n" + ANSWERS[0])
+    assert transport.take().endswith(first)
+    assert parsed == [b"HTTP/1.1 103 Early Hints\r\n\r\n"]
 
 
 def held(memo: Memo) -> Iterator[bytes]:

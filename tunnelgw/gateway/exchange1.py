@@ -120,14 +120,14 @@ class Http1Exchange(Exchange):
                 request.expect_continue = False  # it was met: from now on the body is waited for
 
     def respond(self, head: ResponseHead) -> None:
-        self._out.append(self._head_bytes(head))
+        self._out.append(self._begin_response(head))
 
     def respond_whole(self, head: ResponseHead, body: bytes) -> None:
-        data = self._head_bytes(head)
+        data = self._begin_response(head)
         self.complete = True
         size = len(body)
         transport = self._transport
-        if self._out or size >= _LARGE_PART * 2 or transport is None or transport.is_closing():
+        if self._out or size >= 2 * _LARGE_PART or transport is None or transport.is_closing():
             self._out += (data, body)
             self._gathered += size
             self.flush()
@@ -137,8 +137,8 @@ class Http1Exchange(Exchange):
         if not self._write_paused:
             self._finish()
 
-    def _head_bytes(self, head: ResponseHead) -> bytes:
-        """The final response's head as it goes to the visitor; decides how the response ends there."""
+    def _begin_response(self, head: ResponseHead) -> bytes:
+        """The final response's head, to be sent; decides how the response ends, and whether the connection does."""
         request, route = self.head, self.route
         assert request is not None
         if route is not None and route.members is not None:

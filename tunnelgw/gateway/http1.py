@@ -215,18 +215,23 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         """Begin the request at the front of `_ahead`; False if its head is not complete yet."""
         ahead = self._ahead
         try:
-            head = self.pool.memo.recall(ahead)
+            memo = self.pool.memo
+            head = memo.recall(ahead)
             if head is not None:
                 self._ahead = b""
-            elif not (block := self._take_head()):
-                return False
+            else:
+                block = self._take_head()
+                if not block:
+                    return False
+                if self._ahead:  # other requests follow it
+                    head = memo.recall(block)
             self._seen = 0
             self._served = True
             if self._resting and not self._work():
                 raise RemoteError("too much is under way for its address", reason=Reason.CONNECTION_LIMIT)
             if head is None:
                 head = parse_request_head(block, secure=self.pool.visitor.secure)
-                self.pool.memo.remember(block, head)
+                memo.remember(block, head)
         except RemoteError as error:
             # More may follow. TLS reads it by itself while it says goodbye; else we do.
             transport = self._transport
@@ -262,7 +267,7 @@ class Http1Visitor(Http1Exchange, asyncio.Protocol):
         """What came is no head: answer, and log its first line."""
         # To the first end of line of any kind: fields that follow a bare one may hold passwords.
         self._work()
-        line = bytes(came[:_LINE_BYTES]).partition(b"\n")[0].partition(b"\r")[0]
+        line = bytes(came[:_LINE_BYTES]).removeprefix(b"\r\n").partition(b"\n")[0].partition(b"\r")[0]
         self._ahead = b""
         since = self._since
         self.bytes_out = 0

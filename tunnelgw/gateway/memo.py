@@ -39,18 +39,19 @@ class Memo:
     """The last heads of one connection, read and written."""
 
     __slots__ = (
-        "_after", "_before", "_hsts", "_id", "_key", "_rest", "_rest_head", "_response_block", "_response_head",
-        "_response_method", "_written", "_written_as", "_written_fields", "_written_h2", "_written_h2_head",
-        "_written_head", "response_size",
+        "_after", "_before", "_hsts", "_id", "_key", "_most", "_rest", "_rest_head", "_response_block",
+        "_response_head", "_response_method", "_written", "_written_as", "_written_fields", "_written_h2",
+        "_written_h2_head", "_written_head", "response_size",
     )  # fmt: skip
 
-    def __init__(self, hsts: bytes) -> None:
-        """`hsts`: as `GatewaySettings.hsts`, for what is written to this visitor."""
+    def __init__(self, hsts: bytes, limit: int = _LIMIT) -> None:
+        """`hsts`: as `GatewaySettings.hsts`, for what is written to this visitor. `limit`: of a request's head."""
         self._hsts = hsts
+        self._most = min(limit, _LIMIT)
         self.forget()
 
     def forget(self) -> None:
-        """Nothing was said yet."""
+        """Drop everything, as if nothing had been said yet."""
         self._rest = b""  # a request's head after its first line
         self._rest_head: RequestHead | None = None
         self._id = b""  # its request id as the visitor sent it; the head gets one of ours where that is empty
@@ -73,7 +74,7 @@ class Memo:
         if not rest or not data.endswith(rest):
             return None
         size = len(data)
-        if size > _LIMIT:
+        if size > self._most:
             return None
         found = _line(data)
         if found is None or found.end() + len(rest) != size:
@@ -160,6 +161,7 @@ class Memo:
         return head.framing is Framing.NONE and head.method in _REPEATED and not head.upgrade and not head.protocol
 
     def _again(self, last: RequestHead, path: bytes) -> RequestHead:
+        # All but these two is the same, since `last` is plain: no body, no upgrade, nothing to expect.
         head: RequestHead = last.__copy__()  # type: ignore[attr-defined]
         head.path = path
         head.request_id = self._id

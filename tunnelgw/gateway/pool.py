@@ -3,7 +3,7 @@
 Streams never cross visitor connections. One that is clean after an exchange is kept for the same connection's next
 request to the same route; a request that must not be repeated takes it only within a second of its last use, because an
 older one may be closing at this very moment. Invariant: a stream in the pool has no exchange, owes no credit and has
-received nothing that no request asked for.
+received nothing that no request asked for; what is kept is in order of `idle_since`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Pool:
             secure=visitor.secure,
             trusted=gateway.trusted if self._trusted else None,
         )
-        self.memo = Memo(gateway.settings.hsts if visitor.secure else b"")  # what was read and written last
+        settings = gateway.settings
+        self.memo = Memo(settings.hsts if visitor.secure else b"", settings.request_head_bytes)
         self._covered: str | None = None  # the last host that this connection's certificate was found to cover
         self._kept: list[Upstream1] | None = None
         self._trunks: list[Trunk] | None = None
@@ -90,7 +91,7 @@ class Pool:
         return self.sweep(now)
 
     def take(self, route: Route, now: float, head: RequestHead, *, fresh: bool) -> Upstream:
-        """An upstream for one exchange: kept or new; `fresh`: new."""
+        """An upstream for one exchange: one that was kept, unless it must be `fresh`, or a new one."""
         if route.kind == "h2c":
             return Branch(self._trunk(route))
         kept = self._kept

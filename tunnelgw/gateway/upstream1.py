@@ -299,7 +299,10 @@ class Upstream1:
             self._begin_body(exchange, head, data, start)
 
     def _parse_heads(self, exchange: Exchange, data: bytes, method: bytes) -> tuple[ResponseHead | None, int]:
-        """The final head in `data`, after any interim ones, and where it ends; None if it is not complete yet."""
+        """The final head in `data` and where it ends; None if it is not complete yet, and its beginning is kept.
+
+        Interim ones before it are passed on; the memo learns the final one.
+        """
         start = 0
         while start < len(data):
             end = find_response_end(data, start)
@@ -308,9 +311,12 @@ class Upstream1:
                 break
             block = data[start:end]
             start = end
-            head = parse_response_head(block, method=method)
+            memo = self._pool.memo
+            head = memo.recall_response(block, method)  # as the last one, but after an interim one
+            if head is None:
+                head = parse_response_head(block, method=method)
             if head.status >= 200:
-                self._pool.memo.remember_response(block, method, head)
+                memo.remember_response(block, method, head)
                 return head, start
             if head.status == 101:
                 return head, start  # never the same twice, and the visitor's side rewrites it

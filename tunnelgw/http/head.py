@@ -36,7 +36,7 @@ class RequestHead(msgspec.Struct):
     fields: Fields  # end-to-end fields, names lower-cased, order kept
     claimed: Fields  # forwarding fields as the visitor sent them: worth something only from a trusted proxy
     framing: Framing = Framing.NONE
-    length: int = -1  # of the body; -1 unknown, 0: there is none, as always with Framing.NONE
+    length: int = 0  # of the body; -1 unknown; 0: there is none, as always with Framing.NONE
     keep_alive: bool = True  # whether the visitor lets its connection be used again
     expect_continue: bool = False  # waits for 100 Continue; only ever set together with a body
     upgrade: bytes = b""  # b"websocket" or nothing: any other upgrade is ignored

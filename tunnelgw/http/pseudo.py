@@ -157,11 +157,9 @@ def _request_framing(head: RequestHead, lengths: list[bytes], *, end_stream: boo
         if end_stream and head.length:
             refuse("Content-Length promises a body that does not follow")
     elif not end_stream:
-        head.framing = Framing.CHUNKED
+        head.framing, head.length = Framing.CHUNKED, -1
     elif head.method in (b"POST", b"PUT", b"PATCH"):
         head.framing, head.length = Framing.LENGTH, 0  # RFC 9110 section 8.6: some targets answer 411 without
-    else:
-        head.length = 0
     if head.protocol and head.framing is not Framing.CHUNKED:
         refuse("an extended CONNECT without its stream")
 

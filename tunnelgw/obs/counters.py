@@ -29,7 +29,7 @@ _LOWEST_STATUS, _HIGHEST_STATUS = 100, 599
 class RouteCounters:
     """What one route (by label) served. Shared by every exchange and splice of that label in this process.
 
-    What lasts for long adds to `bytes_in` (from the visitor) and `bytes_out` (to the visitor) directly, meanwhile.
+    Who lasts for long adds to `bytes_in` (from the visitor) and `bytes_out` (to the visitor) before it is observed.
     """
 
     __slots__ = ("bytes_in", "bytes_out", "duration_sum", "durations", "label", "requests")

@@ -124,7 +124,7 @@ class Sealed:
         self._outer.hurry()
 
     def lend(self, data: memoryview) -> None:
-        """As `Stream.lend`."""
+        """As `Stream.lend`; what is written is encrypted at once, so nothing here is in the caller's buffer."""
         self.write(data if self._open else bytes(data))
         self.hurry()
 

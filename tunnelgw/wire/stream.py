@@ -122,7 +122,7 @@ class Stream:
         self.place = IDLE
         self.turn = 0  # bytes left of the round robin's turn
         self.fin_sent = False
-        self.sent_at = 0.0  # when bytes were last pulled, or began to wait
+        self.sent_at = 0.0  # while bytes wait: since when, or when some of them were last pulled
         # Receiving half.
         self.granted = 0  # what the peer may still send; -1 after its FIN
         self.window = 0
@@ -131,7 +131,7 @@ class Stream:
         self.grown = 0  # window beyond its start, as counted against the caps
         self.epoch_at = 0.0  # since when epoch_consumed counts
         self.epoch_consumed = 0
-        self.progress_at = 0.0  # when the sink last consumed, or began to owe
+        self.progress_at = 0.0  # while the sink owes: since when, or when it last consumed some
         self.fin_received = False
         self._frames = 0  # since the last mark, of those that found or left the sink holding something
         self._marks: deque[int] | None = None  # what must be consumed, counted as `_passed` is, to free each
@@ -211,18 +211,16 @@ class Stream:
         if not self.place:
             scheduler.activate(self)
 
-    def hurry(self) -> None:
+    def hurry(self, much: int = HOT) -> None:
         """If much was written in this turn of the loop, let it go out now. The last call of who wrote."""
         scheduler = self.session.scheduler
-        if scheduler.fresh >= HOT:
+        if scheduler.fresh >= much:
             scheduler.hurry()
 
     def lend(self, data: memoryview) -> None:
         """`write` and `hurry`, of bytes in a buffer that the caller uses again: what does not leave now is copied."""
         self.write(data)
-        scheduler = self.session.scheduler
-        if len(data) >= LENT or scheduler.fresh >= HOT:
-            scheduler.hurry()
+        self.hurry(LENT if len(data) >= LENT else HOT)
         if self.queued:
             self._keep()
 
