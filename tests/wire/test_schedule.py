@@ -9,7 +9,7 @@ from tunnelgw.wire.control import Notice
 from tunnelgw.wire.flow import KIB
 from tunnelgw.wire.frames import HEADER, MAX_FRAME, MAX_PAYLOAD
 from tunnelgw.wire.schedule import FILLED, TURN
-from tunnelgw.wire.stream import BEGUN, HIGH_WATER, HOT, LENT
+from tunnelgw.wire.stream import BEGUN, HIGH_WATER, HOT
 
 
 def frames_of(data: bytes) -> list[tuple[int, int, int]]:
@@ -203,20 +203,6 @@ def test_many_small_messages_in_one_turn_are_pulled_before_its_end() -> None:
         stream.write(b"small")
         stream.hurry()
     assert [kind for kind, _, _ in frames_of(pulled[0])] == [frames.DATA] * len(streams)
-
-
-def test_a_lent_buffer_that_is_large_is_pulled_at_once() -> None:
-    pair, (stream, other) = opened(2)
-    session = pair.edge.session
-    pulled: list[bytes] = []
-    session.wake = lambda: pulled.append(session.pull(256 * KIB, 0.0)) if session.scheduler.hot else None
-    stream.lend(memoryview(bytes(LENT - 1)))
-    assert not pulled
-    assert stream.queued == LENT - 1
-    other.lend(memoryview(bytes(LENT)))
-    assert len(pulled[0]) > 2 * LENT - 1
-    assert not stream.queued
-    assert not other.queued
 
 
 def test_a_link_that_takes_nothing_is_asked_again_after_as_much() -> None:

@@ -37,16 +37,14 @@ BLOCKED = 2  # bytes queued, but the peer's window is used up
 # Queued bytes at which the sink is asked to pause: a turn. One read of a socket overshoots it; more would only grow
 # cold (up to 1 MiB for each of 16 downloads outgrew the processor's cache and cost the connector 17 % more).
 HIGH_WATER = 64 * KIB
-# So much in one turn of the loop goes out before its end, so that the other side may begin with it while we go on. Each
-# write costs both sides 15 us, whatever is in it: after 32 KiB it was too early (10 KiB answers, 16 connections: 8 %
-# fewer requests a second; 160 and 256 KiB are no better than this).
+# So much in one turn of the loop goes out before its end: what waits for the others' bytes is cold when it is joined
+# and encrypted (that cost a sixth of all processor time of 16 downloads at once), and the other side may begin with it.
+# Each write costs both sides 15 us, whatever is in it: after 32 KiB it was too early (10 KiB answers, 16 connections:
+# 8 % fewer requests a second; 160 and 256 KiB are no better than this).
 HOT = 96 * KIB
 # Each stream that begins to send counts as so many bytes besides, so that 32 small messages are let go as well (HTTP/2,
 # 8 x 16: 14 % more requests a second than with one batch of all; batches of 8 cost more than they gain).
 BEGUN = 3 * KIB
-# Of a lent buffer, so much goes out at once in any case: what waits for the others' bytes is copied, and cold when it
-# is joined and encrypted (that cost a sixth of all processor time of 16 downloads at once).
-LENT = 32 * KIB
 
 # Credit goes back when half of a window was consumed, and after so much of a large one: with halves alone a sender far
 # away stood still for half of each round trip (200 ms, simulated: 43 MB/s through 16 MiB, so 84).
@@ -211,16 +209,16 @@ class Stream:
         if not self.place:
             scheduler.activate(self)
 
-    def hurry(self, much: int = HOT) -> None:
+    def hurry(self) -> None:
         """If much was written in this turn of the loop, let it go out now. The last call of who wrote."""
         scheduler = self.session.scheduler
-        if scheduler.fresh >= much:
+        if scheduler.fresh >= HOT:
             scheduler.hurry()
 
     def lend(self, data: memoryview) -> None:
         """`write` and `hurry`, of bytes in a buffer that the caller uses again: what does not leave now is copied."""
         self.write(data)
-        self.hurry(LENT if len(data) >= LENT else HOT)
+        self.hurry()
         if self.queued:
             self._keep()
 
