@@ -83,13 +83,19 @@ class Upstream1:
         self._phase = _HEAD
         self._interim = 0
         self._heard = self._clean = False
-        stream = self.stream
+        pool, route, stream = self._pool, self.route, self.stream
         if stream is None:
-            pool = self._pool
-            stream = self.stream = pool.gateway.opener.open(self.route, pool.visitor, self)
+            stream = self.stream = pool.gateway.opener.open(route, pool.visitor, self)
             if stream is None:
                 return  # parked
-        self._send_head(stream, exchange)
+        head = exchange.head
+        assert head is not None
+        self.ready = True
+        self._chunked = head.framing is _CHUNKED
+        self._sent_all = not (head.length or head.upgrade)
+        path = target_path(route, head.path) if route.strip_path else head.path
+        stream.write(pool.memo.request_bytes(head, path, pool.forwarding))
+        stream.hurry()
 
     def send_body(self, data: bytes) -> None:
         """Payload of the request."""
@@ -168,7 +174,7 @@ class Upstream1:
             return
         self.stream = stream
         exchange.quiet_since = self._pool.gateway.time()  # the service's time begins now
-        self._send_head(stream, exchange)
+        self.start(exchange)
         exchange.resume_upload()
 
     def stream_refused(self, reason: Reason, since: float) -> None:
@@ -248,18 +254,6 @@ class Upstream1:
             self.exchange.resume_upload()
 
     # Inside.
-
-    def _send_head(self, stream: StreamEnd, exchange: Exchange) -> None:
-        head = exchange.head
-        assert head is not None
-        self.ready = True
-        self._chunked = head.framing is _CHUNKED
-        self._sent_all = not (head.length or head.upgrade)
-        route = self.route
-        path = target_path(route, head.path) if route.strip_path else head.path
-        pool = self._pool
-        stream.write(pool.memo.request_bytes(head, path, pool.forwarding))
-        stream.hurry()
 
     def _read_head(self, exchange: Exchange, data: bytes) -> None:
         buffer = self._buffer
