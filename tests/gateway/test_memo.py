@@ -32,6 +32,7 @@ FIELDS = [
     b"Host: a.example.com\r\nCookie: a=1\r\nX-Request-Id: bad id", b"Host: a.example.com\r\nContent-Length: 0",
     b"Host: a.example.com\r\nConnection: upgrade\r\nUpgrade: websocket", b"Accept: */*",
     b"Host: a.example.com\r\nx-request-id: x\r\nX-A: x-request-id: y", b"Host: a.example.com\r\nTE: trailers",
+    b"Accept: a\r\nHost: a.example.com", b"X-A: b\r\nAccept: a\r\nHost: a.example.com",  # each ends with the one before
 ]  # fmt: skip
 ANSWERS = [
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
@@ -139,6 +140,18 @@ def test_a_repeated_head_keeps_to_the_limit() -> None:
         assert transport.take().startswith(b"HTTP/1.1 200 ")
     protocol.data_received(b"GET " + path + b"a" + fields)
     assert transport.take().startswith(b"HTTP/1.1 431 ")
+
+
+def test_what_came_last_is_that_of_its_own_head(world: World) -> None:
+    """A head may end with all of another one's fields."""
+    protocol, _ = world.connect()
+    short, long = b"\r\nHost: a.example.com\r\n\r\n", b"\r\nAccept: a\r\nHost: a.example.com\r\n\r\n"
+    for path, fields in ((b"/1", long), (b"/2", long), (b"/3", short), (b"/2", long), (b"/2", long)):
+        protocol.data_received(b"GET " + path + b" HTTP/1.1" + fields)
+        sent = world.opener.last.take()
+        assert sent.startswith(b"GET " + path + b" ")
+        assert (b"accept: a" in sent) == (fields is long)
+        world.opener.last.deliver(ANSWERS[0])
 
 
 def test_pipelined_heads_are_recalled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,9 @@ class Memo:
     """The last heads of one connection, read and written."""
 
     __slots__ = (
-        "_after", "_before", "_hsts", "_id", "_key", "_most", "_rest", "_rest_head", "_response_block",
-        "_response_head", "_response_method", "_written", "_written_as", "_written_fields", "_written_h2",
-        "_written_h2_head", "_written_head", "response_size",
+        "_after", "_before", "_block", "_hsts", "_id", "_key", "_most", "_path", "_rest", "_rest_head",
+        "_response_block", "_response_head", "_response_method", "_written", "_written_as", "_written_fields",
+        "_written_h2", "_written_h2_head", "_written_head", "response_size",
     )  # fmt: skip
 
     def __init__(self, hsts: bytes, limit: int = _LIMIT) -> None:
@@ -52,6 +52,8 @@ class Memo:
 
     def forget(self) -> None:
         """Drop everything, as if nothing had been said yet."""
+        self._block = b""  # the whole of the head that was recalled last, and its path: often it comes once more
+        self._path = b""
         self._rest = b""  # a request's head after its first line
         self._rest_head: RequestHead | None = None
         self._id = b""  # its request id as the visitor sent it; the head gets one of ours where that is empty
@@ -70,20 +72,22 @@ class Memo:
 
     def recall(self, data: bytes | bytearray) -> RequestHead | None:
         """The head if `data` is one, and only its first line is new; `RemoteError` if that one's path is refused."""
-        rest = self._rest
-        if not rest or not data.endswith(rest):
+        last, rest = self._rest_head, self._rest
+        if last is None or not rest or not data.endswith(rest):
             return None
+        if data == self._block:
+            return self._again(last, self._path)
         size = len(data)
         if size > self._most:
             return None
         found = _line(data)
         if found is None or found.end() + len(rest) != size:
             return None
-        last = self._rest_head
         method, path = found.groups()
-        if last is None or method != last.method:
+        if method != last.method:
             return None  # the same fields can mean another thing with another method: an upgrade is for GET
         check_path(path)
+        self._block, self._path = bytes(data), path
         return self._again(last, path)
 
     def remember(self, block: bytes, head: RequestHead) -> None:
@@ -92,6 +96,7 @@ class Memo:
             found = _line(block)
             if found is not None:
                 self._rest, self._rest_head, self._key, self._id = block[found.end() :], head, (), head.request_id
+                self._block = b""  # its path was of another head
 
     def recall_h2(self, fields: H2Fields) -> tuple[RequestHead | None, H2Fields]:
         """As `recall`, for a request without body; and what to give to `remember_h2`."""
