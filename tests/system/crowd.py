@@ -8,6 +8,7 @@ was asked, and every request, message or byte that went wrong, with its cause. A
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import ssl
@@ -130,7 +131,7 @@ class Crowd:
                 self.done[name] += 1
                 await asyncio.sleep(PAUSE)
         finally:
-            writer.close()
+            await ended(writer)
 
     async def _new(self, name: str) -> None:
         """One connection for each request."""
@@ -140,7 +141,7 @@ class Crowd:
                 await exchange(reader, writer, self.done[name] % 2)
             self.done[name] += 1
         finally:
-            writer.close()
+            await ended(writer)
         await asyncio.sleep(PAUSE)
 
     async def _http2(self, name: str) -> None:
@@ -154,7 +155,7 @@ class Crowd:
                     self.done[name] += 4
                     await asyncio.sleep(PAUSE)
         finally:
-            writer.close()
+            await ended(writer)
 
     async def _websocket(self, name: str) -> None:
         """Numbered messages, each of which comes back."""
@@ -189,7 +190,7 @@ class Crowd:
             if got != size or digest.digest() != hashlib.sha256(pattern(size)).digest():
                 raise WrongError(f"{got} of {size} bytes")
         finally:
-            writer.close()
+            await ended(writer)
 
     async def _raw(self, name: str) -> None:
         """A connection to the raw port that lasts, as ssh's would."""
@@ -200,7 +201,7 @@ class Crowd:
                 self.done[name] += 1
                 await asyncio.sleep(PAUSE)
         finally:
-            writer.close()
+            await ended(writer)
 
     async def _raw_new(self, name: str) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.raw_port)
@@ -208,8 +209,15 @@ class Crowd:
             await echoed(reader, writer, b"%d\n" % self.done[name])
             self.done[name] += 1
         finally:
-            writer.close()
+            await ended(writer)
         await asyncio.sleep(PAUSE)
+
+
+async def ended(writer: asyncio.StreamWriter) -> None:
+    """Close, and wait for the edge's answer: a loop that stops before it leaves the socket of a TLS connection open."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def echoed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> None:
