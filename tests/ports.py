@@ -50,3 +50,24 @@ def free_udp_port() -> int:
                 continue
             return port
     raise OSError("no port is free for UDP")
+
+
+def free_range(size: int) -> int:
+    """The first of so many ports that are free for UDP and TCP, or nearly surely so."""
+    while True:
+        first = free_udp_port()
+        socks = []
+        try:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                for port in range(first, first + size):
+                    socks.append(sock := socket.socket(socket.AF_INET, kind))
+                    sock.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        else:
+            for _ in range(size - 1):
+                next(_candidates)
+            return first
+        finally:
+            for sock in socks:
+                sock.close()

@@ -40,7 +40,11 @@ def run(main: Callable[[], Awaitable[None]], *, seconds: float = 30) -> None:
 
     async def guarded() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: noise.append(context))
-        await asyncio.wait_for(main(), seconds)
+        try:
+            await asyncio.wait_for(main(), seconds)
+        finally:
+            for _ in range(10):  # transports that were closed or aborted say so in a later turn
+                await asyncio.sleep(0)
 
     with runner(loop_factory(require_uvloop=True)) as opened:
         opened.run(guarded())

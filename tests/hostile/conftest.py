@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SERVICES = """
 [services.web]
 target = {port}
-response_seconds = 2
+response_seconds = 5
 [services.wiki]
 target = {port}
 host = "web.example.com"
@@ -37,7 +37,7 @@ class Hostile:
         self.recorder = recorder
         self._beside = Visitor(world)
         self._count = 0
-        self.beside()  # at once: who never asked has two seconds, who did has two minutes
+        self.beside()  # at once: who never asked has five seconds, who did has two minutes
 
     def close(self) -> None:
         self._beside.sock.close()
@@ -71,7 +71,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture(scope="package")
 def hostile(tmp_path_factory: pytest.TempPathFactory, recorder: Recorder) -> Iterator[Hostile]:
-    tables = "[limits]\nrequest_head_seconds = 2\nidle_seconds = 120\n"
+    tables = "[limits]\nrequest_head_seconds = 5\nidle_seconds = 120\n"
     with World(tmp_path_factory.mktemp("hostile"), tables=tables) as world, serve(recorder) as target:
         world.start_edge()
         world.connector("home", SERVICES.format(port=target.port), allow=("--allow-host", "*.example.com",

@@ -25,7 +25,7 @@ table ip filter {
 
 def settled(tunnels: Tunnels, role: str, wanted: object) -> None:
     """Until this machine is as it was with the tunnel up."""
-    wait_until(lambda: tunnels.kernel(role) == wanted, seconds=10, what=f"{tunnels.kernel(role)}\nas {wanted}")
+    wait_until(lambda: tunnels.kernel(role) == wanted, seconds=30, what=f"{tunnels.kernel(role)}\nas {wanted}")
 
 
 @pytest.mark.parametrize("leads_out", [False, True], ids=["network", "exit"])

@@ -190,14 +190,15 @@ def test_speed(laptop: Laptop) -> None:
     pids = [visit.pid, *laptop.lab.edge.pids(), *laptop.lab.connector.pids()]
     for options in ((), ("-R",), ("-P", "8")):
         speeds: list[float] = []
-        while len(speeds) < 5 and max(speeds, default=0.0) <= 300:
+        each: list[float] = []
+        while len(speeds) < 5 and min(max(speeds, default=0.0), max(each, default=0.0)) <= 300:
             before = processor_seconds(pids)
             speeds.append(laptop.speed(LAN, *options, seconds=3))
             taken = processor_seconds(pids) - before
-            each = 3 * speeds[-1] / taken
-            print(f"{' '.join(options):5} {speeds[-1]:.0f} Mbit/s, {each:.0f} Mbit a second of a processor")
-            assert each > 300
+            each.append(3 * speeds[-1] / taken)
+            print(f"{' '.join(options):5} {speeds[-1]:.0f} Mbit/s, {each[-1]:.0f} Mbit a second of a processor")
         assert max(speeds) > 300, speeds
+        assert max(each) > 300, each
     assert visit.stop() == 0
 
 

@@ -148,12 +148,12 @@ class Crowd:
         """One connection, four requests at a time, until the edge asks to go on elsewhere."""
         reader, writer = await self._open("h2")
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                session = Http2Session(reader, writer)
-                while not session.leaving and not self.stopping.is_set():
+            session = Http2Session(reader, writer)
+            while not session.leaving and not self.stopping.is_set():
+                async with asyncio.timeout(ANSWER_SECONDS):
                     await session.round(4)
-                    self.done[name] += 4
-                    await asyncio.sleep(PAUSE)
+                self.done[name] += 4
+                await asyncio.sleep(PAUSE)
         finally:
             await ended(writer)
 

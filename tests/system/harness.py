@@ -85,10 +85,11 @@ class Process:
         """The first match of `pattern` in the output from offset `after` on."""
         end = time.monotonic() + seconds
         while True:
+            gone = self.popen.poll() is not None  # before its last words are read
             found = re.search(pattern, self.text()[after:])
             if found:
                 return found
-            if self.popen.poll() is not None:
+            if gone:
                 raise AssertionError(f"{self.name} ended with {self.popen.returncode}:\n{self.text()[-4000:]}")
             if time.monotonic() > end:
                 raise AssertionError(f"{self.name} never said {pattern!r}:\n{self.text()[-4000:]}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -97,17 +96,20 @@ class Load:
         self._threads = [threading.Thread(target=self._visit, args=(make,), daemon=True) for make in makers]
 
     def _visit(self, make: Callable[[], Visitor1 | Visitor2]) -> None:
-        visitor = make()
+        visitor: Visitor1 | Visitor2 | None = None
         while not self._stopping.wait(self._pause):
             begun = time.monotonic()
             try:
+                visitor = visitor or make()
                 status, body = visitor.get(self._path)
-            except (OSError, http.client.HTTPException, ssl.SSLError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 status, body = 0, repr(error)
             self.answers.append(Answer(begun, time.monotonic() - begun, status, body))
-            if not status:
-                visitor = make()
-        visitor.close()
+            if not status and visitor:
+                visitor.close()
+                visitor = None
+        if visitor:
+            visitor.close()
 
     def since(self, moment: float) -> list[Answer]:
         """Requests that began at or after this moment."""

@@ -16,7 +16,7 @@ from tests.hostile.frames import Visitor2, request
 from tests.system.harness import World, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.system
@@ -59,14 +59,12 @@ class Crowd:
     def half(self, address: str) -> socket.socket:
         """Half a ClientHello."""
         sock = self._connect(address, self.world.port)
-        sock.send(HALF)
-        return sock
+        return spoken(sock, lambda: sock.send(HALF))
 
     def idle(self, address: str) -> socket.socket:
         """One request over TLS, then nothing."""
         sock = self.visit(address)
-        ask(sock)
-        return sock
+        return spoken(sock, lambda: ask(sock))
 
     def shaken(self, address: str) -> socket.socket:
         """A TLS handshake, and no request."""
@@ -98,6 +96,16 @@ class Crowd:
     def leave(self) -> None:
         for sock in self.held:
             sock.close()
+
+
+def spoken(sock: socket.socket, speak: Callable[[], object]) -> socket.socket:
+    """The connection, after what is to be said on it; closed if that cannot be said."""
+    try:
+        speak()
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def ask(sock: socket.socket) -> None:

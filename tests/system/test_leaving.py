@@ -114,7 +114,7 @@ def test_a_stopping_edge_refuses_new_visitors_at_once(tmp_path: Path, workers: i
         assert world.edge is not None
         with world.tls("web.example.com") as visitor:
             visitor.sendall(b"GET /slow?seconds=60 HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
-            world.curl("https://web.example.com/")  # what was sent before has arrived
+            wait_until(lambda: 'tunnelgw_streams{connector="home"} 1' in world.metrics(), what="it is asked")
             world.edge.signal(signal.SIGTERM)
             wait_until(lambda: not port_answers(world.port), seconds=5, what="new connections are refused")
             assert world.edge.popen.poll() is None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.ports import free_port
+from tests.ports import free_port, free_range
 from tests.system.harness import World, port_answers, wait_until
 from tests.system.targets import RawTarget, both_ways, read_all, read_exactly
 
@@ -179,9 +179,7 @@ def test_ports_open_and_close_with_the_file(world: World) -> None:
 
 
 def test_a_range_maps_one_to_one(world: World) -> None:
-    # Below the ports that the system gives to others meanwhile.
-    low, base = (next(port for port in range(start, 32000, 2) if not any(map(port_answers, (port, port + 1))))
-                 for start in (20000, 25000))  # fmt: skip
+    low, base = free_range(2), free_range(2)
     services = f'[services.range]\ntarget = "tcp://127.0.0.1:{low}"\nport = "{base}-{base + 1}"'
     with RawTarget(echo, port=low), RawTarget(greet, port=low + 1):
         world.connector("home", services, allow=("--allow-port", f"{base}-{base + 1}"))

@@ -113,6 +113,7 @@ def test_browsers_are_told_to_stay_with_https(world: World, version: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(520)
 @pytest.mark.skipif(shutil.which("testssl") is None, reason="needs testssl.sh")
 def test_testssl_finds_nothing_above_low(world: World, tmp_path: Path) -> None:
     """Protocols, categories of suites, forward secrecy, order, what the server says of itself, and each vulnerability.

@@ -239,7 +239,10 @@ def test_a_certificate_outlives_the_connector_and_is_renewed(started: tuple[Worl
     found = json.loads(record.read_text())
     record.write_text(json.dumps({**found, "renew_at": 1.0, "issued_at": 1.0}))
     home.start()
-    wait_until(lambda: shown(world, pebble, NAME)["serialNumber"] != before, seconds=60, what="a new certificate")
+    wait_until(
+        lambda: has_certificate(world, pebble, NAME) and shown(world, pebble, NAME)["serialNumber"] != before,
+        seconds=60, what="a new certificate",
+    )  # fmt: skip
     assert world.code(f"https://{NAME}/") == 200
 
 

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.ports import free_port, free_udp_port
+from tests.ports import free_port, free_range, free_udp_port
 from tests.system.control import ask
 from tests.system.harness import Connector, World, port_answers, run, wait_until
 from tests.system.targets import RawTarget
@@ -288,25 +287,6 @@ def test_allow_from(world: World) -> None:
         wait_until(lambda: refused(world, "address_refused") > 0, what="it is refused")
         home.write(udp("game", target.port, port, 'allow_from = ["127.0.0.0/8"]'))
         assert visitor.insist(b"y")
-
-
-def free_range(size: int) -> int:
-    """The first of so many ports that are free for UDP and TCP, or nearly surely so."""
-    while True:
-        first = free_udp_port()
-        socks = []
-        try:
-            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                for port in range(first, first + size):
-                    socks.append(sock := socket.socket(socket.AF_INET, kind))
-                    sock.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        else:
-            return first
-        finally:
-            for sock in socks:
-                sock.close()
 
 
 def test_a_range_of_udp_ports_maps_one_to_one(world: World) -> None:

@@ -191,8 +191,8 @@ def test_who_stops_the_newest_stops_those_before(world: Upgrading) -> None:
             assert not ended(second)  # it has nothing of its own, and waits for the first
             began = time.monotonic()
             assert await loop.run_in_executor(None, lambda: world.voice.stop(seconds=40)) == 0
-            assert first.popen.poll() == 0
-            assert ended(second)
+            assert first.popen.wait(10) == 0
+            wait_until(lambda: ended(second), what="the second process ends")
             assert third == world.voice.pid
             assert time.monotonic() - began < 30
             await connection.wait_closed()
@@ -307,6 +307,7 @@ def test_an_edge_that_knows_no_upgrade(tmp_path: Path) -> None:
     with Upgrading(tmp_path) as world, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(world.state / "control.sock"))
         listener.listen()
+        listener.settimeout(30)
         old = threading.Thread(target=answer)
         old.start()
         new = world.command()
