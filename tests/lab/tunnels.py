@@ -163,10 +163,6 @@ class Machines:
             "names": self.resolv_conf(role).read_text(),
         }
 
-    def wait_gone(self, role: str) -> None:
-        """Until the interface is: it goes with its process, a moment later."""
-        wait_until(lambda: "tgw-" not in self.exec(role, "ip", "link"), what=f"no interface at the {role}")
-
     def wait_as_before(self, role: str) -> None:
         """Until nothing of a tunnel is left there. (The kernel removes what belongs to an interface a moment later.)"""
         wait_until(lambda: self.kernel(role) == self.before[role], seconds=30, what=f"{self.kernel(role)}\nas before")
