@@ -65,7 +65,7 @@ def free_range(size: int) -> int:
         except OSError:
             continue
         else:
-            for _ in range(size - 1):
+            for _ in range(size - 1):  # nobody else gets one of them
                 next(_candidates)
             return first
         finally:

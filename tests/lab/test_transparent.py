@@ -270,7 +270,7 @@ def test_beside_a_visitors_interface(home: tuple[Lab, Process]) -> None:
     is_seen()
     assert visit.stop() == 0
     lab.connector.kill()
-    wait_until(lambda: "tgw-home" not in laptop.exec("home", "ip", "link"), what="the interface gone with its process")
+    laptop.wait_gone("tgw-home", "home")
     assert "tunnelgw_home" in laptop.exec("home", "nft", "list", "tables")
     lab.connector.start()
     wait_open(lab)

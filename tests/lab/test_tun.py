@@ -201,7 +201,7 @@ def test_a_kill_stays_closed_until_it_is_undone(tunnels: Tunnels) -> None:
     assert "nameserver 127.116.103.119" in tunnels.resolv_conf("visitor").read_text()
     tunnels.count_leaks()
     visit.kill()
-    assert "tgw-visit" not in tunnels.exec("visitor", "ip", "link")
+    tunnels.wait_gone("tgw-visit", "visitor")
     assert tunnels.shut("198.51.100.2")
     assert tunnels.leaks() == 0
     assert "nameserver 203.0.113.1" in tunnels.resolv_conf("visitor").read_text().splitlines()
@@ -216,6 +216,8 @@ def test_a_kill_stays_closed_until_it_is_undone(tunnels: Tunnels) -> None:
 def test_after_a_kill_of_both_they_begin_anew(tunnels: Tunnels, leads_out: bool) -> None:
     for process in tunnels.connect(leads_out=leads_out):
         process.kill()
+    tunnels.wait_gone("tgw-home", "home")
+    tunnels.wait_gone("tgw-visit", "visitor")
     home, visit = tunnels.connect(leads_out=leads_out)
     assert tunnels.ping(LAN)
     assert "is as it was before" in visit.text() or not leads_out

@@ -233,7 +233,7 @@ def test_the_start_after_a_kill_takes_everything_back(laptop: Laptop, role: str)
         visit.stop()
     program.kill()
     visit.kill()
-    wait_until(lambda: "tgw-home" not in laptop.exec(role, "ip", "address"), what="the interface gone with its process")
+    laptop.wait_gone("tgw-home", role)
     left = laptop.kernel(role)
     assert "table inet tunnelgw_home" in left["tables"]
     assert "net.ipv4.ip_forward = 1" in left["switches"]

@@ -163,6 +163,10 @@ class Machines:
             "names": self.resolv_conf(role).read_text(),
         }
 
+    def wait_gone(self, interface: str, role: str) -> None:
+        """Until this interface is: it goes with its process, a moment later."""
+        wait_until(lambda: interface not in self.exec(role, "ip", "link"), what=f"no {interface} at the {role}")
+
     def wait_as_before(self, role: str) -> None:
         """Until nothing of a tunnel is left there. (The kernel removes what belongs to an interface a moment later.)"""
         wait_until(lambda: self.kernel(role) == self.before[role], seconds=30, what=f"{self.kernel(role)}\nas before")
