@@ -290,6 +290,45 @@ def test_a_link_that_dies_is_resumed_and_one_that_stays_away_resets_the_streams(
     assert list(world.visits) == []
 
 
+def test_the_last_bytes_of_the_last_stream_survive_a_link_that_dies_with_them() -> None:
+    world = World()
+    laptop = world.visit("laptop", LAPTOP)
+    sink = laptop.open(SSH)
+    assert sink.stream is not None
+    sink.stream.finish()
+    world.run(laptop)
+    (far,) = world.home.handler.sinks.values()
+    assert far.stream is not None
+    far.stream.write(b"the end")
+    far.stream.finish()
+    world.run()
+    visit = laptop.link.owner
+    assert b"the end" in visit.session.pull(1 << 20, world.loop.time()), "on the wire, and lost there"
+    assert visit.session.stream_count == 0
+    visit.link_lost(laptop.link, ConnectionResetError())
+    laptop.session.detach(world.loop.time())
+    assert world.dial("laptop", laptop) is visit
+    world.run(laptop)
+    assert (bytes(sink.data), sink.finished) == (b"the end", True)
+
+
+def test_what_is_opened_into_a_dead_link_opens_on_the_next() -> None:
+    world = World()
+    laptop = world.visit("laptop", LAPTOP)
+    world.run(laptop)
+    sink = laptop.open(SSH)
+    assert sink.stream is not None
+    sink.stream.write(b"hello")
+    assert laptop.session.pull(1 << 20, world.loop.time()), "on the wire, and lost there"
+    visit = laptop.link.owner
+    visit.link_lost(laptop.link, ConnectionResetError())
+    laptop.session.detach(world.loop.time())
+    assert world.dial("laptop", laptop) is visit
+    world.run(laptop)
+    (far,) = world.home.handler.sinks.values()
+    assert bytes(far.data) == b"hello"
+
+
 def test_the_connectors_link_dies_and_bytes_wait() -> None:
     world = World()
     laptop = world.visit("laptop", LAPTOP)
@@ -312,9 +351,11 @@ def test_the_connectors_link_dies_and_bytes_wait() -> None:
     assert bytes(second.data) == b"later"
 
 
-def test_a_visitor_without_streams_leaves_nothing() -> None:
+def test_a_visitor_that_said_goodbye_leaves_nothing() -> None:
     world = World()
     laptop = world.visit("laptop", LAPTOP)
+    laptop.session.go_away(Reason.CANCELLED)
+    world.run(laptop)
     laptop.link.owner.link_lost(laptop.link, None)
     assert list(world.visits) == []
 

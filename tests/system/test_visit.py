@@ -145,6 +145,10 @@ def test_a_private_service_by_a_local_port(place: Home) -> None:
     assert "private: tunnelgw visit wiki" in place.home.command("status").stdout
     assert process.stop() == 0
     wait_until(lambda: world.status()["visitors"][0]["state"] == "away", what="the edge keeps nothing of it")
+    process = laptop.visit("wiki")
+    process.signal(signal.SIGHUP)  # a closed terminal; ssh says it to its ProxyCommand
+    assert process.popen.wait(20) == 0
+    wait_until(lambda: world.status()["visitors"][0]["state"] == "away", what="nor of this one")
 
 
 def test_both_ends_show_the_same_fingerprints(place: Home) -> None:
@@ -388,6 +392,30 @@ def test_a_link_that_is_cut_in_the_middle(tmp_path: Path, side: str, workers: in
             writing.join()
         assert not marks
         assert bytes(received) == data + b"bye"
+
+
+def test_a_link_that_is_cut_when_all_is_nearly_over(tmp_path: Path) -> None:
+    """The end of a stream, or the beginning of the next, is on the wire."""
+    with World(tmp_path) as world, RawTarget(echo) as target:
+        world.start_edge()
+        relay, control = free_port(), tmp_path / "relay.sock"
+        command = [sys.executable, str(HERE / "relay.py"), str(relay), str(world.port), "--control", str(control)]
+        world.add("relay", command, port=relay)
+        world.connector("home", f'[services.echo]\ntarget = "tcp://127.0.0.1:{target.port}"\nprivate = true')
+        laptop = Laptop(world, "laptop", "echo", edge=f"127.0.0.1:{relay}")
+        port = laptop.port("echo")
+        data = os.urandom(MB)
+        for before_the_end in range(0, 600_000, 60_000):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+                writing = threading.Thread(target=say, args=(sock, data))
+                writing.start()
+                received = bytearray()
+                while len(received) < len(data) - before_the_end and (piece := sock.recv(65536)):
+                    received += piece
+                ask(control, "reset")
+                received += read_all(sock)
+                writing.join()
+            assert bytes(received) == data + b"bye", before_the_end
 
 
 def test_with_two_workers(tmp_path: Path) -> None:

@@ -150,10 +150,6 @@ class Connector(Tunnel):
                 replaced.close(Reason.CONNECTOR_AWAY)
         self.since = time.time()
 
-    def _lost_for_good(self) -> Reason | None:
-        # It dials no more, or elsewhere: these streams are over.
-        return Reason.CONNECTOR_STOPPING if self.draining or self.all.farewell is not None else None
-
     def _detached(self) -> None:
         self.all.unlinked(self.name)
 

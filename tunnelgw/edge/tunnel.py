@@ -41,6 +41,7 @@ class Tunnel:
     role = ""  # as logs call who is at the other end
     limits: SessionLimits  # of its sessions
     unreturned = Reason.CONNECTOR_AWAY  # why it is given up when no link came back in time
+    departed = Reason.CONNECTOR_STOPPING  # likewise, when it had said that it leaves
 
     def __init__(self, name: str, connectors: Connectors, messages: TokenBucket) -> None:
         self.name = name
@@ -62,10 +63,6 @@ class Tunnel:
 
     def give_up(self, reason: Reason) -> None:
         """End the session: every stream is reset."""
-        raise NotImplementedError
-
-    def _lost_for_good(self) -> Reason | None:
-        """Why a session whose link just died need not wait for another one, if so."""
         raise NotImplementedError
 
     def _detached(self) -> None:
@@ -117,7 +114,7 @@ class Tunnel:
         raise RemoteError("a greeting after the session began")
 
     def link_lost(self, link: Link, error: Exception | None) -> None:
-        """The link died: the session waits for another one, unless that makes no sense."""
+        """The link died: the session waits for another one, unless the peer broke the protocol or has said goodbye."""
         if link is not self.link:
             return
         self.link = None
@@ -132,9 +129,9 @@ class Tunnel:
         now = self.all.loop.time()
         session.detach(now)
         self.since = time.time()
-        over = self._lost_for_good()
-        if over is not None:
-            self.give_up(over)
+        # Without a stream it waits too: an end may have been lost with the link, or an OPEN that nobody here knows of.
+        if self.draining or self.all.farewell is not None:
+            self.give_up(self.departed)  # it dials no more, or elsewhere
             return
         self.all.wheel.arm(self, now + self.all.resume_seconds)
         log.info("%s %s: link lost (%s)", self.role, self.name, error or "closed")

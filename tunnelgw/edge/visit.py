@@ -42,7 +42,7 @@ class Visit(Tunnel):
 
     role = "visitor"
     limits = LIMITS
-    unreturned = Reason.CANCELLED
+    unreturned = departed = Reason.CANCELLED
 
     def __init__(self, visits: Visits, name: str, instance: str, grant: Grant) -> None:
         messages = TokenBucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_BURST, now=visits.all.loop.time())
@@ -92,11 +92,6 @@ class Visit(Tunnel):
         self.peer = link.peer
         local = link.transport.get_extra_info("sockname") if link.transport is not None else None
         self.local = (str(local[0]), int(local[1])) if local else ("", 0)
-
-    def _lost_for_good(self) -> Reason | None:
-        assert self.session is not None
-        waits = self.session.stream_count and not self.draining and self.all.farewell is None
-        return None if waits else Reason.CANCELLED
 
     def give_up(self, reason: Reason) -> None:
         """End the session: every stream is reset, on both sides of the edge."""

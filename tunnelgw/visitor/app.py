@@ -60,10 +60,11 @@ class Visiting:
     async def run(
         self, wishes: list[Wish], *, stdio: bool = False, proxies: ProxyWish | None = None, tun: TunWish | None = None
     ) -> None:
-        """Until SIGTERM or SIGINT, or the end of `stdio`. LocalError where it comes to nothing."""
+        """Until SIGTERM, SIGINT, SIGHUP, or the end of `stdio`. LocalError where it comes to nothing."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(number, self._stopping.set)
         if tun is not None:
             from tunnelgw.visitor.packets import Packets  # for who needs it
 
