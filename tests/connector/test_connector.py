@@ -26,7 +26,7 @@ from tunnelgw.net.sockets import SEGMENT_SAFE
 from tunnelgw.net.watch import FileWatch
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import ClaimResult, Claims, RefusedMessage, Services, Trust, Welcome
-from tunnelgw.wire.flow import Budget
+from tunnelgw.wire.flow import INITIAL_WINDOW, Budget
 from tunnelgw.wire.session import Session
 
 if TYPE_CHECKING:
@@ -596,6 +596,30 @@ def test_stopping_lets_streams_end(tmp_path: Path) -> None:
             assert visitor.received == b"xy"
             await stopping
             assert visitor.reason is None
+        target.close()
+
+    run(main)
+
+
+def test_stopping_lets_the_end_of_an_answer_wait_for_its_visitor(tmp_path: Path) -> None:
+    """Its target is done and gone; the rest is queued here, behind the window that the visitor has not read."""
+
+    async def main() -> None:
+        target = await LocalService(echo=True).listen()
+        async with tunnel(tmp_path, echo(target.port)) as (edge, connector):
+            visitor = edge.open("echo")
+            visitor.held = True
+            visitor.stream.write(bytes(INITIAL_WINDOW + 10_000))
+            visitor.stream.finish()
+            await until(lambda: len(visitor.received) == INITIAL_WINDOW and not connector.served.active)
+            stopping = asyncio.ensure_future(connector.stop(grace=5.0))  # noqa: TID251 - a test's own task
+            done, _ = await asyncio.wait({stopping}, timeout=1.0)
+            assert not done, "it waits"
+            visitor.held = False
+            visitor.stream.consumed(INITIAL_WINDOW)
+            await stopping
+            assert (len(visitor.received), visitor.reason) == (INITIAL_WINDOW + 10_000, None)
+            assert visitor.finished.is_set()
         target.close()
 
     run(main)

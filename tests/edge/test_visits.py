@@ -304,7 +304,7 @@ def test_the_last_bytes_of_the_last_stream_survive_a_link_that_dies_with_them() 
     world.run()
     visit = laptop.link.owner
     assert b"the end" in visit.session.pull(1 << 20, world.loop.time()), "on the wire, and lost there"
-    assert visit.session.stream_count == 0
+    assert not visit.session.streams
     visit.link_lost(laptop.link, ConnectionResetError())
     laptop.session.detach(world.loop.time())
     assert world.dial("laptop", laptop) is visit
@@ -349,6 +349,31 @@ def test_the_connectors_link_dies_and_bytes_wait() -> None:
     first, second = world.home.handler.sinks.values()
     assert len(first.data) == 100_000
     assert bytes(second.data) == b"later"
+
+
+def test_what_a_visitor_said_to_the_end_arrives_though_it_has_left() -> None:
+    world = World()
+    world.home.handler.held = True
+    laptop = world.visit("laptop", LAPTOP)
+    sink = laptop.open(SSH)
+    assert sink.stream is not None
+    world.run(laptop)
+    (far,) = world.home.handler.sinks.values()
+    assert far.stream is not None
+    far.stream.finish()  # it listens only
+    sink.stream.write(bytes(500_000))
+    sink.stream.finish()
+    world.run(laptop)
+    assert len(far.data) < 500_000
+    assert laptop.session.settled, "the edge has all of it"
+    laptop.session.go_away(Reason.CANCELLED)
+    world.run(laptop)
+    laptop.link.owner.link_lost(laptop.link, None)
+    assert list(world.visits) == []
+    while len(far.data) < 500_000 and not far.reason:
+        far.stream.consumed(far.stream.unread)
+        world.run()
+    assert (len(far.data), far.finished, far.reason) == (500_000, True, None)
 
 
 def test_a_visitor_that_said_goodbye_leaves_nothing() -> None:

@@ -170,14 +170,9 @@ def run(
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TUNNELGW_")}
     environment.update(env or {})
     done = subprocess.run(
-        [*TUNNELGW, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
+        [*TUNNELGW, *arguments], input=stdin, capture_output=True, text=True, timeout=seconds, check=False,
         env=environment,
-    )
+    )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
     assert not planted.SHAPES.search(done.stderr.encode()), "a secret on standard error"
     if check and done.returncode != 0:
@@ -392,7 +387,9 @@ listen = "127.0.0.1:{self.metrics_port}"
         problems = end_all(self.children)
         secrets = self.secrets | planted.keys_below([self.state, *(home.state for home in self.homes)])
         problems += planted.leaks([child.log for child in self.children], secrets)
-        if error is None and problems:
+        if error is not None:
+            error.add_note(self.logs())
+        elif problems:
             raise AssertionError("\n".join(problems))
 
 

@@ -394,6 +394,33 @@ def test_a_link_that_is_cut_in_the_middle(tmp_path: Path, side: str, workers: in
         assert bytes(received) == data + b"bye"
 
 
+def test_who_only_listens_gets_all_that_was_piped_in(tmp_path: Path) -> None:
+    """Its half ended long before ours, so nothing but our own end is left to wait for."""
+    taken = threading.Event()
+    heard: list[str] = []
+
+    def listen(sock: socket.socket) -> None:
+        sock.shutdown(socket.SHUT_WR)
+        assert taken.wait(30)
+        heard.append(hashlib.sha256(read_all(sock)).hexdigest())
+
+    data = os.urandom(30 * MB)
+    with World(tmp_path) as world, RawTarget(listen) as target:
+        world.start_edge()
+        world.connector("home", f'[services.echo]\ntarget = "tcp://127.0.0.1:{target.port}"\nprivate = true')
+        laptop = Laptop(world, "laptop", "echo")
+        visit = world.aside(laptop.stdio_command("echo"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert visit.stdin is not None
+        assert visit.stdout is not None
+        assert visit.stdout.read() == b""
+        taken.set()
+        visit.stdin.write(data)
+        visit.stdin.close()
+        assert visit.wait(60) == 0
+        wait_until(lambda: bool(heard), what="the end arrived")
+        assert heard == [hashlib.sha256(data).hexdigest()]
+
+
 def test_a_link_that_is_cut_when_all_is_nearly_over(tmp_path: Path) -> None:
     """The end of a stream, or the beginning of the next, is on the wire."""
     with World(tmp_path) as world, RawTarget(echo) as target:

@@ -39,14 +39,15 @@ class Laptop(Connector):
 
     def stdio(self, name: str, data: bytes = b"", *, seconds: float = 60) -> subprocess.CompletedProcess[bytes]:
         """`visit NAME --stdio` with this input."""
-        return subprocess.run(
-            [*TUNNELGW, "visit", name, "--stdio", "--config", str(self.config)],
-            input=data, capture_output=True, timeout=seconds, check=False,
-        )  # fmt: skip
+        return subprocess.run(self.stdio_command(name), input=data, capture_output=True, timeout=seconds, check=False)
+
+    def stdio_command(self, name: str) -> list[str]:
+        """Of a pipe to this service."""
+        return [*TUNNELGW, "visit", name, "--stdio", "--config", str(self.config)]
 
     def proxy_command(self, name: str) -> str:
         """For ssh."""
-        return f"ProxyCommand={' '.join(TUNNELGW)} visit {name} --stdio --config {self.config}"
+        return f"ProxyCommand={' '.join(self.stdio_command(name))}"
 
     def refused(self, *arguments: str) -> str:
         """What a command says that must fail with 1."""

@@ -374,7 +374,7 @@ def test_retained_stops_at_its_cap_and_goes_on_after_an_ack() -> None:
     stream.finish()
     sent = b"".join(iter(lambda: pair.edge.session.pull(16384, 0.0), b""))
     assert 60 * KIB < len(sent) < 100 * KIB
-    assert pair.edge.session.retained <= limits.retained
+    assert pair.edge.session.retained_frames.size <= limits.retained
     assert not pair.edge.session.has_output
     wakes = pair.edge.wakes
     pair.home.session.feed(sent, 0.0)
@@ -393,7 +393,7 @@ def test_many_small_pulls_are_counted_with_what_they_cost() -> None:
     for _ in range(2000):
         stream.write(b"x")
         pair.edge.session.pull(65536, 0.0)
-    assert pair.edge.session.retained <= 64 * KIB
+    assert pair.edge.session.retained_frames.size <= 64 * KIB
 
 
 @pytest.mark.parametrize("count", [1, 70, 10**6])
@@ -413,7 +413,7 @@ def test_a_count_below_what_was_acknowledged_is_refused() -> None:
     stream.write(b"x" * 500)
     pair.run()
     pair.pass_time(1)
-    assert pair.edge.session.retained == 0
+    assert pair.edge.session.retained_frames.size == 0
     pair.detach()
     with pytest.raises(RemoteError):
         pair.edge.session.attach(0, 0.0)

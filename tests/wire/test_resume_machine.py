@@ -171,7 +171,7 @@ class LossyLink(RuleBasedStateMachine):
                 if not stream.fin_received:
                     assert stream.granted + stream.unread + stream.owed == stream.window
             assert session.buffered == end.budget.used == unread
-            assert session.retained <= LIMITS.retained
+            assert session.retained_frames.size <= LIMITS.retained
 
     @invariant()
     def nothing_is_changed_or_out_of_order(self) -> None:
@@ -183,7 +183,7 @@ class LossyLink(RuleBasedStateMachine):
 
     def progress(self) -> list[int]:
         ends = (self.pair.edge.session, self.pair.home.session)
-        return [count for session in ends for count in (session.received, session.retained)]
+        return [count for session in ends for count in (session.received, session.retained_frames.size)]
 
     def teardown(self) -> None:
         if not hasattr(self, "pair"):
@@ -215,7 +215,7 @@ class LossyLink(RuleBasedStateMachine):
             ends = [sinks[number] for sinks in self.sinks.values() if number in sinks]
             assert all(sink.stream.gone or sink.stream.closed for sink in ends)
         for end in (self.pair.edge, self.pair.home):
-            assert end.session.retained == 0
+            assert end.session.retained_frames.size == 0
             assert end.budget.used == 0
             assert end.session.streams.keys() == {
                 number

@@ -126,3 +126,57 @@ def test_an_id_beyond_the_last_is_refused() -> None:
     with pytest.raises(RemoteError, match="OPEN of stream 2147483649"):
         pair.home.session.table.accept(PRIVATE_FLOW + 1)
     pair.home.session.table.accept(LAST_ID - 1)
+
+
+def test_what_ended_both_ways_outlives_its_session_until_it_is_read() -> None:
+    pair = Pair()
+    whole, whole_sink = pair.edge.open(held=True)
+    half, half_sink = pair.edge.open(held=True)
+    whole.finish()
+    pair.run()
+    for number in (1, 3):
+        pair.home.handler.sinks[number].stream.write(b"answer")
+        pair.home.handler.sinks[number].stream.finish()
+    pair.run()
+    session, budget = pair.edge.session, pair.edge.budget
+    assert not session.settled
+    session.close(Reason.CONNECTOR_AWAY)
+    assert half_sink.reason is Reason.CONNECTOR_AWAY, "our half of it was not said to the end"
+    assert half.gone
+    assert (bytes(whole_sink.data), whole_sink.finished, whole_sink.reason) == (b"answer", True, None)
+    assert (budget.used, budget.sessions) == (6, {session})
+    whole.consumed(2)
+    assert budget.used == 4
+    whole.consumed(4)
+    assert (budget.used, budget.sessions, session.streams) == (0, set(), {})
+
+
+def test_what_outlives_its_session_can_be_given_up() -> None:
+    pair = Pair()
+    stream, sink = pair.edge.open(held=True)
+    stream.finish()
+    pair.run()
+    far = pair.home.handler.sinks[1].stream
+    far.write(b"answer")
+    far.finish()
+    pair.run()
+    pair.edge.session.close(Reason.CONNECTOR_AWAY)
+    stream.shed()
+    assert sink.reason is Reason.BUFFER_LIMIT
+    assert (pair.edge.budget.used, pair.edge.budget.sessions) == (0, set())
+
+
+def test_settled_is_when_the_peer_has_all() -> None:
+    pair = Pair()
+    pair.run()
+    assert pair.edge.session.settled
+    stream, _ = pair.edge.open()
+    stream.finish()
+    assert not pair.edge.session.settled
+    pair.run()
+    pair.home.handler.sinks[1].stream.finish()
+    pair.run()
+    assert pair.edge.session.streams == {}
+    assert not pair.edge.session.settled, "its FIN was not acknowledged"
+    pair.pass_time(1.0)
+    assert pair.edge.session.settled

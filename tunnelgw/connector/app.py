@@ -165,9 +165,13 @@ class Connector:
         while not all(tunnel.said_goodbye for edge in self.edges for tunnel in edge.tunnels()):  # noqa: ASYNC110
             await asyncio.sleep(TURN_OF_STOP)
         await asyncio.sleep(UNDER_WAY)
-        # Without a link no stream can end in order.
-        while self.served.active and any(edge.up for edge in self.edges):  # noqa: ASYNC110
+        # Without a link no stream ends in order. With one, an answer may wait for its visitor when its target left.
+        while any(edge.up for edge in self.edges) and (self.served.active or not self._settled()):  # noqa: ASYNC110
             await asyncio.sleep(TURN_OF_STOP)
+
+    def _settled(self) -> bool:
+        links = [tunnel for edge in self.edges for tunnel in edge.tunnels() if tunnel.link is not None]
+        return all(tunnel.session is None or tunnel.session.settled for tunnel in links)
 
     # Changes
 

@@ -19,6 +19,7 @@ from tunnelgw.config.model import Endpoint
 from tunnelgw.errors import LocalError, Refused, TunnelgwError
 from tunnelgw.net import systemd
 from tunnelgw.net.tasks import cancel, spawn
+from tunnelgw.obs.reasons import Reason
 from tunnelgw.visitor.forward import Forward, bind
 from tunnelgw.visitor.machine import Machine, identity_of
 from tunnelgw.visitor.proxies import Proxies, ProxyWish
@@ -132,6 +133,8 @@ class Visiting:
         ends = Stdio()
         await forward.take(ends.sock, failed=errors.append)
         await ends.done()
+        if not errors and not await self.machine.settled():
+            errors.append(Refused("the tunnel ended before all was sent", reason=Reason.CONNECTOR_AWAY))
         if errors:
             raise LocalError(f"{forward.name}: {errors[0].text}", reason=errors[0].reason)
 

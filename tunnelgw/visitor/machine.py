@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUFFERED_BYTES = 128 << 20
+SETTLE_TURN = 0.02  # between two looks at whether the edge has everything
 WAIT_SECONDS = 20.0  # for the tunnel, as long as the edge parks what waits for a connector
 NAMED = 8  # services that an error lists
 
@@ -108,6 +109,16 @@ class Machine:
     def _session(self) -> Session | None:
         tunnel = self.edge.main.tunnel
         return tunnel.session if tunnel.link is not None and tunnel.leaving is None else None
+
+    async def settled(self) -> bool:
+        """Wait until the edge has all that was sent; False if a tunnel ended before, which may be after its last link.
+
+        What the edge has passes on, though this machine leaves.
+        """
+        sessions = [tunnel.session for tunnel in self.edge.tunnels() if tunnel.session is not None]
+        while not all(session.settled or session.closed for session in sessions):  # noqa: ASYNC110
+            await asyncio.sleep(SETTLE_TURN)
+        return all(session.settled for session in sessions)
 
     async def find(self, name: str, *, seconds: float = WAIT_SECONDS) -> tuple[str, str]:
         """Connector and service of a NAME that is SERVICE or CONNECTOR/SERVICE. Refused, with what there is."""

@@ -19,11 +19,7 @@ from tunnelgw.obs.reasons import Reason
 from tunnelgw.wire.control import encode as encode_json
 from tunnelgw.wire.flow import DEFAULT_LIMITS, INITIAL_WINDOW, Budget, SessionLimits, Windows, relief, shed
 from tunnelgw.wire.fragments import Assembler
-from tunnelgw.wire.frames import (
-    OPEN,
-    OPEN_WINDOWS,
-    encode,
-)
+from tunnelgw.wire.frames import OPEN, OPEN_WINDOWS, encode
 from tunnelgw.wire.incoming import complete, keep_partial, walk
 from tunnelgw.wire.liveness import FRAME_SECONDS, LATE, Liveness
 from tunnelgw.wire.outgoing import Outgoing
@@ -109,14 +105,14 @@ class Session:
         return self.liveness.min_rtt
 
     @property
-    def retained(self) -> int:
-        """Memory kept for a resume, in bytes."""
-        return self.retained_frames.size
-
-    @property
     def stream_count(self) -> int:
         """Streams that hold anything: open, half closed, or not read to their end."""
         return len(self.streams)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is under way: no stream is open, and the peer has all that was sent."""
+        return not self.streams and self.retained_frames.acked == self.retained_frames.sent
 
     @property
     def datagrams_dropped(self) -> int:
@@ -283,20 +279,20 @@ class Session:
             self.notify()
 
     def close(self, reason: Reason) -> None:
-        """The session is over: every sink is told, everything held is given back."""
+        """The session is over: its streams are reset, but for those that ended both ways, which are read to the end."""
         if self.closed:
             return
         self.detach(self.now)
         self.closed = True
-        for stream in list(self.streams.values()):
+        for stream in [one for one in self.streams.values() if not one.closed]:
             sink = stream.sink
             self.forget(stream)
             sink.stream_reset(reason)
-        self.table.clear()
         self.scheduler.clear()
         self.out.clear()
         self.retained_frames.drop()
-        self.budget.leave(self)
+        if not self.streams:
+            self.budget.leave(self)
 
     def oldest_stalled(self, now: float) -> float:
         """Seconds that the most stalled stream has waited for its consumer; 0.0 if none waits."""
@@ -318,15 +314,14 @@ class Session:
 
     def retire(self, stream: Stream) -> None:
         """Drop a stream that ended both ways and was read to its end; until then it counts and can be reset."""
-        if stream.fin_sent and stream.fin_received and not stream.unread and self.table.remove(stream):
-            self.windows.release(stream)
+        if stream.fin_sent and stream.fin_received and not stream.unread:
+            self._remove(stream)
 
     def forget(self, stream: Stream) -> None:
         """Drop a stream without a word to the peer."""
         if not stream.sent_anything:
             self.scheduler.withdraw(stream)
-        if self.table.remove(stream):
-            self.windows.release(stream)
+        self._remove(stream)
         stream.abandon()
 
     def reset_stream(self, stream: Stream, reason: Reason) -> None:
@@ -358,6 +353,12 @@ class Session:
         return encode(OPEN, stream.id, OPEN_WINDOWS.pack(stream.granted, stream.credit) + request)
 
     # Inside.
+
+    def _remove(self, stream: Stream) -> None:
+        if self.table.remove(stream):
+            self.windows.release(stream)
+            if self.closed and not self.streams:
+                self.budget.leave(self)
 
     def _fill_uncounted(self, parts: Parts, limit: int, now: float) -> int:
         acked, pinged = self.out.fill_uncounted(

@@ -136,8 +136,3 @@ class StreamTable:
         """FIN or RESET for a stream that is over: of one that was reset here, no DATA may follow."""
         if number in self._lingering:
             self._lingering[number] = 0
-
-    def clear(self) -> None:
-        """The session is over."""
-        self.live.clear()
-        self._lingering.clear()
