@@ -272,6 +272,7 @@ def test_alerts(tmp_path: Path, name: str, alpn: tuple[str, ...], alert: bytes, 
             assert it.ending.counters.refused(reason) == 1
             assert not it.certificates.asked
             assert it.served.active == 0
+            assert browser.end.queued == 0, "all was credited, or the stream would outlive its session"
 
     run(main)
 

@@ -376,6 +376,42 @@ def test_what_a_visitor_said_to_the_end_arrives_though_it_has_left() -> None:
     assert (len(far.data), far.finished, far.reason) == (500_000, True, None)
 
 
+def test_a_cut_spares_nothing() -> None:
+    world = World()
+    world.home.handler.held = True
+    laptop = world.visit("laptop", LAPTOP)
+    sink = laptop.open(SSH)
+    assert sink.stream is not None
+    world.run(laptop)
+    (far,) = world.home.handler.sinks.values()
+    assert far.stream is not None
+    far.stream.finish()
+    sink.stream.write(bytes(500_000))
+    sink.stream.finish()
+    world.run(laptop)
+    assert world.connectors.ending, "no joint is left, and the end is still here"
+    world.visits.remove("laptop", Reason.REVOKED)
+    world.run()
+    assert far.reason is Reason.REVOKED
+
+
+def test_an_upgrade_waits_for_an_end_that_a_link_took_with_it() -> None:
+    world = World()
+    laptop = world.visit("laptop", LAPTOP)
+    world.run(laptop)
+    world.loop.now += 1.0
+    laptop.session.tick(world.loop.time())
+    world.run(laptop)
+    visit = laptop.link.owner
+    visit.link_lost(laptop.link, ConnectionResetError())
+    assert world.connectors.waiting() == 0
+    laptop.session.detach(world.loop.time())
+    world.dial("laptop", laptop)
+    assert visit.session.pull(1 << 20, world.loop.time()), "on the wire, and lost there"
+    visit.link_lost(laptop.link, ConnectionResetError())
+    assert world.connectors.waiting() == 1
+
+
 def test_a_visitor_that_said_goodbye_leaves_nothing() -> None:
     world = World()
     laptop = world.visit("laptop", LAPTOP)

@@ -264,3 +264,13 @@ def test_a_stream_that_waits_is_read_in_smaller_pieces() -> None:
     free = len(splice.get_buffer(-1))
     stream.queued = 1
     assert len(splice.get_buffer(-1)) + HIGH_WATER <= free
+
+
+def test_what_came_for_a_transport_that_never_was_is_given_back() -> None:
+    stream = FakeStream()
+    splice = Splice(stream)
+    splice.stream_data(b"early")
+    assert stream.credited == 0
+    splice.let_go()
+    splice.let_go()
+    assert stream.credited == 5

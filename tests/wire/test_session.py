@@ -139,12 +139,12 @@ def test_what_ended_both_ways_outlives_its_session_until_it_is_read() -> None:
         pair.home.handler.sinks[number].stream.finish()
     pair.run()
     session, budget = pair.edge.session, pair.edge.budget
-    assert not session.settled
     session.close(Reason.CONNECTOR_AWAY)
     assert half_sink.reason is Reason.CONNECTOR_AWAY, "our half of it was not said to the end"
     assert half.gone
     assert (bytes(whole_sink.data), whole_sink.finished, whole_sink.reason) == (b"answer", True, None)
     assert (budget.used, budget.sessions) == (6, {session})
+    assert whole.linked, "or nobody would end a reader that stands still"
     whole.consumed(2)
     assert budget.used == 4
     whole.consumed(4)
@@ -171,12 +171,27 @@ def test_settled_is_when_the_peer_has_all() -> None:
     pair.run()
     assert pair.edge.session.settled
     stream, _ = pair.edge.open()
+    stream.write(b"x" * 300_000)
+    pair.run()
+    pair.pass_time(1.0)
+    assert pair.edge.session.settled, "an open stream waits for nobody"
+    far = pair.home.handler.sinks[1]
+    far.held = True
+    stream.write(b"x" * 300_000)
     stream.finish()
-    assert not pair.edge.session.settled
     pair.run()
-    pair.home.handler.sinks[1].stream.finish()
+    pair.pass_time(1.0)
+    assert stream.queued
+    assert not pair.edge.session.settled, "its end waits for a reader"
+    far.stream.consumed(far.stream.unread)
+    far.held = False
     pair.run()
-    assert pair.edge.session.streams == {}
-    assert not pair.edge.session.settled, "its FIN was not acknowledged"
+    assert far.finished
+    pair.pass_time(1.0)
+    assert pair.edge.session.settled
+    stream, _ = pair.edge.open()
+    stream.finish()
+    pair.run()
+    assert not pair.edge.session.settled, "its end was not acknowledged"
     pair.pass_time(1.0)
     assert pair.edge.session.settled

@@ -298,6 +298,7 @@ class _Arrival:
         """Say why in TLS, and end."""
         if self.over:
             return
+        self._stream.consumed(len(self._data))
         self._out()
         self._ending.counters.refuse(reason)
         self._stream.write(alert_record(code))

@@ -287,6 +287,7 @@ class _Serving:
             if self._served is not None and not self._stream.closed:
                 self._served.failed(self._origin, error, asyncio.get_running_loop().time())
                 if self._inside:
+                    self._splice.let_go()
                     refuse_inside(self._stream, error.reason, ended=self._out)
                 else:
                     self._stream.reset(error.reason)

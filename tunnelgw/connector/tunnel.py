@@ -194,9 +194,7 @@ class Tunnel:
         link, session = self.link, self.session
         if link is not None and session is not None:
             for stream in list(session.streams.values()):
-                sink = stream.sink
-                stream.reset(reason)
-                sink.stream_reset(reason)  # a reset of ours does not tell our own end: it closes the target
+                stream.cut(reason)  # our own end as well: it closes the target
             link.flush()
             link.close()
             with contextlib.suppress(TimeoutError):

@@ -265,10 +265,12 @@ class Edge:
 
     def _busy(self) -> bool:
         """Visitors, streams, or an order that somebody would have to begin anew."""
-        visiting = self.connectors.visits.streams
-        return bool(
-            self.door.ledger.open or self.gateway.connections or self.live or visiting or self.certificates.asked()
-        )
+        return bool(self.door.ledger.open or self.certificates.asked() or self._in_progress())
+
+    def _in_progress(self) -> bool:
+        """What visitors have begun, and what they left behind for a slower reader."""
+        connectors = self.connectors
+        return bool(self.gateway.connections or self.live or connectors.visits.streams or connectors.ending)
 
     def _close_listeners(self) -> None:
         self.door.stop_accepting()
@@ -285,13 +287,12 @@ class Edge:
         self.gateway.drain()
         for connector in self.connectors:
             connector.announce(Reason.EDGE_STOPPING)
-        visits = self.connectors.visits
-        for visit in visits:
+        for visit in self.connectors.visits:
             visit.announce(Reason.EDGE_STOPPING)
         self.within.drain()
         end = self.loop.time() + grace
         await asyncio.sleep(LAST_WORDS_SECONDS)
-        while (self.gateway.connections or self.live or visits.streams) and self.loop.time() < end:  # noqa: ASYNC110
+        while self._in_progress() and self.loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # polled only here: nobody else wants to know
         self.ports.drop()
         self.door.close()

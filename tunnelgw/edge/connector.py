@@ -173,6 +173,7 @@ class Connector(Tunnel):
     def cut(self, reason: Reason) -> None:
         """Revoked, or the edge stops: say why, then end it."""
         self._say_goodbye(reason)
+        self._cut_streams(reason)
         self.lane.refuse_all(reason)
         self.give_up(reason)
         self.away_until = 0.0

@@ -144,9 +144,18 @@ class Connectors:
                 connector.announce(Reason.STREAM_LIMIT)
 
     def waiting(self) -> int:
-        """What waits for a link here: requests that are parked, and streams whose connector has lost its link."""
+        """What waits for a link here: requests that are parked, and streams, or their ends, that had another one."""
         detached = [one.session for one in self.by_name.values() if one.session is not None and one.link is None]
-        return len(self.lot) + sum(session.stream_count for session in detached) + self.visits.waiting()
+        streams = sum(session.stream_count or not session.settled for session in detached)
+        return len(self.lot) + streams + self.visits.waiting()
+
+    @property
+    def ending(self) -> bool:
+        """Whether what was said to its end here, by either side, is still on its way to the other one."""
+        sessions = self.budget.sessions
+        return any(session.attached and not session.settled for session in sessions) or any(
+            stream.closed for session in sessions for stream in session.streams.values()
+        )
 
     def cut_all(self, reason: Reason) -> None:
         """The edge stops."""

@@ -154,6 +154,12 @@ class Tunnel:
         if self.link is not None:
             self.link.flush()
 
+    def _cut_streams(self, reason: Reason) -> None:
+        """Those that ended both ways too, which outlive a session that is just over."""
+        if self.session is not None:
+            for stream in list(self.session.streams.values()):
+                stream.cut(reason)
+
     def learn(self) -> None:
         """Tell it which authorities to trust from now on, if it knows others and can be told."""
         if self.session is not None and self.trust and self.trust != self.all.trust:

@@ -3,7 +3,8 @@
 A tunnel outlives its links as a connector's does. What it opens is decided and joined by `Visits`. Several tunnels of
 one identity may be up at once, one for each process that visits.
 
-Invariant: at most one link carries the session; when the session dies, everything that it opened is reset.
+Invariant: at most one link carries the session; when the session dies, everything that it opened is reset, but for
+streams that ended both ways, whose last bytes are passed on; a cut spares nothing.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Visit(Tunnel):
     def cut(self, reason: Reason) -> None:
         """Say why, then end it."""
         self._say_goodbye(reason)
+        self._cut_streams(reason)
         self.give_up(reason)
 
     # The session's handler.

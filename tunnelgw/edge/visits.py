@@ -71,8 +71,9 @@ class Visits:
         return sum(len(visit.joints) for visit in self)
 
     def waiting(self) -> int:
-        """Streams whose visitor has lost its link."""
-        return sum(len(visit.joints) for visit in self if visit.link is None)
+        """Streams whose visitor has lost its link, and ends that may have been lost with it."""
+        away = [(visit.session, len(visit.joints)) for visit in self if visit.link is None]
+        return sum(streams or (session is not None and not session.settled) for session, streams in away)
 
     # Tunnels.
 
@@ -91,11 +92,11 @@ class Visits:
     def _make_room(self, name: str, instances: dict[str, Visit]) -> None:
         if len(instances) < INSTANCES_MAX:
             return
-        away = next((visit for visit in instances.values() if visit.link is None), None)
-        if away is None:
+        away = [visit for visit in instances.values() if visit.link is None]
+        if not away:
             text = f"{name} has {INSTANCES_MAX} tunnels already: end one of them"
             raise Refused(text, reason=Reason.CONNECTION_LIMIT)
-        away.give_up(Reason.CANCELLED)
+        min(away, key=lambda visit: (len(visit.joints), visit.since)).give_up(Reason.CANCELLED)
 
     def forget(self, visit: Visit) -> None:
         """Its session is over."""

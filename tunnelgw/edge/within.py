@@ -194,4 +194,5 @@ class _Guest:
                 await asyncio.get_running_loop().create_connection(lambda: splice, host, listen.port)
         except OSError as error:
             log.warning("the metrics of this edge cannot be reached: %s", error)
+            splice.let_go()
             self.refuse(stream, Reason.TARGET_REFUSED)

@@ -36,8 +36,10 @@ class Farewell:
         self._stream.reset(Reason.CANCELLED)
 
     def stream_finished(self) -> None:
-        """Both halves ended."""
-        self._wheel.forget(self)
+        """The other half ended, perhaps before ours has left."""
+        if self._stream.closed:
+            self._wheel.forget(self)
+            self._stream.reset(Reason.CANCELLED)  # what its last reader held is not waited for
 
     def stream_reset(self, reason: Reason) -> None:  # noqa: ARG002 - it is over either way
         """The other side gave up first."""
@@ -50,9 +52,8 @@ class Farewell:
         """Nothing is sent any more."""
 
     def on_deadline(self, now: float) -> None:  # noqa: ARG002 - the wheel's signature
-        """The other half never ended."""
-        if not self._stream.closed:
-            self._stream.reset(Reason.CANCELLED)
+        """The other half never ended, or nobody has read it."""
+        self._stream.reset(Reason.CANCELLED)
 
 
 def say_farewell(stream: StreamEnd, gateway: Gateway) -> None:

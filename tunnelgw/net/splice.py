@@ -120,6 +120,12 @@ class Splice(asyncio.BufferedProtocol):
         # With our FIN sent, bytes that wait in the stream must still arrive: see stream_data for the rest.
         self._end()
 
+    def let_go(self) -> None:
+        """There will be no transport: give back what came for it. The stream gets another sink."""
+        count = sum(map(len, self._early))
+        self._early.clear()
+        self._stream.consumed(count)
+
     # The stream's side.
 
     def stream_data(self, data: bytes) -> None:

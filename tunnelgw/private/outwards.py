@@ -74,6 +74,7 @@ class OutwardsTcp(Leaving):
             await egress.connect(lambda: self._splice, want.host, want.port)
         except TunnelgwError as error:
             if self._ended is not None:
+                self._splice.let_go()
                 refuse_inside(self._stream, error.reason, ended=self._out)
         finally:
             self._dial = None

@@ -21,7 +21,7 @@ from tunnelgw.net import systemd
 from tunnelgw.net.tasks import cancel, spawn
 from tunnelgw.obs.reasons import Reason
 from tunnelgw.visitor.forward import Forward, bind
-from tunnelgw.visitor.machine import Machine, identity_of
+from tunnelgw.visitor.machine import Machine, identity_of, settled
 from tunnelgw.visitor.proxies import Proxies, ProxyWish
 from tunnelgw.visitor.stdio import Stdio
 
@@ -64,7 +64,7 @@ class Visiting:
         """Until SIGTERM, SIGINT, SIGHUP, or the end of `stdio`. LocalError where it comes to nothing."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 loop.add_signal_handler(number, self._stopping.set)
         if tun is not None:
             from tunnelgw.visitor.packets import Packets  # for who needs it
@@ -131,9 +131,9 @@ class Visiting:
         forward = await self._forward(wish)
         errors: list[TunnelgwError] = []
         ends = Stdio()
-        await forward.take(ends.sock, failed=errors.append)
+        session = await forward.take(ends.sock, failed=errors.append)
         await ends.done()
-        if not errors and not await self.machine.settled():
+        if session is not None and not errors and not await settled(session):
             errors.append(Refused("the tunnel ended before all was sent", reason=Reason.CONNECTOR_AWAY))
         if errors:
             raise LocalError(f"{forward.name}: {errors[0].text}", reason=errors[0].reason)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tunnelgw.config.model import Endpoint
     from tunnelgw.private.messages import Ready
     from tunnelgw.visitor.machine import Machine
+    from tunnelgw.wire.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,10 @@ class Forward:
                 continue
             spawn(self.take(sock), name=f"visit {self.name}")
 
-    async def take(self, sock: socket.socket, *, failed: Callable[[TunnelgwError], None] | None = None) -> None:
-        """Serve this connected socket; returns when it is over. `failed` hears why, if it came to nothing."""
+    async def take(
+        self, sock: socket.socket, *, failed: Callable[[TunnelgwError], None] | None = None
+    ) -> Session | None:
+        """Serve this connected socket; returns what carried it when it is over. `failed` hears why it broke."""
         self._open += 1
         over = asyncio.Event()
         visit = _Connection(over, self._report if failed is None else failed)
@@ -95,9 +98,10 @@ class Forward:
             over.set()
         await over.wait()
         self._open -= 1
+        return visit.session
 
     async def _call(self, visit: _Connection) -> Splice:
-        session = await self._machine.session()
+        session = visit.session = await self._machine.session()
         call = visit.call = Call(
             self._machine,
             session,
@@ -122,12 +126,13 @@ class Forward:
 class _Connection:
     """What one local connection is told; `failed` is called once if it comes to nothing, or is cut."""
 
-    __slots__ = ("_failed", "_over", "call", "splice")
+    __slots__ = ("_failed", "_over", "call", "session", "splice")
 
     def __init__(self, over: asyncio.Event, failed: Callable[[TunnelgwError], None]) -> None:
         self._over = over
         self._failed: Callable[[TunnelgwError], None] | None = failed
         self.call: Call | None = None
+        self.session: Session | None = None
         self.splice: Splice | None = None
 
     def ready(self, answer: Ready) -> None:  # noqa: ARG002 - a service has nothing more to say

@@ -66,6 +66,16 @@ def identity_of(config: ConnectorConfig) -> HomeIdentity:
     )
 
 
+async def settled(session: Session) -> bool:
+    """Wait until the edge has all that was sent; False if the session ended before, which may be after its last link.
+
+    What the edge has it passes on, though this machine leaves.
+    """
+    while not (session.settled or session.closed):  # noqa: ASYNC110
+        await asyncio.sleep(SETTLE_TURN)
+    return session.settled
+
+
 class Machine:
     """See the module's text. `start`, then `session`, `find` and `context`; `stop` at the end."""
 
@@ -109,16 +119,6 @@ class Machine:
     def _session(self) -> Session | None:
         tunnel = self.edge.main.tunnel
         return tunnel.session if tunnel.link is not None and tunnel.leaving is None else None
-
-    async def settled(self) -> bool:
-        """Wait until the edge has all that was sent; False if a tunnel ended before, which may be after its last link.
-
-        What the edge has passes on, though this machine leaves.
-        """
-        sessions = [tunnel.session for tunnel in self.edge.tunnels() if tunnel.session is not None]
-        while not all(session.settled or session.closed for session in sessions):  # noqa: ASYNC110
-            await asyncio.sleep(SETTLE_TURN)
-        return all(session.settled for session in sessions)
 
     async def find(self, name: str, *, seconds: float = WAIT_SECONDS) -> tuple[str, str]:
         """Connector and service of a NAME that is SERVICE or CONNECTOR/SERVICE. Refused, with what there is."""

@@ -78,7 +78,7 @@ class Retained:
             pieces.append(again.popleft())
         return pieces
 
-    def drop(self) -> None:
+    def clear(self) -> None:
         """The session is over."""
         self._kept.clear()
         self._again.clear()

@@ -111,12 +111,13 @@ class Session:
 
     @property
     def settled(self) -> bool:
-        """Nothing is under way: no stream is open, and the peer has all that was sent."""
-        return not self.streams and self.retained_frames.acked == self.retained_frames.sent
+        """The peer has all that was sent, and with it the end of each stream that was ended here."""
+        retained = self.retained_frames
+        return retained.acked == retained.sent and all(one.fin_sent or not one.shut for one in self.streams.values())
 
     @property
     def datagrams_dropped(self) -> int:
-        """Datagrams that waited too long, found the queue full or the link gone."""
+        """Those that waited too long, found the queue full or the link gone."""
         return self.out.datagrams.dropped
 
     @property
@@ -288,9 +289,8 @@ class Session:
             sink = stream.sink
             self.forget(stream)
             sink.stream_reset(reason)
-        self.scheduler.clear()
-        self.out.clear()
-        self.retained_frames.drop()
+        for held in (self.scheduler, self.out, self.retained_frames):
+            held.clear()
         if not self.streams:
             self.budget.leave(self)
 

@@ -169,8 +169,8 @@ class Stream:
 
     @property
     def linked(self) -> bool:
-        """False while the tunnel waits for a link."""
-        return self.session.attached
+        """False while the tunnel waits for a link; with what outlives its session there is nothing to wait for."""
+        return self.session.attached or self.session.closed
 
     @property
     def leaving(self) -> bool:
@@ -234,11 +234,15 @@ class Stream:
         if not self.gone:
             self.session.reset_stream(self, reason)
 
-    def shed(self) -> None:
-        """Make room: given up, and the sink hears of it."""
+    def cut(self, reason: Reason) -> None:
+        """As `reset`, and the sink hears of it."""
         sink = self.sink
-        self.reset(Reason.BUFFER_LIMIT)
-        sink.stream_reset(Reason.BUFFER_LIMIT)
+        self.reset(reason)
+        sink.stream_reset(reason)
+
+    def shed(self) -> None:
+        """Make room."""
+        self.cut(Reason.BUFFER_LIMIT)
 
     def consumed(self, count: int) -> None:
         """The next transport accepted `count` of the bytes given to the sink: the peer may send as many more."""
