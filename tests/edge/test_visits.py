@@ -351,32 +351,8 @@ def test_the_connectors_link_dies_and_bytes_wait() -> None:
     assert bytes(second.data) == b"later"
 
 
-def test_what_a_visitor_said_to_the_end_arrives_though_it_has_left() -> None:
-    world = World()
-    world.home.handler.held = True
-    laptop = world.visit("laptop", LAPTOP)
-    sink = laptop.open(SSH)
-    assert sink.stream is not None
-    world.run(laptop)
-    (far,) = world.home.handler.sinks.values()
-    assert far.stream is not None
-    far.stream.finish()  # it listens only
-    sink.stream.write(bytes(500_000))
-    sink.stream.finish()
-    world.run(laptop)
-    assert len(far.data) < 500_000
-    assert laptop.session.settled, "the edge has all of it"
-    laptop.session.go_away(Reason.CANCELLED)
-    world.run(laptop)
-    laptop.link.owner.link_lost(laptop.link, None)
-    assert list(world.visits) == []
-    while len(far.data) < 500_000 and not far.reason:
-        far.stream.consumed(far.stream.unread)
-        world.run()
-    assert (len(far.data), far.finished, far.reason) == (500_000, True, None)
-
-
-def test_a_cut_spares_nothing() -> None:
+def said_to_who_only_listens(size: int) -> tuple[World, Peer, Sink]:
+    """A visitor has said so many bytes and the end, to a slow reader at home whose half ended before."""
     world = World()
     world.home.handler.held = True
     laptop = world.visit("laptop", LAPTOP)
@@ -386,9 +362,29 @@ def test_a_cut_spares_nothing() -> None:
     (far,) = world.home.handler.sinks.values()
     assert far.stream is not None
     far.stream.finish()
-    sink.stream.write(bytes(500_000))
+    sink.stream.write(bytes(size))
     sink.stream.finish()
     world.run(laptop)
+    return world, laptop, far
+
+
+def test_what_a_visitor_said_to_the_end_arrives_though_it_has_left() -> None:
+    world, laptop, far = said_to_who_only_listens(500_000)
+    assert len(far.data) < 500_000
+    assert laptop.session.settled, "the edge has all of it"
+    laptop.session.go_away(Reason.CANCELLED)
+    world.run(laptop)
+    laptop.link.owner.link_lost(laptop.link, None)
+    assert list(world.visits) == []
+    assert far.stream is not None
+    while len(far.data) < 500_000 and not far.reason:
+        far.stream.consumed(far.stream.unread)
+        world.run()
+    assert (len(far.data), far.finished, far.reason) == (500_000, True, None)
+
+
+def test_a_cut_spares_nothing() -> None:
+    world, _, far = said_to_who_only_listens(500_000)
     assert world.connectors.ending, "no joint is left, and the end is still here"
     world.visits.remove("laptop", Reason.REVOKED)
     world.run()

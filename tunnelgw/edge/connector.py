@@ -154,7 +154,7 @@ class Connector(Tunnel):
         self.all.unlinked(self.name)
 
     def give_up(self, reason: Reason) -> None:
-        """End the session: every stream is reset. Parked requests stay until their own deadline."""
+        """End the session, and the streams that are not complete. Parked requests stay until their own deadline."""
         session, self.session = self.session, None
         link, self.link = self.link, None
         self.deadline = INF

@@ -62,7 +62,7 @@ class Tunnel:
     # What a subclass says.
 
     def give_up(self, reason: Reason) -> None:
-        """End the session: every stream is reset."""
+        """End the session, and the streams that are not complete."""
         raise NotImplementedError
 
     def _detached(self) -> None:

@@ -95,7 +95,7 @@ class Visit(Tunnel):
         self.local = (str(local[0]), int(local[1])) if local else ("", 0)
 
     def give_up(self, reason: Reason) -> None:
-        """End the session: every stream is reset, on both sides of the edge."""
+        """End the session, and the streams that are not complete, on both sides of the edge."""
         session, self.session = self.session, None
         link, self.link = self.link, None
         self.deadline = INF
