@@ -220,6 +220,38 @@ def test_after_an_upgrade_a_group_without_members_is_not_waited_for(world: World
     assert error.value.reason is Reason.EDGE_REPLACED
 
 
+def test_nobody_waits_for_what_is_offered_no_more(world: World) -> None:
+    """A connector that stops for good withdraws first, but the edge may decide that only after its goodbye."""
+    world.dial("1" * 32)
+    world.connector.going_away(Reason.CONNECTOR_STOPPING)
+    first, second = Parked(), Parked()
+    assert world.connectors.open(ROUTE, world.visitor, first) is None  # type: ignore[arg-type]
+    assert world.connectors.open(replace(ROUTE, service="other"), world.visitor, second) is None  # type: ignore[arg-type]
+    world.connectors.withdrawn("somebody else", {ROUTE.service, "other"})
+    world.connectors.withdrawn(ROUTE.connector, {ROUTE.service})
+    assert first.refused is Reason.WITHDRAWN
+    assert second.refused is None
+    assert world.connectors.waiting() == 1
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "no group any more"])
+def test_nobody_waits_for_a_group_that_nobody_belongs_to(world: World, how: str) -> None:
+    table = RouteTable(roster=world.connectors.groups)
+    for name in (ROUTE.connector, "attic"):
+        world.connectors.known(name)
+        table.replace(name, [replace(ROUTE, connector=name, group="g")])
+    shared = table.find_http(ROUTE.host, b"/")
+    assert shared is not None
+    parked = Parked()
+    assert world.connectors.open(shared, world.visitor, parked) is None  # type: ignore[arg-type]
+    table.replace("attic", [])
+    world.connectors.withdrawn("attic", {ROUTE.service})
+    assert parked.refused is None, "one member may come back"
+    table.replace(ROUTE.connector, [ROUTE] if how == "no group any more" else [])
+    world.connectors.withdrawn(ROUTE.connector, set() if how == "no group any more" else {ROUTE.service})
+    assert parked.refused is Reason.WITHDRAWN
+
+
 def test_what_a_dead_instance_held_is_reset_whatever_becomes_of_its_successor(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,8 +181,7 @@ class ClaimDesk:
         before = self._table.routes_of(name)
         self._table.replace(name, ())
         self._close(route.port_unit for route in before)
-        for service in {route.service for route in before}:
-            self._live.cut(name, service)
+        self._end(name, {route.service for route in before})
         self._changed(route.host for route in before)
 
     # The steps.
@@ -354,12 +353,16 @@ class ClaimDesk:
             log.error("connector %s: %s", name, refusal.text)
             return
         self.unrouted.discard(name)
-        kept = {route.service for route in routes}
-        for service in {route.service for route in before} - kept:
-            self._live.cut(name, service)
+        self._end(name, {route.service for route in before} - {route.service for route in routes})
         self._close(route.port_unit for route in before)
         self._changed(route.host for route in (*before, *routes))
         self._connectors.groups.serve(name)  # those who wait for a group that it is a member of from now on
+
+    def _end(self, name: str, services: set[str]) -> None:
+        """These are offered no more: cut their streams, and let nobody wait for them."""
+        for service in services:
+            self._live.cut(name, service)
+        self._connectors.withdrawn(name, services)
 
     def _close(self, ports: Iterable[PortUnit]) -> None:
         """Those of these ports that nobody holds any more."""

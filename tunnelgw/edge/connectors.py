@@ -108,6 +108,13 @@ class Connectors:
         for visit in self.visits:
             visit.learn()
 
+    def withdrawn(self, name: str, services: set[str]) -> None:
+        """A connector offers these no more, so whoever waits for one of them waits for nothing."""
+        connector = self.by_name.get(name)
+        if connector is not None:
+            connector.lane.refuse_all(Reason.WITHDRAWN, services)
+        self.groups.refuse_deserted()
+
     def say(self, key: str, text: str, *values: object) -> None:
         """Log what connectors make us say, sparingly."""
         self._sparing.warning(key, self.loop.time(), text, *values)

@@ -127,6 +127,12 @@ class Groups:
             if not any(one.awaited(now) for one in known):
                 lane.refuse_all(self._all.reason_without)
 
+    def refuse_deserted(self) -> None:
+        """Who waits for a group that no connector belongs to any more is told so."""
+        for members, lane in self._lanes.items():
+            if not members.routes:
+                lane.refuse_all(Reason.WITHDRAWN)
+
     def refuse_all(self, reason: Reason) -> None:
         """The edge stops."""
         for lane in self._lanes.values():

@@ -126,10 +126,11 @@ class Lane:
         if self._lot.remove(parked):
             parked.waiter.stream_refused(reason, self._since())
 
-    def refuse_all(self, reason: Reason) -> None:
-        """Answer all with no."""
+    def refuse_all(self, reason: Reason, services: set[str] | None = None) -> None:
+        """Answer all with no, or those who want one of these services."""
         for parked in tuple(self._parked):
-            self.refuse(parked, reason)
+            if services is None or parked.route.service in services:
+                self.refuse(parked, reason)
 
     def leave(self, open_stream: Callable[[Parked], Stream | Reason]) -> None:
         """The connector is back: give each its stream, in order, or the reason why there is none."""
