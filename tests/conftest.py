@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
-from tests.system import planted
+from tests.system import harness, planted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +47,15 @@ def nothing_leaked() -> Iterator[None]:
         yield
     assert planted.leaks(planted.every_log, [planted.MARK.encode()]) == []
     assert planted.found == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """A test that failed shows what its processes wrote until then; a fixture ends them only after this."""
+    report: pytest.TestReport = yield  # type: ignore[misc,assignment]
+    if report.failed:
+        report.sections += [("logs of its processes", world.logs()) for world in harness.worlds]
+    return report  # type: ignore[return-value]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -223,6 +223,9 @@ class Connector:
         return run(*arguments, "--config", str(self.config), check=check, env=self.env)
 
 
+worlds: set[World] = set()  # in use now: a report of a test that failed shows their logs
+
+
 class World:
     """One edge, any number of connectors and local services, in one folder."""
 
@@ -378,11 +381,13 @@ listen = "127.0.0.1:{self.metrics_port}"
         return process
 
     def __enter__(self) -> Self:
+        worlds.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        worlds.discard(self)
         self.aside.end()
         problems = end_all(self.children)
         secrets = self.secrets | planted.keys_below([self.state, *(home.state for home in self.homes)])

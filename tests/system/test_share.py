@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.system
-GONE_SECONDS = 5.0
+GONE_SECONDS = 15.0  # less than a request may wait for a connector that is away
 
 
 @pytest.fixture
@@ -55,9 +55,8 @@ def address_of(process: Process) -> str:
 
 
 def wait_gone(world: World, url: str) -> None:
-    started = time.monotonic()
-    wait_until(lambda: world.curl(url, check=False).returncode != 0, what="the edge knows the name no more")
-    assert time.monotonic() - started < GONE_SECONDS
+    gone = "the edge knows the name no more"
+    wait_until(lambda: world.curl(url, check=False).returncode != 0, seconds=GONE_SECONDS, what=gone)
 
 
 def children_of(process: Process) -> list[int]:
@@ -124,10 +123,11 @@ def test_alone_it_serves_that_one_thing_and_leaves_nothing(world: World, number:
 
 def test_its_time_ends_it(world: World) -> None:
     home = joined(world, running=True)
+    begun = time.time()
     process = share(home, "http", world.service("other"), "--for", "2s", "--json")
-    process.wait_for("for 2 s")
+    process.wait_for(r"leads to .* for [0-2] s")
     facts = json.loads(process.text().splitlines()[0])
-    assert facts["ends"] < time.time() + 3
+    assert begun + 2 < facts["ends"] < time.time() + 2.2
     assert process.popen.wait(10) == 0
     assert "the time is over" in process.text()
     wait_gone(world, f"https://{facts['name']}.example.com/")
