@@ -1,7 +1,7 @@
 """Floods of one kind from one or many addresses, and the visitor beside them who measures what they do to others.
 
     python -m loadtest.attackers KIND PORT [--sources 256] [--width 512] [--seconds 10]
-    python -m loadtest.attackers bystander PORT [--seconds 10]
+    python -m loadtest.attackers bystander PORT [--seconds 10] [--patience 5]
 
 KIND is connect, silent, stalled, halfway, handshakes, tunnels, idle or asking: the methods of `Flood`.
 
@@ -170,9 +170,10 @@ class Flood:
 class Bystander:
     """A visitor with small requests, on a connection that it keeps and on fresh ones."""
 
-    def __init__(self, port: int, *, seconds: float) -> None:
+    def __init__(self, port: int, *, seconds: float, patience: float = PATIENCE) -> None:
         self.port = port
         self.until = time.monotonic() + seconds
+        self.patience = patience
         self.tls = context("http/1.1")
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -221,13 +222,13 @@ class Bystander:
         while time.monotonic() < self.until:
             begin = time.monotonic()
             try:
-                await asyncio.wait_for(work(), PATIENCE)
+                await asyncio.wait_for(work(), self.patience)
             except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
                 failures[f"{type(error).__name__} {error}"[:60]] += 1
             times.append(time.monotonic() - begin)
             await asyncio.sleep(pause)
         if len(times) < 2:
-            times += [PATIENCE, PATIENCE]
+            times += [self.patience, self.patience]
         cuts = statistics.quantiles(times, n=100, method="inclusive")
         return {
             "requests": len(times), "failures": dict(failures), "p50_ms": round(cuts[49] * 1000, 1),
@@ -244,9 +245,10 @@ def main() -> int:
     parser.add_argument("--sources", type=int, default=1)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--patience", type=float, default=PATIENCE)
     given = parser.parse_args()
     if given.kind == "bystander":
-        work: Awaitable[object] = Bystander(given.port, seconds=given.seconds).run()
+        work: Awaitable[object] = Bystander(given.port, seconds=given.seconds, patience=given.patience).run()
     else:
         flood = Flood(given.port, sources=given.sources, width=given.width, seconds=given.seconds)
         work = flood.run(given.kind)

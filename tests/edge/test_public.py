@@ -718,7 +718,7 @@ def test_stalled_handshakes_do_not_delay_a_visitor(tmp_path: Path) -> None:
             reader, writer = await front.visit("a.example.com")
             writer.write(b"x")
             await reader.readuntil(b"x")
-            assert loop.time() - started < 2
+            assert loop.time() - started < 8
             for _, each in (*stalled, (None, writer)):
                 each.transport.abort()
 

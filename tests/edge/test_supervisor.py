@@ -54,6 +54,13 @@ async def ask(port: int, command: str) -> str:
     return answer
 
 
+async def both_answer(port: int) -> None:
+    """Who is asked by one of them; one that is slow for once is left out."""
+    end = asyncio.get_running_loop().time() + 10
+    while (found := await ask(port, "gather")) != "[0, 1]":
+        assert asyncio.get_running_loop().time() < end, found
+
+
 def test_sockets_go_to_the_worker_they_are_for() -> None:
     async def main() -> None:
         async with edge() as (supervisor, port):
@@ -67,7 +74,7 @@ def test_sockets_go_to_the_worker_they_are_for() -> None:
                 assert answer == f"worker {worker} for {me} got hello"
                 writer.close()
             assert await ask(port, "give 7") == "give?no such worker"
-            assert await ask(port, "gather") == "[0, 1]"
+            await both_answer(port)
             assert sorted(each["index"] for each in await supervisor.gather()) == [0, 1]
             assert await supervisor.waiting() == 1 + 2
 
@@ -98,7 +105,7 @@ def test_a_crashed_worker_comes_back_and_no_connection_is_lost(monkeypatch: pyte
             assert set(answers) <= {"0", "1"}
             await until(lambda: supervisor.restarts == 1 and all(each.ready for each in supervisor._workers))
             assert len(set(supervisor.pids()) - set(before)) == 1
-            assert await ask(port, "gather") == "[0, 1]"
+            await both_answer(port)
 
     run(main)
 
@@ -119,7 +126,7 @@ def test_a_moment_without_descriptors_is_not_the_end_of_a_worker(monkeypatch: py
             monkeypatch.setattr(module, "channel_pair", out_of_descriptors)
             await ask(port, "crash")
             await until(lambda: len(tries) == 3 and all(each.ready for each in supervisor._workers))
-            assert await ask(port, "gather") == "[0, 1]"
+            await both_answer(port)
 
     run(main)
 

@@ -43,7 +43,7 @@ ROUTER_WAN = "100.64.0.2"
 PUBLIC = ("192.0.2.2", "192.0.2.3")  # the carrier's: home's public address, one at a time
 UPLINK = "20mbit"
 # Seconds after which a NAT forgets a silent connection: far below what carriers use, above the tunnel's pings.
-FORGETS = {"carrier": 8, "router": 20}
+FORGETS = {"carrier": 12, "router": 20}
 
 # (namespace, interface) pairs that are joined by a cable.
 CABLES = [

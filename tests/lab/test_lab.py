@@ -106,7 +106,7 @@ def test_a_network_that_cannot_be_built_leaves_nothing(monkeypatch: pytest.Monke
 
 
 def test_an_idle_tunnel_outlives_the_nats(lab: Lab) -> None:
-    """The carrier forgets a silent connection after 8 s; pings keep the tunnel's mapping longer than that."""
+    """The carrier forgets a silent connection after 12 s; pings keep the tunnel's mapping longer than that."""
     before = lab.resumes()
     left = []
     end = now() + network.FORGETS["carrier"] + 3

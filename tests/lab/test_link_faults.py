@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.system, pytest.mark.root, pytest.mark.slow]
 SLOW = """
 [services.slow]
 target = 8080
-response_seconds = 5
+response_seconds = 8
 """
 
 
@@ -86,10 +86,10 @@ def test_byte_by_byte(loaded: Loaded) -> None:
 
 
 def test_losses(loaded: Loaded) -> None:
-    """Seconds in which nothing passes are no death, if they are fewer than three."""
+    """A second in which nothing passes is no death: three are, and a busy machine may add to it."""
     loaded.begin()
-    faults.link_stalls(loaded.lab, seconds=1.5)
-    loaded.survived("stalled 1.5 s", within=1.5 + ROOM, resumed=False)
+    faults.link_stalls(loaded.lab, seconds=1.0)
+    loaded.survived("stalled 1 s", within=1.0 + ROOM, resumed=False)
 
 
 def test_the_edge_moves(loaded: Loaded) -> None:
@@ -116,7 +116,7 @@ def test_nat(loaded: Loaded, fault) -> None:
 def test_a_router_reboots(loaded: Loaded) -> None:
     """Ten seconds without any way: what was asked meanwhile is answered, and no limit for silence runs on.
 
-    The slow service may take 5 s to answer: it is asked just before, and answers after more than ten.
+    The slow service may take 8 s to answer: it is asked just before, and answers after more than ten.
     """
     lab = loaded.lab
     loaded.begin()

@@ -106,8 +106,8 @@ def test_a_connector_dies(loaded: Loaded) -> None:
     lab = loaded.lab
     begun = Asked(lab, f"{WEB}/gated")
     begun.read_until(b"data: open\n\n")
-    again = Asked(lab, f"{WEB}/slow?seconds=4")
-    once = Asked(lab, f"{WEB}/slow?seconds=4", "-d", "x", *PAGE)
+    again = Asked(lab, f"{WEB}/slow?seconds=10")
+    once = Asked(lab, f"{WEB}/slow?seconds=10", "-d", "x", *PAGE)
     wait_until(lambda: json.loads(lab.curl(f"{WEB}/slows").stdout) == 2, what="all of them at home")
     loaded.begin()
     faults.connector_dies(lab)

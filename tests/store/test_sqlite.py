@@ -382,7 +382,7 @@ def test_who_serves_does_not_wait_for_a_lock(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(LocalError, match="locked"):
         store.put("a", b"b")
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 4.0
     assert store.get("a") is None
     other.execute("ROLLBACK")
     store.put("a", b"b")

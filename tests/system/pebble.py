@@ -16,7 +16,7 @@ import pytest
 
 from tests.net.certs import Authority
 from tests.ports import free_port
-from tests.system.harness import Process, wait_until
+from tests.system.harness import Process, port_answers, wait_until
 
 if TYPE_CHECKING:
     from tests.system.harness import World
@@ -73,6 +73,7 @@ class Pebble:
         """Start the server itself (after `stop`: it has forgotten everything)."""
         command = ["pebble", "-strict", "-config", str(self.config), "-dnsserver", self.dns]
         self.process = self.world.add("pebble", command, port=self.port, env=self.environment)
+        wait_until(lambda: port_answers(self.manager), what="its management interface")
 
     def stop(self) -> None:
         assert self.process is not None

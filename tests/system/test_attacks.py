@@ -65,7 +65,7 @@ def test_a_flood_of_handshakes_leaves_operators_and_tunnels_served(world: World)
 def test_others_are_served(world: World, flood: str, sources: int) -> None:
     port = str(world.port)
     attacker = start(world, flood, port, "--sources", str(sources), "--width", "600", "--seconds", SECONDS)
-    bystander = start(world, "bystander", port, "--seconds", SECONDS)
+    bystander = start(world, "bystander", port, "--seconds", SECONDS, "--patience", "30")
     seen = json.loads(bystander.communicate(timeout=60)[0])
     attacker.communicate(timeout=60)
     for kind in ("kept", "fresh"):

@@ -140,10 +140,10 @@ def test_a_visitor_that_leaves_ends_the_download_at_home(world: World, broken: B
 
 
 def test_slow_heads_are_cut_and_others_served(tmp_path: Path) -> None:
-    with World(tmp_path, tables="[limits]\nrequest_head_seconds = 3\nconnections_per_address = 8") as world:
+    with World(tmp_path, tables="[limits]\nrequest_head_seconds = 6\nconnections_per_address = 8") as world:
         world.start_edge()
         world.connector("home", f"[services.web]\ntarget = {world.service('web')}")
-        with world.tls("web.example.com") as slow, world.tls("web.example.com") as silent:
+        with world.tls("web.example.com") as silent, world.tls("web.example.com") as slow:
             slow.sendall(b"GET / HTTP/1.1\r\nHost: web.exa")
             assert world.code("https://web.example.com/") == 200
             assert read_all(slow).startswith(b"HTTP/1.1 408 ")

@@ -79,5 +79,5 @@ def test_far_away(tmp_path: Path) -> None:
     """At 100 ms of round trip one download is not held back by its window (a fixed 256 KiB would give 2.5 MB/s)."""
     with World(tmp_path) as world:
         relayed(world, delay=0.1)
-        done = world.curl("https://web.example.com/bytes/400000000", "-o", "/dev/null", "-w", "%{speed_download}")
-        assert float(done.stdout) > 15e6  # the judged figure, 40 MB/s, is measured in loadtest/ on a quiet machine
+        done = world.curl("https://web.example.com/bytes/150000000", "-o", "/dev/null", "-w", "%{speed_download}")
+        assert float(done.stdout) > 6e6  # the judged figure, 40 MB/s, is measured in loadtest/ on a quiet machine

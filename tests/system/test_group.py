@@ -82,7 +82,7 @@ def test_a_killed_connector_costs_no_request(tmp_path: Path, number: signal.Sign
         under_way = [one for one in load.answers if one.begun < killed < one.begun + one.seconds]
         recovery = max((one.begun + one.seconds for one in under_way), default=killed) - killed
         print(f"{len(under_way)} were under way; all of them were answered within {recovery:.3f} s")
-        assert recovery < 5.0
+        assert recovery < 10.0
         assert who(world) == "right"
         metrics = world.metrics()
         assert f'tunnelgw_member_ready{{connector="left",route="{HOST}/"}} 0.0' in metrics
@@ -297,10 +297,10 @@ def test_a_target_that_refuses_is_left_out_and_nobody_notices(tmp_path: Path) ->
             home.join(allow=("--allow-host", HOST))
             home.start()
         wait_until(lambda: len(members(world)) == 2, what="both are members")
-        for method in ("GET", "DELETE"):
-            for _ in range(4):
-                assert world.code(f"https://{HOST}/headers", "-X", method) == 200
-        assert members(world)["left"]["health"] == "failing"
+        for number, method in enumerate(["GET", "DELETE"] * 4, 1):
+            assert world.code(f"https://{HOST}/headers", "-X", method) == 200
+            if number == 3:
+                assert members(world)["left"]["health"] == "failing"
         metrics = world.metrics()
         assert 'tunnelgw_members_left_out_total{reason="target_refused"} 1.0' in metrics
         moved = re.search(r'tunnelgw_failovers_total\{reason="target_refused"\} ([\d.]+)', metrics)

@@ -171,7 +171,7 @@ def test_a_deadline_reaches_home(channel: grpc.Channel, handlers: Handlers) -> N
     with pytest.raises(grpc.RpcError) as failed:
         channel.unary_unary(f"/{SERVICE}/Hang")(b"", timeout=1.0)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert handlers.cancelled.wait(10), "the call at home ended too"
 
 

@@ -69,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             target = "http://127.0.0.1:{free_port()}"
             [services.slow]
             target = "http://127.0.0.1:{web}"
-            response_seconds = 3
+            response_seconds = 6
             [services.raw]
             target = "http://127.0.0.1:{raw.port}"
             """,

@@ -259,8 +259,8 @@ def test_the_same_identity_is_back_at_once(world: World, number: int) -> None:
         assert home.process is not None
         home.process.signal(number)
         twin.start()
-        assert world.curl("https://web.example.com/", seconds=5).stdout == b"hello from web\n"
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as visitor:
+        assert world.curl("https://web.example.com/", seconds=15).stdout == b"hello from web\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=15) as visitor:
             assert read_all(visitor) == b"raw\n"
         assert state_of(world, "home") == "up"
 

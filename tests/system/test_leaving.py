@@ -36,7 +36,9 @@ def test_a_connector_does_not_wait_for_idle_streams(world: World) -> None:
     assert home.process is not None
     with world.tls("web.example.com") as visitor:
         visitor.sendall(b"GET / HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
-        assert b"hello from web" in visitor.recv(65536)
+        seen = b""
+        while b"hello from web" not in seen:
+            seen += visitor.recv(65536)
         began = time.monotonic()
         assert home.process.stop() == 0
         assert time.monotonic() - began < GRACE
@@ -71,7 +73,8 @@ def test_a_connector_that_left_is_not_waited_for(world: World) -> None:
     home.process.signal(signal.SIGTERM)
     world.edge.wait_for("home is leaving")
     home.process.kill()
-    assert download.wait(timeout=10) != 0
+    # What the kernels hold already is read at that rate before curl sees the end.
+    assert download.wait(timeout=60) != 0
 
 
 def test_bytes_of_a_connection_that_lasts(world: World) -> None:
@@ -116,7 +119,7 @@ def test_a_stopping_edge_refuses_new_visitors_at_once(tmp_path: Path, workers: i
             visitor.sendall(b"GET /slow?seconds=60 HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
             wait_until(lambda: 'tunnelgw_streams{connector="home"} 1' in world.metrics(), what="it is asked")
             world.edge.signal(signal.SIGTERM)
-            wait_until(lambda: not port_answers(world.port), seconds=5, what="new connections are refused")
+            wait_until(lambda: not port_answers(world.port), seconds=GRACE - 1, what="new connections are refused")
             assert world.edge.popen.poll() is None
         assert world.edge.stop() == 0
 
@@ -124,7 +127,7 @@ def test_a_stopping_edge_refuses_new_visitors_at_once(tmp_path: Path, workers: i
 def test_the_port_of_a_connector_that_restarts_stays_open(tmp_path: Path) -> None:
     """Who comes meanwhile waits, as a request does; once nobody would wait any more the port is closed."""
     port = free_port()
-    extra = 'port_bind = "127.0.0.1"\nresume_seconds = 6\npark_seconds = 5'
+    extra = 'port_bind = "127.0.0.1"\nresume_seconds = 16\npark_seconds = 15'
     with World(tmp_path, extra=extra) as world, RawTarget(lambda sock: sock.sendall(b"raw\n")) as raw:
         world.start_edge()
         services = f'[services.raw]\ntarget = "tcp://127.0.0.1:{raw.port}"\nport = {port}'
@@ -136,6 +139,6 @@ def test_the_port_of_a_connector_that_restarts_stays_open(tmp_path: Path) -> Non
             home.start()
             assert read_all(visitor) == b"raw\n"
         assert home.process.stop() == 0
-        wait_until(lambda: not port_answers(port), seconds=20, what="the port is closed")
+        wait_until(lambda: not port_answers(port), seconds=45, what="the port is closed")
         home.start()
         wait_until(lambda: port_answers(port), what="the port is open")

@@ -137,7 +137,7 @@ def wrong_requests() -> list[bytes]:
 
 
 def test_nothing_secret_is_written(tmp_path: Path, watcher: Watcher) -> None:
-    limits = "[limits]\nrequest_head_seconds = 1"
+    limits = "[limits]\nrequest_head_seconds = 3"
     with (
         World(tmp_path, extra='access_log = "json"\npark_seconds = 1', tables=limits) as world,
         RawTarget(hostile) as target,

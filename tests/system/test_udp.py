@@ -209,7 +209,7 @@ def test_an_upgrade_loses_no_datagram(tmp_path: Path) -> None:
         source = visitor.insist(b"before").split()[1]
         for how in ("signal", "command"):
             world.upgrade(how)
-            answer = visitor.ask(b"the first one after it", seconds=5)
+            answer = visitor.ask(b"the first one after it", seconds=20)
             assert answer.split()[1:2] == [source], world.logs()
 
 
@@ -348,8 +348,8 @@ def test_a_range_of_tcp_ports_and_what_is_refused_of_it(world: World) -> None:
 
 
 def test_more_ports_than_a_connector_may_have(world: World) -> None:
-    home = world.connector("home", udp("many", 1000, "20000-21023"), allow=allow("1-65535"), start=False)
-    home.write(udp("many", 1000, "20000-21023") + udp("more", 1000, 22000))
+    home = world.connector("home", udp("many", 1000, "8000-9023"), allow=allow("1-65535"), start=False)
+    home.write(udp("many", 1000, "8000-9023") + udp("more", 1000, 9024))
     process = home.start()
     process.wait_for("service more: the edge .* refused it .*more than 1024 ports")
 

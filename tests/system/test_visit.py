@@ -453,7 +453,7 @@ def test_with_two_workers(tmp_path: Path) -> None:
         for visit in visits:
             (port,) = ports(visit)
             assert talk(port, b"hello") == b"hellobye"
-        assert world.status()["visitors"][0]["tunnels"] == 4
+        wait_until(lambda: world.status()["visitors"][0]["tunnels"] == 4, what="both workers tell")
         port = home.laptop.port("edge-metrics")
         done = subprocess.run(
             ["curl", "-s", f"http://127.0.0.1:{port}/metrics"], capture_output=True, timeout=30, check=True
