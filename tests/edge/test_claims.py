@@ -89,14 +89,14 @@ class Desk:
         self.home, self.ports, self.registry, self.table = Home(), Ports(), Registry(), RouteTable()
         self.by_name: dict[str, Any] = {"home": self.home}
         self.private: dict[str, frozenset[str]] = {}
-        self.withdrawn: list[tuple[str, set[str]]] = []
+        self.served: list[tuple[str, set[str]]] = []
         self.desk = ClaimDesk(
             domain="example.com", edge_names=frozenset(), address="edge.example.com", https_port=443,
             registry=self.registry, table=self.table, ports=self.ports, live=Live(print),  # type: ignore[arg-type]
             connectors=SimpleNamespace(  # type: ignore[arg-type]
                 by_name=self.by_name,
                 notify_holder=lambda *a, **k: None,
-                withdrawn=lambda name, services: self.withdrawn.append((name, services)),
+                serves=lambda name, services: self.served.append((name, services)),
                 groups=SimpleNamespace(serve=lambda name: None),
                 visits=SimpleNamespace(offered=lambda name, services: self.private.update({name: services})),
             ),
@@ -127,11 +127,9 @@ def test_what_is_withdrawn_is_waited_for_no_more() -> None:
     """After the routes are gone, so that who asks at once again is told the truth."""
     web, api = Offer(name="web", kind="http"), Offer(name="api", kind="http")
     desk, _ = decided(web, api)
-    assert desk.withdrawn == [("home", set())]
     decided(api, desk=desk)
-    assert desk.withdrawn[1:] == [("home", {"web"})]
     desk.desk.withdraw("home")
-    assert desk.withdrawn[2:] == [("home", {"api"})]
+    assert desk.served == [("home", {"web", "api"}), ("home", {"api"}), ("home", set())]
 
 
 def test_a_full_disk_takes_no_route() -> None:

@@ -227,11 +227,28 @@ def test_nobody_waits_for_what_is_offered_no_more(world: World) -> None:
     first, second = Parked(), Parked()
     assert world.connectors.open(ROUTE, world.visitor, first) is None  # type: ignore[arg-type]
     assert world.connectors.open(replace(ROUTE, service="other"), world.visitor, second) is None  # type: ignore[arg-type]
-    world.connectors.withdrawn("somebody else", {ROUTE.service, "other"})
-    world.connectors.withdrawn(ROUTE.connector, {ROUTE.service})
+    world.connectors.serves("somebody else", set())
+    world.connectors.serves(ROUTE.connector, {"other"})
     assert first.refused is Reason.WITHDRAWN
     assert second.refused is None
     assert world.connectors.waiting() == 1
+
+
+def test_a_route_that_was_looked_up_before_its_service_was_withdrawn_leads_nowhere(world: World) -> None:
+    """A request that is asked once more, a password that was being checked, a handshake that took its time."""
+    world.dial("1" * 32)
+    private = replace(ROUTE, kind="private", service="secret")
+    for _ in range(2):
+        for each in (ROUTE, private):
+            assert world.connectors.open(each, world.visitor, Parked()) is not None  # type: ignore[arg-type]
+        world.connectors.serves(ROUTE.connector, {ROUTE.service})
+    world.connectors.serves(ROUTE.connector, set())
+    for _ in range(2):
+        with pytest.raises(NoStream) as error:
+            world.connectors.open(ROUTE, world.visitor, Parked())  # type: ignore[arg-type]
+        assert error.value.reason is Reason.WITHDRAWN
+        world.connector.going_away(Reason.CONNECTOR_STOPPING)
+    assert world.connectors.open(private, world.visitor, Parked()) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["withdrawn", "no group any more"])
@@ -245,11 +262,14 @@ def test_nobody_waits_for_a_group_that_nobody_belongs_to(world: World, how: str)
     parked = Parked()
     assert world.connectors.open(shared, world.visitor, parked) is None  # type: ignore[arg-type]
     table.replace("attic", [])
-    world.connectors.withdrawn("attic", {ROUTE.service})
+    world.connectors.serves("attic", set())
     assert parked.refused is None, "one member may come back"
     table.replace(ROUTE.connector, [ROUTE] if how == "no group any more" else [])
-    world.connectors.withdrawn(ROUTE.connector, set() if how == "no group any more" else {ROUTE.service})
+    world.connectors.serves(ROUTE.connector, {ROUTE.service} if how == "no group any more" else set())
     assert parked.refused is Reason.WITHDRAWN
+    with pytest.raises(NoStream) as error:
+        world.connectors.open(shared, world.visitor, Parked())  # type: ignore[arg-type]
+    assert error.value.reason is Reason.WITHDRAWN
 
 
 def test_what_a_dead_instance_held_is_reset_whatever_becomes_of_its_successor(

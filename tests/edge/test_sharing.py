@@ -79,7 +79,7 @@ class World:
             https_port=443, registry=self.registry, table=self.table, ports=self.ports, live=Live(lambda _reason: None),  # type: ignore[arg-type]
             connectors=SimpleNamespace(  # type: ignore[arg-type]
                 by_name=self.homes,
-                withdrawn=lambda name, services: None,
+                serves=lambda name, services: None,
                 notify_holder=lambda holder, *, claimant, what: self.homes[holder].notices.append(f"{claimant} {what}"),
                 groups=SimpleNamespace(serve=self.served.append),
                 visits=SimpleNamespace(offered=lambda name, services: None),

@@ -514,6 +514,31 @@ def test_datagrams_go_with_their_stream_and_nowhere_else() -> None:
     assert phone.handler.datagrams == []
 
 
+def test_datagrams_of_a_stream_that_waited_for_homes_successor() -> None:
+    """Its number is that of a stream of the session before, which ends only after that."""
+    world = World()
+    laptop, phone = world.visit("laptop", LAPTOP), world.visit("phone", LAPTOP)
+    first = laptop.open(Open(service="home", kind="exit"))
+    world.run(laptop)
+    connector = world.connectors.known("home")
+    connector.link_lost(world.home_link, None)
+    second = phone.open(Open(service="home", kind="exit"))
+    world.run(laptop, phone)
+    assert len(world.connectors.lot) == 1
+    world.home = Peer(world, "home started anew")
+    world.dial_home()
+    world.run(laptop, phone)
+    assert first.reason is Reason.CONNECTOR_AWAY
+    assert second.reason is None
+    (stream,) = world.home.session.streams.values()
+    stream.send_datagram(b"inwards", world.loop.time())
+    got: list[bytes] = []
+    assert second.stream is not None
+    second.stream.on_datagram = got.append
+    world.run(laptop, phone)
+    assert got == [b"inwards"]
+
+
 def test_what_the_edge_offers_itself() -> None:
     world = World()
     opened: list[Open] = []

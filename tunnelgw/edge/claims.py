@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from tunnelgw.identity.claims import Held, Wish
     from tunnelgw.identity.registry import Registry
     from tunnelgw.obs.counters import ProcessCounters
-    from tunnelgw.routing.table import RouteTable
+    from tunnelgw.routing.table import Route, RouteTable
     from tunnelgw.routing.units import PortUnit, Unit
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class ClaimDesk:
         before = self._table.routes_of(name)
         self._table.replace(name, ())
         self._close(route.port_unit for route in before)
-        self._end(name, {route.service for route in before})
+        self._serve(name, before, ())
         self._changed(route.host for route in before)
 
     # The steps.
@@ -353,16 +353,17 @@ class ClaimDesk:
             log.error("connector %s: %s", name, refusal.text)
             return
         self.unrouted.discard(name)
-        self._end(name, {route.service for route in before} - {route.service for route in routes})
+        self._serve(name, before, routes)
         self._close(route.port_unit for route in before)
         self._changed(route.host for route in (*before, *routes))
         self._connectors.groups.serve(name)  # those who wait for a group that it is a member of from now on
 
-    def _end(self, name: str, services: set[str]) -> None:
-        """These are offered no more: cut their streams, and let nobody wait for them."""
-        for service in services:
+    def _serve(self, name: str, before: Iterable[Route], routes: Iterable[Route]) -> None:
+        """Streams of services that are gone end, and nobody waits for one."""
+        services = {route.service for route in routes}
+        for service in {route.service for route in before} - services:
             self._live.cut(name, service)
-        self._connectors.withdrawn(name, services)
+        self._connectors.serves(name, services)
 
     def _close(self, ports: Iterable[PortUnit]) -> None:
         """Those of these ports that nobody holds any more."""

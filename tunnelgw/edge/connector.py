@@ -24,7 +24,7 @@ from tunnelgw.errors import Refused
 from tunnelgw.gateway.opener import NoStream
 from tunnelgw.net.timers import INF
 from tunnelgw.obs.reasons import Reason
-from tunnelgw.wire.control import Control, Health, Hello, Open, Services
+from tunnelgw.wire.control import PRIVATE_KINDS, Control, Health, Hello, Open, Services
 from tunnelgw.wire.datagrams import FLOWS_BEFORE
 from tunnelgw.wire.flow import SessionLimits, TokenBucket
 
@@ -47,7 +47,7 @@ MESSAGES_BURST, MESSAGES_PER_SECOND = 256, 5.0
 class Connector(Tunnel):
     """One connector as this process sees it: session handler, owner of its link, and its parked requests."""
 
-    __slots__ = ("away_until", "lane", "reconnects", "resumes", "software", "unhealthy")
+    __slots__ = ("_services", "away_until", "lane", "reconnects", "resumes", "software", "unhealthy")
 
     role = "connector"
     limits = LIMITS
@@ -61,6 +61,7 @@ class Connector(Tunnel):
         self.reconnects = 0
         self.resumes = 0
         self.lane = Lane(connectors.lot, lambda: self.since)
+        self._services: set[str] | None = None  # public ones; None: not decided yet
 
     @property
     def state(self) -> str:
@@ -78,6 +79,8 @@ class Connector(Tunnel):
 
     def open(self, route: Route, visitor: Visitor, waiter: StreamWaiter) -> Stream | None:
         """As `StreamOpener.open`."""
+        if not self._offers(route):  # the route was looked up a while ago
+            raise NoStream(Reason.WITHDRAWN, self.since)
         session, now = self.session, self.all.loop.time()
         if session is not None and self.link is not None and not self.draining:
             try:
@@ -90,6 +93,15 @@ class Connector(Tunnel):
             raise NoStream(Reason.PARK_LIMIT, self.since)
         self.lane.park(route, visitor, waiter, until=now + self.all.park_seconds)
         return None
+
+    def serves(self, services: set[str]) -> None:
+        """As `Connectors.serves`."""
+        self._services = services
+        self.lane.refuse_all(Reason.WITHDRAWN, who=lambda parked: not self._offers(parked.route))
+
+    def _offers(self, route: Route) -> bool:
+        """Private services are judged by `Visits`."""
+        return self._services is None or route.service in self._services or route.kind in PRIVATE_KINDS
 
     def awaited(self, now: float) -> bool:
         """Whether it is worth waiting for it here: after an upgrade, whoever left or lost its link dials elsewhere."""

@@ -108,11 +108,11 @@ class Connectors:
         for visit in self.visits:
             visit.learn()
 
-    def withdrawn(self, name: str, services: set[str]) -> None:
-        """A connector offers these no more, so whoever waits for one of them waits for nothing."""
+    def serves(self, name: str, services: set[str]) -> None:
+        """The public services of a connector from now on: whoever waits for another one of it waits for nothing."""
         connector = self.by_name.get(name)
         if connector is not None:
-            connector.lane.refuse_all(Reason.WITHDRAWN, services)
+            connector.serves(services)
         self.groups.refuse_deserted()
 
     def say(self, key: str, text: str, *values: object) -> None:

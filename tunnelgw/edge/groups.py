@@ -95,6 +95,8 @@ class Groups:
         """Wait for any member of this route. Raises `NoStream`."""
         members = route.members
         assert members is not None
+        if not members.routes:
+            raise NoStream(Reason.WITHDRAWN)
         known = self._known(members)
         now = self._all.loop.time()
         if not any(one.awaited(now) for one in known):

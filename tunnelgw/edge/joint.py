@@ -103,6 +103,8 @@ class Joint:
     def _over(self) -> None:
         self.visit_streams.pop(self.near.id, None)
         if self.far is not None:
-            self._visits.flows.pop((self.route.connector, self.far.id), None)
+            key = self.route.connector, self.far.id
+            if self._visits.flows.get(key) is self:  # a successor's session counts from the beginning
+                del self._visits.flows[key]
         else:
             self._visits.all.cancel(self)

@@ -126,10 +126,10 @@ class Lane:
         if self._lot.remove(parked):
             parked.waiter.stream_refused(reason, self._since())
 
-    def refuse_all(self, reason: Reason, services: set[str] | None = None) -> None:
-        """Answer all with no, or those who want one of these services."""
+    def refuse_all(self, reason: Reason, *, who: Callable[[Parked], bool] = lambda _: True) -> None:
+        """Answer all with no, or some."""
         for parked in tuple(self._parked):
-            if services is None or parked.route.service in services:
+            if who(parked):
                 self.refuse(parked, reason)
 
     def leave(self, open_stream: Callable[[Parked], Stream | Reason]) -> None:
