@@ -83,13 +83,13 @@ class Machines:
         assert code is None or done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
-    def ping(self, address: str, *options: str, role: str = "visitor", seconds: int = 10) -> bool:
-        """Whether an answer comes back to one of the questions of so many seconds, one in each."""
-        return " 1 received" in self.exec(role, "ping", "-c1", f"-w{seconds}", *options, address, code=None)
+    def ping(self, address: str, *options: str, role: str = "visitor", wait: str = "-w10") -> bool:
+        """Whether an answer comes back; asked again each second."""
+        return " 1 received" in self.exec(role, "ping", "-c1", wait, *options, address, code=None)
 
     def no_ping(self, address: str, *options: str, role: str = "visitor") -> bool:
-        """Whether no answer comes back."""
-        return not self.ping(address, *options, role=role, seconds=3)
+        """Whether no answer comes back to the one question."""
+        return not self.ping(address, *options, role=role, wait="-W3")
 
     def web(self, role: str, address: str) -> Process:
         """A web server there; its log says who asked."""
