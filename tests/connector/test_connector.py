@@ -581,6 +581,31 @@ def test_an_exchange_that_was_cut_is_tried_again_soon(tmp_path: Path) -> None:
     run(main)
 
 
+def test_an_exchange_whose_outcome_cannot_be_kept_is_tried_again_at_leisure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: the edge signs few in a row."""
+
+    def full(self: home.HomeIdentity, certificate: str, authority: str) -> None:
+        raise LocalError("no space left on device")
+
+    async def main() -> None:
+        edge = await FakeEdge(tmp_path).listen()
+        day = datetime.timedelta(days=1)
+        make_identity(tmp_path / "state", edge, before=now() - 80 * day, after=now() - 10 * day)
+        edge.refuse_with = RefusedMessage("certificate_expired", "it has expired")
+        monkeypatch.setattr(home.HomeIdentity, "install", full)
+        connector = Connector(config(tmp_path))
+        await connector.start()
+        await until(lambda: "was not renewed: no space left" in connector.trouble())
+        monkeypatch.undo()
+        await until(lambda: connector.is_ready)
+        await connector.stop(grace=0.1)
+        await edge.close()
+
+    run(main)
+
+
 def test_stopping_lets_streams_end(tmp_path: Path) -> None:
     async def main() -> None:
         target = await LocalService(echo=True).listen()

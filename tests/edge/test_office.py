@@ -72,10 +72,10 @@ def test_renewals_without_end_start_few_processes(tmp_path: Path, monkeypatch: p
         gate.set()
         desk = make(tmp_path, calls, gate, monkeypatch)
         for _ in range(office.RENEWALS_BURST):
-            await desk.renew("home", RenewRequest(csr="c"))
+            await desk.renew("home", RenewRequest(csr="c"), shown="1")
         for _ in range(100):
-            assert await refusal(desk.renew("home", RenewRequest(csr="c"))) is Reason.RATE_LIMIT
-        await desk.renew("other", RenewRequest(csr="c"))
+            assert await refusal(desk.renew("home", RenewRequest(csr="c"), shown="1")) is Reason.RATE_LIMIT
+        await desk.renew("other", RenewRequest(csr="c"), shown="1")
         assert len(calls) == office.RENEWALS_BURST + 1
 
     run(main)
@@ -88,11 +88,11 @@ def test_few_wait_for_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         desk = make(tmp_path, calls, gate, monkeypatch)
         loop = asyncio.get_running_loop()
         waiting = [
-            loop.create_task(desk.renew(f"home{number}", RenewRequest(csr="c")))
+            loop.create_task(desk.renew(f"home{number}", RenewRequest(csr="c"), shown="1"))
             for number in range(office.CHILDREN_WAITING)
         ]
         await asyncio.sleep(0)
-        assert await refusal(desk.renew("late", RenewRequest(csr="c"))) is Reason.RATE_LIMIT
+        assert await refusal(desk.renew("late", RenewRequest(csr="c"), shown="1")) is Reason.RATE_LIMIT
         assert len(calls) <= office.CHILDREN_MAX
         gate.set()
         await asyncio.gather(*waiting)

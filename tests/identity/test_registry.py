@@ -142,6 +142,20 @@ def test_an_invitation_is_used_once_though_two_try(registry: Registry, monkeypat
     assert refusal(use, registry, invitation) is Reason.INVITATION_INVALID
 
 
+def test_a_certificate_that_is_shown_outlives_any_number_of_new_ones(registry: Registry) -> None:
+    """Which never arrived, or went to others who share the identity."""
+    accepted = use(registry, registry.invite("home", address=ADDRESS))
+    certificate = shown(accepted)
+    serial = str(certificate["serialNumber"])
+    for _ in range(20):
+        latest = registry.renew("home", home.new_request().csr, shown=serial)
+        assert registry.authorise(certificate).name == "home"
+        assert registry.authorise(shown(latest)).name == "home"
+    found = registry.get("home")
+    assert found is not None
+    assert len(found.issued) == 8
+
+
 def test_certificates_expire_and_may_then_only_renew(registry: Registry) -> None:
     accepted = use(registry, registry.invite("home", address=ADDRESS, now=0.0, ttl=60), now=1.0)
     certificate = shown(accepted)
@@ -650,7 +664,7 @@ def test_child(store: SqliteStore, registry: Registry, tmp_path: Path) -> None:
     request = {"call": "accept", "invitation": invitation.id, "secret": invitation.secret.reveal(), "csr": csr}
     assert call(**request)["name"] == "home"
     assert call(**request)["reason"] == "invitation_invalid"
-    assert call(call="renew", name="home", csr=csr)["ok"]
+    assert call(call="renew", name="home", csr=csr, shown="")["ok"]
     command = [sys.executable, "-m", "tunnelgw.identity.child", "hosts", str(store.path), str(tmp_path), "a.b", "*.c.d"]
     subprocess.run(command, check=True, timeout=30)
     names = ["_wildcard.c.d.crt", "_wildcard.c.d.key", "a.b.crt", "a.b.key"]

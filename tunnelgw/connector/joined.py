@@ -203,7 +203,7 @@ class JoinedEdge:
     def renewed(self, message: Renewed) -> None:
         """The edge signed a new certificate: the next dial uses it."""
         if self._may_install():
-            self._renewal = spawn(self._install(message), name="install certificate")
+            self._renewal = spawn(self._install_logged(message), name="install certificate")
 
     @property
     def trust(self) -> str:
@@ -258,7 +258,7 @@ class JoinedEdge:
                 return
 
     async def renew_expired(self) -> None:
-        """The edge refuses the expired certificate for a tunnel, but exchanges it."""
+        """The edge refuses the expired certificate for a tunnel, but exchanges it. LocalError if it cannot be kept."""
         csr = await asyncio.get_running_loop().run_in_executor(None, self.identity.make_request)
         conversation = Conversation()
         try:
@@ -269,14 +269,16 @@ class JoinedEdge:
             conversation.close()
         await self._install(answer)
 
-    async def _install(self, message: Renewed) -> None:
-        loop = asyncio.get_running_loop()
+    async def _install_logged(self, message: Renewed) -> None:
         try:
-            async with self._installing:
-                await loop.run_in_executor(None, self.identity.install, message.certificate, message.ca)
+            await self._install(message)
         except TunnelgwError as error:
             log.error("the renewed certificate from edge %s was not installed: %s", self.endpoint, error.text)
-            return
+
+    async def _install(self, message: Renewed) -> None:
+        async with self._installing:
+            install = self.identity.install
+            await asyncio.get_running_loop().run_in_executor(None, install, message.certificate, message.ca)
         if not self.identity.outdated:  # signed just before the edge changed its authority: not again at once
             self._renewal_at = 0.0
         log.info("the certificate for edge %s was renewed", self.endpoint)

@@ -157,15 +157,18 @@ class Office:
             address=self._address,
         )
 
-    async def renew(self, name: str, message: RenewRequest) -> Renewed:
-        """A new certificate for an identity that was authorised. Refused (REVOKED, RATE_LIMIT), RemoteError."""
+    async def renew(self, name: str, message: RenewRequest, *, shown: str) -> Renewed:
+        """A new certificate for an identity that was authorised. Refused (REVOKED, RATE_LIMIT), RemoteError.
+
+        shown: the serial of the one that it has.
+        """
         now = asyncio.get_running_loop().time()
         bucket = self._renewals.get(name)
         if bucket is None:
             bucket = self._renewals[name] = TokenBucket(rate=RENEWALS_PER_SECOND, burst=RENEWALS_BURST, now=now)
         if not bucket.take(now):
             raise Refused(f"{name} renews too often", reason=Reason.RATE_LIMIT)
-        answer = await self._call({"call": "renew", "name": name, "csr": message.csr})
+        answer = await self._call({"call": "renew", "name": name, "csr": message.csr, "shown": shown})
         log.info("connector %s has a new certificate", name)
         return Renewed(certificate=answer["certificate"], ca=answer["authority"])
 

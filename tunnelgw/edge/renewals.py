@@ -33,7 +33,7 @@ class Renewals:
 
     async def _answer(self, connector: Tunnel, request: RenewRequest) -> None:
         try:
-            connector.tell(await self._office.renew(connector.name, request))
+            connector.tell(await self._office.renew(connector.name, request, shown=connector.serial))
         except (Refused, RemoteError, LocalError) as error:
             text = "certificate of connector %s not renewed: %s"
             self._connectors.say(f"{connector.name} {error.text}", text, connector.name, error.text)

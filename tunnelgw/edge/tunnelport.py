@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tunnelgw.access.addresses import address_key
@@ -196,9 +197,11 @@ class Guest:
 
     def renew(self, link: Link, message: RenewRequest) -> None:
         """A new certificate for an expired one that was not revoked."""
-        identity = self.port.office.authorise(_certificate(link), expired=True)
+        certificate, office = _certificate(link), self.port.office
+        name = office.authorise(certificate, expired=True).name
         self._wait()
-        spawn(self._answer(link, self.port.office.renew, identity.name, message), name="renewal")
+        work = partial(office.renew, shown=str(certificate["serialNumber"]))
+        spawn(self._answer(link, work, name, message), name="renewal")
 
     async def _join(self, message: Join) -> Joined:
         # Looked at again: of a hundred guesses that came in one turn of the loop, each must know of those before.

@@ -342,8 +342,11 @@ class Registry:
             raise Refused(f"{connector.name} was just changed; come again", reason=Reason.INTERNAL) from None
         return replace(new, revision=revision)
 
-    def renew(self, name: str, csr: str, *, now: float | None = None) -> Accepted:
-        """A new certificate for a connector that was authorised. Refused (REVOKED), RemoteError for a bad request."""
+    def renew(self, name: str, csr: str, *, shown: str = "", now: float | None = None) -> Accepted:
+        """A new certificate for a connector that was authorised. Refused (REVOKED), RemoteError for a bad request.
+
+        shown: serial of the one that it has; it stays valid, however often a new one did not get there.
+        """
         from tunnelgw.identity import certs
 
         now = time.time() if now is None else now
@@ -354,7 +357,9 @@ class Registry:
             if old is None or old.revoked:
                 raise Refused(f"{name} was revoked; it needs a new invitation", reason=Reason.REVOKED)
             signed = certs.sign_connector(authority, key, name=name, role=old.role, now=now)
-            issued = (Issued(signed.serial, signed.not_after), *old.issued)[:_MAX_ISSUED]
+            had = [one for one in old.issued if one.serial == shown.upper()]
+            others = [one for one in old.issued if one not in had]
+            issued = (Issued(signed.serial, signed.not_after), *others[: _MAX_ISSUED - 1 - len(had)], *had)
             new = replace(old, issued=issued)
             try:
                 revision = self._store.put(CONNECTORS + name, new.encode(), expect=old.revision)
