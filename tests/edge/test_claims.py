@@ -37,6 +37,8 @@ class Ports:
         self.tried = 0  # how often such a one was
 
     async def open(self, port: Any) -> None:
+        if port in self.open_now:
+            return
         self.asked.set()
         await self.allowed.wait()
         if port in self.taken:
@@ -74,8 +76,8 @@ class Registry:
 
 
 class Home:
-    def __init__(self) -> None:
-        self.name = "home"
+    def __init__(self, name: str = "home") -> None:
+        self.name = name
         self.told: list[Any] = []
         self.session: Any = object()
         self.link: Any = object()
@@ -130,6 +132,30 @@ def test_what_is_withdrawn_is_waited_for_no_more() -> None:
     decided(api, desk=desk)
     desk.desk.withdraw("home")
     assert desk.served == [("home", {"web", "api"}), ("home", {"api"}), ("home", set())]
+
+
+def test_a_port_of_a_group_stays_open_while_another_member_waits_for_one_more() -> None:
+    async def main() -> None:
+        desk = Desk()
+        desk.registry.ports = ((2222, 2223),)
+        attic = desk.by_name["attic"] = Home("attic")
+        shared = Offer(name="ssh", kind="tcp", ports=[(2222, 2222)], group="g")
+        desk.ports.allowed.set()
+        await desk.desk.decide(attic, Services(1, [shared]))  # type: ignore[arg-type]
+        desk.ports.allowed.clear()
+        desk.ports.asked.clear()
+        both = [shared, Offer(name="more", kind="tcp", ports=[(2223, 2223)])]
+        deciding = spawn(desk.desk.decide(desk.home, Services(1, both)), name="decide")  # type: ignore[arg-type]
+        await desk.ports.asked.wait()
+        await desk.desk.decide(attic, Services(2, []))  # type: ignore[arg-type]
+        desk.ports.allowed.set()
+        await deciding
+        assert desk.ports.open_now == {2222, 2223}
+        assert {route.port for route in desk.table.routes()} == {2222, 2223}
+        await desk.desk.decide(desk.home, Services(2, []))  # type: ignore[arg-type]
+        assert desk.ports.open_now == set()
+
+    run(main)
 
 
 def test_a_full_disk_takes_no_route() -> None:
