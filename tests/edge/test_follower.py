@@ -14,8 +14,11 @@ from tunnelgw.access.grants import Grant
 from tunnelgw.edge import shut
 from tunnelgw.edge.follower import Follower
 from tunnelgw.edge.names import ended_hosts, ends_here
+from tunnelgw.identity import home
+from tunnelgw.identity.records import CONNECTOR, VISITOR
 from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.counters import ProcessCounters
+from tunnelgw.obs.reasons import Reason
 from tunnelgw.routing.table import Route, RouteTable
 from tunnelgw.store.sqlite import SqliteStore
 from tunnelgw.wire.control import Offer, Services
@@ -36,6 +39,12 @@ class Worker(World):
     def __init__(self, store: SqliteStore) -> None:
         super().__init__(store)
         self.decided: list[str] = []
+        self.dismissed: list[str] = []
+        self.visitors: list[str] = []
+        visits = SimpleNamespace(
+            changed=lambda record: self.visitors.append(record.name),
+            remove=lambda name, reason: self.visitors.append(f"no {name}"),
+        )
         decide = self.desk.decide
 
         async def counted(connector: Any, services: Services, *, opening: bool = True) -> None:
@@ -45,8 +54,8 @@ class Worker(World):
         self.desk.decide = counted  # type: ignore[method-assign]
         edge: Any = SimpleNamespace(
             store=store, registry=self.registry, claims=self.desk, left=False, lock=lambda _name: asyncio.Lock(),
-            connectors=SimpleNamespace(known=self.known, by_name=self.homes), health=SimpleNamespace(looks=1),
-            office=Office(),
+            connectors=SimpleNamespace(known=self.known, by_name=self.homes, visits=visits, dismiss=self.dismiss),
+            health=SimpleNamespace(looks=1), office=Office(),
         )  # fmt: skip
         self.follower = Follower(edge)
         self.follower.begin()
@@ -55,6 +64,11 @@ class Worker(World):
         home = self.homes.setdefault(name, Home(name))
         home.serial = ""  # type: ignore[attr-defined]
         return home
+
+    def dismiss(self, name: str, reason: Reason) -> None:
+        assert reason is Reason.REVOKED
+        self.dismissed.append(name)
+        del self.homes[name]
 
     def away(self, name: str) -> None:
         """Its tunnel to this worker is down."""
@@ -160,6 +174,30 @@ def test_who_was_refused_hears_when_it_is_free(store: SqliteStore) -> None:
         await worker.offer("attic", service("other"))
         assert await worker.look() == ["cellar"]
         assert worker.members() == ["cellar"]
+
+    run(main)
+
+
+def test_who_joins_anew_in_another_role_has_nothing_of_the_old_one(store: SqliteStore) -> None:
+    """Revoked, invited and joined between two looks: no worker has seen the revocation."""
+
+    async def main() -> None:
+        worker = Worker(store)
+        worker.join("attic")
+        worker.known("attic")
+        await worker.look()
+        await worker.offer("attic", service("one"))
+        assert worker.members("one.example.com") == ["attic"]
+        for role in (VISITOR, CONNECTOR):
+            worker.registry.revoke("attic")
+            invitation = worker.registry.invite("attic", address="edge:1", role=role)
+            worker.registry.accept(invitation.id, invitation.secret.reveal(), home.new_request().csr)
+            worker.visitors.clear()
+            await worker.look()
+            assert worker.dismissed == ["attic"]
+            assert ("attic" in worker.homes) == (role == CONNECTOR)
+            assert not list(worker.table.routes())
+            assert worker.visitors == ["attic" if role == VISITOR else "no attic"]
 
     run(main)
 

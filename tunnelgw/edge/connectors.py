@@ -127,12 +127,16 @@ class Connectors:
             connector.tell(Notice(reason=Reason.CLAIM_HELD.label, message=notice))
 
     def remove(self, name: str, reason: Reason) -> None:
-        """Cut a connector's live tunnel and forget it."""
+        """Cut the live tunnels of an identity and forget it, whatever its role."""
+        self.dismiss(name, reason)
+        self.visits.remove(name, reason)
+
+    def dismiss(self, name: str, reason: Reason) -> None:
+        """As `remove`, of what it was as a connector."""
         connector = self.by_name.pop(name, None)
         if connector is not None:
             connector.cut(reason)
         self.visits.offered(name, frozenset())
-        self.visits.remove(name, reason)
 
     def send_away(self, reason: Reason) -> None:
         """Ask every connector, and who still comes, to go on elsewhere; streams, new ones too, go on here meanwhile."""

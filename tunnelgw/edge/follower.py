@@ -48,8 +48,8 @@ class Follower:
         self._revision = self._edge.store.revision()
 
     def start(self) -> None:
-        """Look by itself from now on."""
-        self._look_handle = self._edge.loop.call_later(LOOK_SECONDS, self._look_soon)
+        """Look by itself from now on, and at once: somebody else may have served until now."""
+        self._look_handle = self._edge.loop.call_later(0.0, self._look_soon)
 
     def stop(self) -> None:
         """No more."""
@@ -147,8 +147,13 @@ class Follower:
                 self._edge.claims.withdraw(name)
             return
         if record.role == VISITOR:
+            if name in self._edge.connectors.by_name:  # it was revoked, and joined anew as this
+                self._edge.connectors.dismiss(name, Reason.REVOKED)
+                async with self._edge.lock(name):
+                    self._edge.claims.withdraw(name)
             self._edge.connectors.visits.changed(record)
             return
+        self._edge.connectors.visits.remove(name, Reason.REVOKED)  # likewise
         connector = self._edge.connectors.known(name)
         if connector.serial and all(issued.serial != connector.serial for issued in record.issued):
             log.warning("connector %s joined again with another key: the old one is cut", name)
