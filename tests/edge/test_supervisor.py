@@ -10,7 +10,7 @@ import socket
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -110,20 +110,21 @@ def test_a_crashed_worker_comes_back_and_no_connection_is_lost(monkeypatch: pyte
     run(main)
 
 
-def test_a_moment_without_descriptors_is_not_the_end_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["channel_pair", "copies"])
+def test_a_moment_without_descriptors_is_not_the_end_of_a_worker(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.05, 0.1))
     tries: list[int] = []
-    real = module.channel_pair
+    real = getattr(module, step)
 
-    def out_of_descriptors() -> tuple[socket.socket, socket.socket]:
+    def out_of_descriptors(*arguments: Any) -> Any:
         tries.append(1)
         if len(tries) < 3:
             raise OSError(errno.EMFILE, "Too many open files")
-        return real()
+        return real(*arguments)
 
     async def main() -> None:
         async with edge() as (supervisor, port):
-            monkeypatch.setattr(module, "channel_pair", out_of_descriptors)
+            monkeypatch.setattr(module, step, out_of_descriptors)
             await ask(port, "crash")
             await until(lambda: len(tries) == 3 and all(each.ready for each in supervisor._workers))
             await both_answer(port)

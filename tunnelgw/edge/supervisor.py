@@ -31,7 +31,7 @@ from tunnelgw.net.tasks import spawn
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tunnelgw.routing.units import PortUnit
 
@@ -166,7 +166,7 @@ class Supervisor:
         """Every worker reads its configuration again; one that is starting, and would die of SIGHUP, once it serves."""
         for worker in self._workers:
             worker.reload = not worker.ready
-            if worker.ready and worker.process is not None:
+            if worker.ready and worker.process is not None and worker.process.returncode is None:
                 worker.process.send_signal(signal.SIGHUP)
 
     async def stop(self) -> None:
@@ -253,9 +253,15 @@ class Supervisor:
         stopping = (
             self._stop_asked.done() or self._leaving
         )  # the listeners are closed then, and SIGTERM may have come too early for it
-        listeners = [] if stopping else [os.dup(sock.fileno()) for sock in (*self._https, *self._http)]
+        listeners: list[int] = []
         if stopping:
             worker.process.terminate()
+        else:
+            try:
+                listeners = copies((*self._https, *self._http))
+            except OSError as error:
+                log.error("worker %d cannot be given its listeners: %s", worker.index, error)
+                worker.process.kill()
         setup = {"op": "setup", "index": worker.index, "count": len(self._workers), "https": len(self._https)}
         channel.send(setup, listeners)
         code = await worker.process.wait()
@@ -329,7 +335,13 @@ class Supervisor:
                 return
         listener, holders = held
         holders.add(worker.index)
-        self._send(worker, {"op": "port", "id": number}, [os.dup(listener.fileno())])
+        try:
+            descriptors = copies((listener,))
+        except OSError as error:
+            self._release(worker, port)
+            self._send(worker, {"op": "port", "id": number, "error": str(error.strerror)})
+            return
+        self._send(worker, {"op": "port", "id": number}, descriptors)
 
     def _release(self, worker: _Process, port: PortUnit) -> None:
         held = self._ports.get(port)
@@ -348,6 +360,17 @@ class Supervisor:
 
     async def _gather_for(self, worker: _Process, number: int) -> None:
         self._send(worker, {"op": "gathered", "id": number, "snapshots": await self.gather()})
+
+
+def copies(socks: Iterable[socket.socket]) -> list[int]:
+    """A descriptor more for each of these, all or none. Raises OSError."""
+    made: list[int] = []
+    try:
+        made.extend(os.dup(sock.fileno()) for sock in socks)
+    except OSError:
+        _close(made)
+        raise
+    return made
 
 
 def _close(descriptors: list[int]) -> None:
