@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from tunnelgw.wire.control import Greeting
 
 DIAL_SECONDS = 10.0  # resolving, connecting, TLS and the greeting together
-SIGNED_SECONDS = 30.0  # until a certificate: the edge makes a process for the signature; a small VPS takes some seconds
+# Until a certificate: the edge makes a process for the signature and gives it 60 s. Whoever left before that would have
+# used up an invitation for nothing.
+SIGNED_SECONDS = 75.0
 NO_NAME = "tgw.invalid"  # SNI where the edge is known by an address only
 
 G = TypeVar("G", bound="Greeting")
@@ -122,8 +124,9 @@ class Conversation:
         self._lost: Exception | None = None
 
     async def open(self, edge: Endpoint, context: ssl.SSLContext) -> Link:
-        """Dial; raises as `open_link` does."""
-        self._link = await open_link(edge, context, owner=self, name=server_name(edge, None))
+        """Dial; raises as `open_link` does, TimeoutError after 20 s: nobody dials a second time for a command."""
+        async with asyncio.timeout(2 * DIAL_SECONDS):
+            self._link = await open_link(edge, context, owner=self, name=server_name(edge, None))
         return self._link
 
     async def ask(self, message: Greeting, kind: type[G]) -> G:

@@ -281,6 +281,7 @@ class Edge:
     async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
         """Accept nothing new, let what is in progress end for `grace` seconds, close."""
         self.follower.stop()
+        self.left = True  # a decision that is still to come opens no port any more
         if self._wind_down is not None:
             self._wind_down.cancel()
         self._close_listeners()  # first: nobody new
