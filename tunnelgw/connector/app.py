@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 TURN = 1.0  # seconds between two looks at the clock
 SLEPT = 8.0  # a turn that comes so late means: stopped or suspended, and links are dead or about to be
-CLAIM_SECONDS = 5.0  # `ready` waits so long for the edge's answer once a tunnel is up
+CLAIM_SECONDS = 15.0  # `ready` waits so long for the edge's answer once a tunnel is up: its disk may be slow
 IMPATIENT = 20.0  # systemd is told READY by then even without an edge: dialling on is what we are for
 # What streams hold here, received or to be sent: a machine at home has more memory than the smallest VPS.
 BUFFERED_BYTES = 256 << 20
