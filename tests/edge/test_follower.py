@@ -12,8 +12,9 @@ from tests.edge.front import run
 from tests.edge.test_sharing import Home, World
 from tunnelgw.access.grants import Grant
 from tunnelgw.edge import shut
-from tunnelgw.edge.follower import Follower
+from tunnelgw.edge.follower import RETRY_LOOKS, SOON, Follower
 from tunnelgw.edge.names import ended_hosts, ends_here
+from tunnelgw.errors import LocalError
 from tunnelgw.identity import home
 from tunnelgw.identity.records import CONNECTOR, VISITOR
 from tunnelgw.net.tasks import spawn
@@ -198,6 +199,35 @@ def test_who_joins_anew_in_another_role_has_nothing_of_the_old_one(store: Sqlite
             assert ("attic" in worker.homes) == (role == CONNECTOR)
             assert not list(worker.table.routes())
             assert worker.visitors == ["attic" if role == VISITOR else "no attic"]
+
+    run(main)
+
+
+def test_what_the_store_does_not_let_us_do_is_tried_again(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon, since another worker was writing; then more rarely, since the disk may be full."""
+    tries: list[str] = []
+
+    def locked(name: str, wanted: Any) -> Any:
+        tries.append(name)
+        raise LocalError("the store is locked")
+
+    async def main() -> None:
+        worker = Worker(store)
+        worker.join("attic")
+        worker.known("attic")
+        await worker.look()
+        await worker.offer("attic", service("one"))
+        for looks, tried in ((SOON - 1, SOON - 1), (RETRY_LOOKS - 1, SOON + 1)):
+            with monkeypatch.context() as patch:
+                patch.setattr(worker.registry, "hold", locked)
+                worker.registry.set_grant("attic", Grant(ports=((2222 + looks, 2300),)))
+                tries.clear()
+                for worker.follower._edge.health.looks in range(1, looks + 1):
+                    await worker.look()
+                assert tries == ["attic"] * tried
+            worker.follower._edge.health.looks = looks + 1
+            assert await worker.look() == ["attic"]
+            assert await worker.look() == []
 
     run(main)
 

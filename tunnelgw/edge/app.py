@@ -328,7 +328,7 @@ class Edge:
             try:
                 await self.claims.decide(connector, services)
             except TunnelgwError as error:
-                self.follower.overdue.add(connector.name)
+                self.follower.postpone(connector.name)
                 log.error("claims of connector %s not decided: %s", connector.name, error.text)
                 connector.tell(Notice(reason=error.reason.label, message="services not decided: see the edge's log"))
 

@@ -27,18 +27,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5  # how soon a grant or a revocation made by another process is in force
-RETRY_LOOKS = 20  # looks between two tries to do what the store did not let us do: ten seconds
+# What the store did not let us do is tried at each look a few times (another worker was writing), and then once in so
+# many looks, ten seconds (the disk is full).
+SOON, RETRY_LOOKS = 3, 20
 
 
 class Follower:
     """Looks at the store for one edge: `begin` before its state is read, `start` once it serves, `stop` at its end.
 
-    overdue: names whose change could not be put in force.
+    overdue: names whose change could not be put in force, and how often in a row.
     """
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self.overdue: set[str] = set()
+        self.overdue: dict[str, int] = {}
         self._revision = 0
         self._look_handle: asyncio.TimerHandle | None = None
         self._reopening = False
@@ -105,8 +107,15 @@ class Follower:
 
     async def _retry(self) -> None:
         if self._edge.health.looks % RETRY_LOOKS == 0:
-            for name in sorted(self.overdue | self._edge.claims.unrouted):
-                await self._apply(name)
+            names = {*self.overdue, *self._edge.claims.unrouted}
+        else:
+            names = {name for name, failures in self.overdue.items() if failures <= SOON}
+        for name in sorted(names):
+            await self._apply(name)
+
+    def postpone(self, name: str) -> None:
+        """A connector's change could not be put in force: it is tried again."""
+        self.overdue[name] = self.overdue.get(name, 0) + 1
 
     async def reopen(self) -> None:
         """Try ports that something else held: nobody says when it lets go. `look` never waits for this."""
@@ -127,17 +136,18 @@ class Follower:
         try:
             await self._edge.claims.reopen(connector)
         except TunnelgwError as error:
-            self.overdue.add(name)
+            self.postpone(name)
             log.error("ports of connector %s are not tried again yet: %s", name, error.text)
 
     async def _apply(self, name: str) -> None:
         """One connector's change; what fails is tried again later, and keeps nobody else's from being seen."""
-        self.overdue.discard(name)
         try:
             await self._apply_now(name)
         except TunnelgwError as error:
-            self.overdue.add(name)
+            self.postpone(name)
             log.error("a change of connector %s is not in force yet: %s", name, error.text)
+        else:
+            self.overdue.pop(name, None)
 
     async def _apply_now(self, name: str) -> None:
         record = self._edge.registry.get(name)
