@@ -336,6 +336,24 @@ def test_a_full_disk_changes_nothing(edge: EdgeConfig, saved: Path, monkeypatch:
     assert not (edge.state_dir / restores.PENDING).exists()
 
 
+def test_what_has_a_successor_is_not_away_while_the_disk_takes_its_time(
+    edge: EdgeConfig, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edge that runs would see names without a certificate, and have some made."""
+    write_pair(edge, "a.example.com", "old")
+    there: list[bool] = []
+    real = restores.sync_folder
+
+    def synced(folder: Path) -> None:
+        there.append((edge.state_dir / "certificates").is_dir())
+        real(folder)
+
+    monkeypatch.setattr(restores, "sync_folder", synced)
+    restore(edge, saved)
+    assert len(there) > 3
+    assert all(there)
+
+
 def test_only_what_was_staged_is_applied(edge: EdgeConfig) -> None:
     for name in ("../x", ".restore-", "certificates", ".restore-0123456789ab/../x"):
         with pytest.raises(LocalError):

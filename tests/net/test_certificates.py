@@ -8,18 +8,19 @@ import logging
 import os
 import ssl
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tests.edge.front import Front, run, until
 from tests.net.certs import DAY, NOW, Authority, shake
 from tunnelgw.net import certificates as module
 from tunnelgw.net.certificates import Certificates
 from tunnelgw.net.issuers import FilesIssuer, Pair, SelfSignedIssuer, pair_of
+from tunnelgw.net.tasks import spawn
 from tunnelgw.net.timers import Wheel
 from tunnelgw.net.tls import Described
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import pytest
@@ -151,6 +152,37 @@ def test_made_on_demand_once_for_many_visitors(tmp_path: Path) -> None:
         book.close()
         again.close()
 
+    run(main)
+
+
+def test_a_pair_that_is_there_is_used_though_others_of_its_batch_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many services at a first start, and a slow disk."""
+    monkeypatch.setattr(module, "VISITOR_SECONDS", 0.5)
+
+    class Slow(SelfSignedIssuer):
+        async def obtain(self, hosts: Sequence[str]) -> None:
+            await asked.wait()
+            Authority().write(tmp_path, "a.example.com")
+            book.refresh()  # as every ten seconds
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        nonlocal book
+        loop = asyncio.get_running_loop()
+        book = Certificates(loop, Wheel(loop), Slow(tmp_path, ()))
+        book.start()
+        names = ["a.example.com", "b.example.com"]
+        book.want(names)
+        waiting = [spawn(book.context(name, name, http=True), name="visitor") for name in names]
+        await asyncio.sleep(0)  # they ask
+        asked.set()
+        assert [await one is not None for one in waiting] == [True, False]
+        await book.stop()
+
+    book: Any = None
+    asked = asyncio.Event()
     run(main)
 
 

@@ -173,11 +173,15 @@ def _opened(state_dir: Path, pending: Path) -> SqliteStore:
 
 
 def _swap(state_dir: Path, pending: Path) -> None:
-    """Folders and files by renaming: first all old ones go, which is noted, then the new ones come."""
+    """Folders and files by renaming: first those go that have no successor, which is noted; then the others in turn.
+
+    None of these is away for longer than that: an edge that runs looks at them, and would have a certificate made that
+    it does not find.
+    """
     old, new = pending / _OLD, pending / _NEW
     if not (pending / _ASIDE).exists():
         old.mkdir(mode=0o700, exist_ok=True)
-        for name in _entries(state_dir):
+        for name in set(_entries(state_dir)).difference(_entries(new)):
             (state_dir / name).rename(old / name)
         sync_folder(state_dir)
         sync_folder(old)
@@ -185,8 +189,9 @@ def _swap(state_dir: Path, pending: Path) -> None:
         sync_folder(pending)
     for name in _entries(new):
         target = state_dir / name
-        if os.path.lexists(target):  # made meanwhile, by an edge that runs
-            target.rename(old / f"{name}.{secrets.token_hex(4)}")
+        if os.path.lexists(target):
+            again = os.path.lexists(old / name)  # killed in between, and made anew since by an edge that ran
+            target.rename(old / (f"{name}.{secrets.token_hex(4)}" if again else name))
         (new / name).rename(target)
     sync_folder(state_dir)
 

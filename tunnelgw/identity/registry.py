@@ -351,16 +351,13 @@ class Registry:
 
         now = time.time() if now is None else now
         key = certs.read_request(csr)
-        authority = self._authorities.tunnels()
         while True:
             old = self.get(name)
             if old is None or old.revoked:
                 raise Refused(f"{name} was revoked; it needs a new invitation", reason=Reason.REVOKED)
-            signed = certs.sign_connector(authority, key, name=name, role=old.role, now=now)
-            had = [one for one in old.issued if one.serial == shown.upper()]
-            others = [one for one in old.issued if one not in had]
-            issued = (Issued(signed.serial, signed.not_after), *others[: _MAX_ISSUED - 1 - len(had)], *had)
-            new = replace(old, issued=issued)
+            signed = certs.sign_connector(self._authorities.tunnels(), key, name=name, role=old.role, now=now)
+            kept = sorted(old.issued, key=lambda one: one.serial != shown.upper())  # that one first
+            new = replace(old, issued=(Issued(signed.serial, signed.not_after), *kept)[:_MAX_ISSUED])
             try:
                 revision = self._store.put(CONNECTORS + name, new.encode(), expect=old.revision)
             except Conflict:

@@ -186,14 +186,14 @@ class Certificates:
         """The context for a visitor of `name`, whose route says `host` (a name or wildcard); None if there is none."""
         loaded = self._find(name)
         if loaded is None:
+            trouble = "none could be made"
             try:
                 await asyncio.wait_for(self.ensure([host]), VISITOR_SECONDS)
             except TimeoutError:
-                self._tell(host, f"none within {VISITOR_SECONDS:g} seconds")
-                return None
-            loaded = self._find(name)
+                trouble = f"none within {VISITOR_SECONDS:g} seconds"
+            loaded = self._find(name)  # also then: it may be there, and those that were asked for with it not
             if loaded is None:
-                self._tell(host, "none could be made")
+                self._tell(host, trouble)
                 return None
         return loaded.context(http=http)
 
