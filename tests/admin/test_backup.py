@@ -354,6 +354,19 @@ def test_what_has_a_successor_is_not_away_while_the_disk_takes_its_time(
     assert all(there)
 
 
+def test_what_was_put_aside_before_a_kill_and_made_anew_since_is_put_aside_too(edge: EdgeConfig, saved: Path) -> None:
+    (edge.state_dir / "acme").mkdir()
+    with restores.staged(edge, saved) as staged:
+        staged.folder.rename(edge.state_dir / restores.PENDING)
+    old = edge.state_dir / restores.PENDING / "old" / "acme"
+    old.mkdir(parents=True)
+    for folder in (old, edge.state_dir / "acme"):
+        (folder / "account.json").write_text("{}")
+    assert restores.finish(edge.state_dir)
+    assert not (edge.state_dir / "acme").exists()
+    assert not (edge.state_dir / restores.PENDING).exists()
+
+
 def test_only_what_was_staged_is_applied(edge: EdgeConfig) -> None:
     for name in ("../x", ".restore-", "certificates", ".restore-0123456789ab/../x"):
         with pytest.raises(LocalError):

@@ -232,6 +232,26 @@ def test_what_the_store_does_not_let_us_do_is_tried_again(store: SqliteStore, mo
     run(main)
 
 
+def test_who_waits_for_a_decision_under_way_is_not_tried_once_more(store: SqliteStore) -> None:
+    async def main() -> None:
+        worker, lock = Worker(store), asyncio.Lock()
+        worker.join("attic")
+        worker.known("attic")
+        await worker.look()
+        await worker.offer("attic", service("one"))
+        worker.decided.clear()
+        worker.follower._edge.lock = lambda _name: lock  # type: ignore[method-assign]
+        worker.follower.postpone("attic")
+        async with lock:
+            looks = [spawn(worker.follower.look(), name="look") for _ in range(6)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*looks)
+        assert worker.decided == ["attic"]
+        assert not worker.follower.overdue
+
+    run(main)
+
+
 def test_the_same_offers_are_not_remembered_again(store: SqliteStore) -> None:
     """A connector counts its changes from the beginning when it starts again."""
 

@@ -12,10 +12,13 @@ from tests.edge.front import ADDRESS, Front, ended, route, run, until
 from tests.ports import free_port
 from tunnelgw.edge.ports import LocalPorts, bind_port
 from tunnelgw.errors import Refused
+from tunnelgw.net.tasks import spawn
 from tunnelgw.obs.reasons import Reason
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tunnelgw.routing.units import PortUnit
 
 
 async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -157,6 +160,34 @@ def test_a_paused_port_keeps_its_visitors_waiting(tmp_path: Path) -> None:
             for reader, writer in visitors:
                 assert await asyncio.wait_for(reader.readexactly(3), 5) == b"ABC"
                 writer.close()
+
+    run(main)
+
+
+def test_a_port_that_is_being_opened_as_the_edge_stops_is_closed_again(tmp_path: Path) -> None:
+    """With several workers the supervisor is asked, and answers a moment later."""
+
+    async def main() -> None:
+        async with Front(tmp_path) as front:
+            port, allowed, given_back = free_port(), asyncio.Event(), []
+
+            class Asked:
+                async def open_port(self, port: PortUnit) -> socket.socket:
+                    await allowed.wait()
+                    return bind_port(ADDRESS, port)
+
+                def close_port(self, port: PortUnit) -> None:
+                    given_back.append(port)
+
+            front.ports._opener = Asked()
+            opening = spawn(front.ports.open(port), name="open")
+            await asyncio.sleep(0)
+            front.ports.close_all()
+            allowed.set()
+            await opening
+            assert port not in front.ports
+            assert given_back == [port]
+            socket.create_server((ADDRESS, port)).close()
 
     run(main)
 

@@ -396,6 +396,11 @@ def test_a_shared_port_stays_open_while_any_member_is_waited_for() -> None:
     edge._close_ports(attic)
     assert closed == []
     cellar.session, cellar.away_until = None, 90.0
+    wanted = {22}
+    edge.claims = SimpleNamespace(shut=SimpleNamespace(opening=wanted.__contains__))
+    edge._close_ports(attic)
+    assert closed == [], "another member's decision is under way"
+    wanted.clear()
     edge._close_ports(attic)
     assert closed == [22]
 

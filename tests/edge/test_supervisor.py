@@ -22,7 +22,7 @@ from tunnelgw.errors import LocalError
 from tunnelgw.net.accept import listen_on
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 SCRIPT = str(Path(__file__).with_name("worker_process.py"))
 
@@ -128,6 +128,37 @@ def test_a_moment_without_descriptors_is_not_the_end_of_a_worker(monkeypatch: py
             await ask(port, "crash")
             await until(lambda: len(tries) == 3 and all(each.ready for each in supervisor._workers))
             await both_answer(port)
+
+    run(main)
+
+
+def test_a_port_that_cannot_be_given_once_more_stays_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two decisions of one worker asked for it; with a descriptor too few for the second."""
+
+    async def main() -> None:
+        supervisor = Supervisor(1, https=[], http=[], port_bind=ADDRESS, command=lambda index, descriptor: ())
+        worker, sent = supervisor._workers[0], []
+
+        def send(_worker: Any, message: dict[str, Any], descriptors: Sequence[int] = ()) -> bool:
+            sent.append(message)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return True
+
+        def out_of_descriptors(_socks: Any) -> list[int]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(supervisor, "_send", send)
+        first, second = free_port(), free_port()
+        supervisor._open(worker, 1, first)
+        monkeypatch.setattr(module, "copies", out_of_descriptors)
+        supervisor._open(worker, 2, first)
+        supervisor._open(worker, 3, second)
+        assert [message.get("error", "") for message in sent] == ["", "Too many open files", "Too many open files"]
+        assert set(supervisor._ports) == {first}
+        socket.create_server((ADDRESS, second)).close()
+        supervisor._release(worker, first)
+        socket.create_server((ADDRESS, first)).close()
 
     run(main)
 

@@ -182,7 +182,7 @@ def _swap(state_dir: Path, pending: Path) -> None:
     if not (pending / _ASIDE).exists():
         old.mkdir(mode=0o700, exist_ok=True)
         for name in set(_entries(state_dir)).difference(_entries(new)):
-            (state_dir / name).rename(old / name)
+            _put_aside(state_dir / name, old)
         sync_folder(state_dir)
         sync_folder(old)
         (pending / _ASIDE).touch(mode=0o600)
@@ -190,10 +190,15 @@ def _swap(state_dir: Path, pending: Path) -> None:
     for name in _entries(new):
         target = state_dir / name
         if os.path.lexists(target):
-            again = os.path.lexists(old / name)  # killed in between, and made anew since by an edge that ran
-            target.rename(old / (f"{name}.{secrets.token_hex(4)}" if again else name))
+            _put_aside(target, old)
         (new / name).rename(target)
     sync_folder(state_dir)
+
+
+def _put_aside(path: Path, old: Path) -> None:
+    """Under another name if it was put there before: killed in between, and made anew since by an edge that ran."""
+    again = os.path.lexists(old / path.name)
+    path.rename(old / (f"{path.name}.{secrets.token_hex(4)}" if again else path.name))
 
 
 def _entries(folder: Path) -> list[str]:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from tunnelgw.wire.control import Greeting
 
 DIAL_SECONDS = 10.0  # resolving, connecting, TLS and the greeting together
-# Until a certificate: the edge makes a process for the signature and gives it 60 s. Whoever left before that would have
-# used up an invitation for nothing.
-SIGNED_SECONDS = 75.0
+# Until a certificate: the edge makes a process for the signature, perhaps after those for others, and gives it 60 s.
+# Whoever left before that would have used up an invitation for nothing.
+ANSWER_SECONDS = 90.0
 NO_NAME = "tgw.invalid"  # SNI where the edge is known by an address only
 
 G = TypeVar("G", bound="Greeting")
@@ -130,12 +130,13 @@ class Conversation:
         return self._link
 
     async def ask(self, message: Greeting, kind: type[G]) -> G:
-        """Send `message` and wait for an answer of `kind`. Raises DialRefused, RemoteError, OSError."""
+        """Send `message` and wait for an answer of `kind`. Raises DialRefused, RemoteError, OSError (TimeoutError)."""
         if self._lost is not None or self._link is None:
             raise self._lost or ConnectionResetError("the link is not open")
         self._answer = self._loop.create_future()
         self._link.greet(message)
-        answer = await self._answer
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answer = await self._answer
         if isinstance(answer, RefusedMessage):
             raise DialRefused(answer)
         if not isinstance(answer, kind):

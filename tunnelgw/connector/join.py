@@ -13,7 +13,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tunnelgw.config.names import endpoint
-from tunnelgw.connector.dial import SIGNED_SECONDS, Conversation, DialRefused, explain, tls_of
+from tunnelgw.connector.dial import Conversation, DialRefused, explain, tls_of
 from tunnelgw.errors import LocalError, RemoteError
 from tunnelgw.identity import home, invitations
 from tunnelgw.net.tls import joining_context
@@ -37,8 +37,7 @@ async def join(text: str, *, state_dir: Path, edge: Endpoint | None = None) -> H
     place = edge or endpoint(invitation.address)
     loop = asyncio.get_running_loop()
     request = await loop.run_in_executor(None, home.new_request)
-    async with asyncio.timeout(SIGNED_SECONDS):
-        joined = await _converse(invitation, place, request)
+    joined = await _converse(invitation, place, request)
 
     def save() -> HomeIdentity:
         return home.save_joined(

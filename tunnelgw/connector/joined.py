@@ -15,7 +15,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from tunnelgw.connector.dial import SIGNED_SECONDS, Conversation
+from tunnelgw.connector.dial import Conversation
 from tunnelgw.connector.indoors import Indoors
 from tunnelgw.connector.supervise import Supervisor
 from tunnelgw.errors import TunnelgwError
@@ -262,9 +262,8 @@ class JoinedEdge:
         csr = await asyncio.get_running_loop().run_in_executor(None, self.identity.make_request)
         conversation = Conversation()
         try:
-            async with asyncio.timeout(SIGNED_SECONDS):
-                await conversation.open(self.endpoint, self.context())
-                answer = await conversation.ask(RenewRequest(csr=csr), Renewed)
+            await conversation.open(self.endpoint, self.context())
+            answer = await conversation.ask(RenewRequest(csr=csr), Renewed)
         finally:
             conversation.close()
         await self._install(answer)

@@ -322,9 +322,9 @@ class Edge:
     # What connectors say.
 
     async def _decide(self, connector: Connector, services: Services) -> None:
-        if self.left:
-            return  # what it says to the other process counts
         async with self.lock(connector.name):
+            if self.left:
+                return  # what it says to the other process counts
             try:
                 await self.claims.decide(connector, services)
             except TunnelgwError as error:
@@ -343,8 +343,10 @@ class Edge:
     def _close_ports(self, connector: Connector) -> None:
         """Unless it, or another member of a port's group, is here or still waited for: perhaps it came back."""
         for route in self.table.routes_of(connector.name):
-            if route.port and not any(self._waited_for(name) for name in self.table.holders(route.port_unit)):
-                self.ports.close(route.port_unit)
+            port = route.port_unit
+            waited_for = any(self._waited_for(name) for name in self.table.holders(port))
+            if route.port and not waited_for and not self.claims.shut.opening(port):
+                self.ports.close(port)
 
     def _waited_for(self, name: str) -> bool:
         connector = self.connectors.by_name.get(name)

@@ -105,7 +105,6 @@ class ClaimDesk:
         self._sparing = Sparing(log, lines=LINES)
         self._routes = RouteMaker(counters, registry.affinity_secret)
         self._offers: dict[str, Services] = {}  # as last said, to decide again when a grant changes
-        self._opening: dict[str, set[PortUnit]] = {}  # of decisions under way: open for them already, or about to be
         self._unsaved: set[str] = set()  # whose offers the store did not take
         self.shut = ShutPorts(ports, own)
         self.refused: dict[str, list[ClaimResult]] = {}  # of each connector what was refused, whole or in part
@@ -124,7 +123,7 @@ class ClaimDesk:
         self._offers[name] = services
         verdicts = self._check(name, record.grant, services.offers)
         self._hold(name, record.grant, verdicts)
-        await self._open(name, verdicts if opening else ())
+        await self.shut.open(name, verdicts if opening else (), time.monotonic())
         if self._connectors.by_name.get(name) is not connector:  # revoked meanwhile
             self._close(port for verdict in verdicts for port in verdict.opened)
             return
@@ -366,18 +365,10 @@ class ClaimDesk:
             self._live.cut(name, service)
         self._connectors.serves(name, services)
 
-    async def _open(self, name: str, verdicts: Iterable[Verdict]) -> None:
-        """As `ShutPorts.open`; what others decide meanwhile closes none of these."""
-        self._opening[name] = {port for verdict in verdicts for port in verdict.opened}
-        try:
-            await self.shut.open(name, verdicts, time.monotonic())
-        finally:
-            del self._opening[name]
-
     def _close(self, ports: Iterable[PortUnit]) -> None:
         """Those of these ports that nobody holds any more."""
         for port in ports:
-            if port and not self._table.holders(port) and not any(port in those for those in self._opening.values()):
+            if port and not self._table.holders(port) and not self.shut.opening(port):
                 self._ports.close(port)
 
     def _result(self, verdict: Verdict, *, brief: bool) -> ClaimResult:

@@ -41,6 +41,7 @@ class Follower:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
         self.overdue: dict[str, int] = {}
+        self._applying: set[str] = set()  # it may wait for a decision under way
         self._revision = 0
         self._look_handle: asyncio.TimerHandle | None = None
         self._reopening = False
@@ -110,7 +111,7 @@ class Follower:
             names = {*self.overdue, *self._edge.claims.unrouted}
         else:
             names = {name for name, failures in self.overdue.items() if failures <= SOON}
-        for name in sorted(names):
+        for name in sorted(names - self._applying):
             await self._apply(name)
 
     def postpone(self, name: str) -> None:
@@ -141,6 +142,7 @@ class Follower:
 
     async def _apply(self, name: str) -> None:
         """One connector's change; what fails is tried again later, and keeps nobody else's from being seen."""
+        self._applying.add(name)
         try:
             await self._apply_now(name)
         except TunnelgwError as error:
@@ -148,6 +150,8 @@ class Follower:
             log.error("a change of connector %s is not in force yet: %s", name, error.text)
         else:
             self.overdue.pop(name, None)
+        finally:
+            self._applying.discard(name)
 
     async def _apply_now(self, name: str) -> None:
         record = self._edge.registry.get(name)
@@ -157,18 +161,17 @@ class Follower:
                 self._edge.claims.withdraw(name)
             return
         if record.role == VISITOR:
+            self._edge.connectors.visits.changed(record)  # at once, as it was read
             if name in self._edge.connectors.by_name:  # it was revoked, and joined anew as this
                 self._edge.connectors.dismiss(name, Reason.REVOKED)
                 async with self._edge.lock(name):
                     self._edge.claims.withdraw(name)
-            self._edge.connectors.visits.changed(record)
             return
         self._edge.connectors.visits.remove(name, Reason.REVOKED)  # likewise
         connector = self._edge.connectors.known(name)
         if connector.serial and all(issued.serial != connector.serial for issued in record.issued):
             log.warning("connector %s joined again with another key: the old one is cut", name)
             connector.cut(Reason.REVOKED)
-        if self._edge.left:
-            return
         async with self._edge.lock(name):
-            await self._edge.claims.again(connector)
+            if not self._edge.left:
+                await self._edge.claims.again(connector)

@@ -1,9 +1,10 @@
 """What connectors offer, on its way to being decided: the latest only, one at a time for each, and soon with rests.
 
 A decision reads and writes the store and touches every route of a connector, so a connector that says its services
-without end could keep the edge busy with nothing else. Here it soon costs at most a tenth of the edge's time; what it
-said meanwhile is forgotten but for the last, which says all there is to say anyway. People change their services a few
-times in a row, and commands wait for the answer: the first decisions have no rest, however long a disk took for them.
+without end could keep the edge busy with nothing else. Here it soon costs at most a tenth of the edge's time, or one
+decision in five seconds where each takes longer than half of one; what it said meanwhile is forgotten but for the last,
+which says all there is to say anyway. People change their services a few times in a row, and commands wait for the
+answer: the first decisions have no rest, however long a disk took for them.
 
 Invariant: per connector at most one decision is under way and one waits.
 """

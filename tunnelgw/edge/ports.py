@@ -171,6 +171,7 @@ class Ports:
         )
         self._acceptors: dict[PortUnit, Acceptor | UdpPort] = {}
         self._paused = False
+        self._over = False
 
     def pause(self) -> None:
         """Accept nobody until `resume`; ports are opened and closed all the same. Idempotent."""
@@ -194,8 +195,10 @@ class Ports:
             return
         self._check_room(port)
         listener = await self._opener.open_port(port)
-        if port in self._acceptors:  # two claims at once: one socket is enough
+        if port in self._acceptors or self._over:  # two claims at once: one socket is enough
             listener.close()
+            if self._over:
+                self._opener.close_port(port)
             return
         self._acceptors[port] = acceptor = self._acceptor(port, listener)
         if not self._paused:
@@ -244,8 +247,9 @@ class Ports:
     def close_all(self) -> None:
         """The edge stops, or another process of it goes on: no new visitors, those being looked at go on.
 
-        Connectors keep their side of flows.
+        Connectors keep their side of flows. What is being opened at this moment is closed at once.
         """
+        self._over = True
         for port in tuple(self._acceptors):
             self.close(port, withdrawn=False)
 

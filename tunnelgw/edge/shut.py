@@ -17,7 +17,7 @@ from tunnelgw.edge.ports import TAKEN, PortRefused
 from tunnelgw.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tunnelgw.edge.offers import Verdict
     from tunnelgw.edge.ports import Ports
@@ -46,9 +46,21 @@ class ShutPorts:
         self._ports = ports
         self._own = own
         self._shut: dict[str, _Shut] = {}
+        self._opening: dict[str, set[PortUnit]] = {}  # by connector
 
-    async def open(self, name: str, verdicts: Iterable[Verdict], now: float) -> None:
+    def opening(self, port: PortUnit) -> bool:
+        """Whether a decision under way wants it: it may be open for that already, and must stay so."""
+        return any(port in ports for ports in self._opening.values())
+
+    async def open(self, name: str, verdicts: Sequence[Verdict], now: float) -> None:
         """Open every port of these; a verdict loses those that cannot be opened, and says why."""
+        self._opening[name] = {port for verdict in verdicts for port in verdict.opened}
+        try:
+            await self._open(name, verdicts, now)
+        finally:
+            del self._opening[name]
+
+    async def _open(self, name: str, verdicts: Sequence[Verdict], now: float) -> None:
         shut: dict[PortUnit, None] = {}
         for verdict in verdicts:
             lost: dict[tuple[str, Reason], list[PortUnit]] = {}

@@ -334,13 +334,15 @@ class Supervisor:
                 self._send(worker, {"op": "port", "id": number, "error": refusal.cause})
                 return
         listener, holders = held
-        holders.add(worker.index)
         try:
             descriptors = copies((listener,))
         except OSError as error:
-            self._release(worker, port)
+            if not holders:
+                listener.close()
+                del self._ports[port]
             self._send(worker, {"op": "port", "id": number, "error": str(error.strerror)})
             return
+        holders.add(worker.index)
         self._send(worker, {"op": "port", "id": number}, descriptors)
 
     def _release(self, worker: _Process, port: PortUnit) -> None:

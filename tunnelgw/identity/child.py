@@ -54,7 +54,7 @@ def answer(store: SqliteStore, request: dict[str, Any]) -> dict[str, Any]:
         if request["call"] == "accept":
             accepted = registry.accept(request["invitation"], request["secret"], request["csr"])
         else:
-            accepted = registry.renew(request["name"], request["csr"], shown=request["shown"])
+            accepted = registry.renew(request["name"], request["csr"], shown=request.get("shown", ""))
     except TunnelgwError as error:
         kind = "refused" if isinstance(error, Refused) else "remote" if isinstance(error, RemoteError) else "local"
         return {"ok": False, "kind": kind, "reason": error.reason.label, "text": error.text}
