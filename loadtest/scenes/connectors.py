@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loadtest.h2load import parse
 from loadtest.processes import Group
@@ -22,6 +23,9 @@ from loadtest.scenario import ADDRESS, HOST, Measurement, RunError, Scenario, Se
 from loadtest.scenes.children import ROOT
 from loadtest.scenes.homes import service_name, settle
 from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DOMAIN = "example.com"
 CONNECTORS, SERVICES = 1000, 10
@@ -112,11 +116,17 @@ connections_per_address = 20000
 
     def wait_up(self) -> None:
         """Until all have their tunnels; RunError with what went wrong."""
-        end = time.monotonic() + STARTED
-        while (now := self.up()) < self.wanted():
-            if time.monotonic() > end:
-                raise RunError(f"{now} of {self.wanted()} connectors were up after {STARTED:g} s")
-            time.sleep(0.05)
+        wanted = self.wanted()
+        wait(lambda: self.up() >= wanted, lambda: f"{self.up()} of {wanted} connectors were up")
+
+
+def wait(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:
+    """Until it is so; RunError with what `otherwise` says if that takes longer than anything may."""
+    end = time.monotonic() + STARTED
+    while not condition():
+        if time.monotonic() > end:
+            raise RunError(f"{otherwise()} after {STARTED:g} s")
+        time.sleep(0.02)
 
 
 def asked(port: int, host: str, seconds: float) -> float:
@@ -197,19 +207,13 @@ def restarted(crowd: Crowd) -> tuple[float, float, float]:
     """Seconds from the edge's end until it is ready, and until every home is back; the CPU time of the new one."""
     begin, group, dials = time.monotonic(), crowd.group, crowd.dials()
     group.end("edge", seconds=30)
-    while crowd.up():
-        if time.monotonic() > begin + STARTED:
-            raise RunError("not every connector noticed that the edge is gone")
-        time.sleep(0.02)
+    wait(lambda: not crowd.up(), lambda: f"{crowd.up()} connectors had not noticed that the edge is gone")
     group.again("edge")
     group.wait_for("edge", "ready", seconds=STARTED)
     ready = time.monotonic() - begin
     say(f"the edge is ready after {ready:.1f} s")
     crowd.wait_up()
-    while crowd.dials() == dials:
-        if time.monotonic() > begin + STARTED:
-            raise RunError("the connector with a process of its own did not come back")
-        time.sleep(0.02)
+    wait(lambda: crowd.dials() > dials, lambda: "the connector with a process of its own was not back")
     back, spent = time.monotonic() - begin, group.cpu("edge")
     asked(crowd.port, f"{service_name(0, 0)}.{DOMAIN}", 1)
     return ready, back, spent

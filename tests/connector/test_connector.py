@@ -600,6 +600,7 @@ def test_an_exchange_whose_outcome_cannot_be_kept_is_tried_again_at_leisure(
         await until(lambda: "was not renewed: no space left" in connector.trouble())
         monkeypatch.undo()
         await until(lambda: connector.is_ready)
+        assert edge.renewals < 6
         await connector.stop(grace=0.1)
         await edge.close()
 

@@ -11,6 +11,7 @@ from tests.connector.athome import LOOPS, run, until
 from tests.connector.authority import TestAuthority
 from tests.connector.fakeedge import FakeEdge, config
 from tunnelgw.config.model import Endpoint
+from tunnelgw.connector import dial
 from tunnelgw.connector.app import Connector
 from tunnelgw.connector.dial import explain
 from tunnelgw.connector.join import join_or_explain
@@ -48,6 +49,20 @@ def test_another_address_than_the_invitation_says(tmp_path: Path) -> None:
         text = invitation(edge, address="edge.invalid:443").encode()
         identity = await join_or_explain(text, state_dir=tmp_path / "state", edge=edge.endpoint)
         assert identity.edge == str(edge.endpoint)
+        await edge.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("limit", ["DIAL_SECONDS", "ANSWER_SECONDS"])
+def test_an_edge_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(dial, limit, 0.0)
+
+    async def main() -> None:
+        edge = await FakeEdge(tmp_path).listen()
+        with pytest.raises(LocalError, match=str(edge.endpoint)):
+            await join_or_explain(invitation(edge).encode(), state_dir=tmp_path / "state")
+        assert not edge.joins
         await edge.close()
 
     run(main)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.edge.front import run
+from tests.edge.front import run, until
 from tests.edge.test_sharing import Home, World
 from tunnelgw.access.grants import Grant
+from tunnelgw.edge import follower as module
 from tunnelgw.edge import shut
 from tunnelgw.edge.follower import RETRY_LOOKS, SOON, Follower
 from tunnelgw.edge.names import ended_hosts, ends_here
@@ -65,6 +66,14 @@ class Worker(World):
         home = self.homes.setdefault(name, Home(name))
         home.serial = ""  # type: ignore[attr-defined]
         return home
+
+    async def serve_attic(self) -> None:
+        """One connector with one service, all of it known."""
+        self.join("attic")
+        self.known("attic")
+        await self.look()
+        await self.offer("attic", service("one"))
+        self.decided.clear()
 
     def dismiss(self, name: str, reason: Reason) -> None:
         assert reason is Reason.REVOKED
@@ -184,10 +193,7 @@ def test_who_joins_anew_in_another_role_has_nothing_of_the_old_one(store: Sqlite
 
     async def main() -> None:
         worker = Worker(store)
-        worker.join("attic")
-        worker.known("attic")
-        await worker.look()
-        await worker.offer("attic", service("one"))
+        await worker.serve_attic()
         assert worker.members("one.example.com") == ["attic"]
         for role in (VISITOR, CONNECTOR):
             worker.registry.revoke("attic")
@@ -203,6 +209,26 @@ def test_who_joins_anew_in_another_role_has_nothing_of_the_old_one(store: Sqlite
     run(main)
 
 
+def test_what_changed_before_the_door_opened_is_looked_at_as_it_opens(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an upgrade: the process before this one decided until then."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 1000.0)
+
+    async def main() -> None:
+        worker = Worker(store)
+        await worker.serve_attic()
+        edge: Any = worker.follower._edge
+        edge.loop, edge.office.due = asyncio.get_running_loop(), 1e12
+        edge.health.look = edge.connectors.renew_worn = lambda: None
+        worker.registry.set_grant("attic", Grant(ports=((2222, 2222),)))
+        worker.follower.start()
+        await until(lambda: worker.decided == ["attic"])
+        worker.follower.stop()
+
+    run(main)
+
+
 def test_what_the_store_does_not_let_us_do_is_tried_again(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Soon, since another worker was writing; then more rarely, since the disk may be full."""
     tries: list[str] = []
@@ -213,10 +239,7 @@ def test_what_the_store_does_not_let_us_do_is_tried_again(store: SqliteStore, mo
 
     async def main() -> None:
         worker = Worker(store)
-        worker.join("attic")
-        worker.known("attic")
-        await worker.look()
-        await worker.offer("attic", service("one"))
+        await worker.serve_attic()
         for looks, tried in ((SOON - 1, SOON - 1), (RETRY_LOOKS - 1, SOON + 1)):
             with monkeypatch.context() as patch:
                 patch.setattr(worker.registry, "hold", locked)
@@ -235,11 +258,7 @@ def test_what_the_store_does_not_let_us_do_is_tried_again(store: SqliteStore, mo
 def test_who_waits_for_a_decision_under_way_is_not_tried_once_more(store: SqliteStore) -> None:
     async def main() -> None:
         worker, lock = Worker(store), asyncio.Lock()
-        worker.join("attic")
-        worker.known("attic")
-        await worker.look()
-        await worker.offer("attic", service("one"))
-        worker.decided.clear()
+        await worker.serve_attic()
         worker.follower._edge.lock = lambda _name: lock  # type: ignore[method-assign]
         worker.follower.postpone("attic")
         async with lock:

@@ -390,17 +390,19 @@ def test_a_shared_port_stays_open_while_any_member_is_waited_for() -> None:
     attic = SimpleNamespace(name="attic", session=None, away_until=50.0)
     cellar = SimpleNamespace(name="cellar", session=None, away_until=150.0)
     edge.connectors = SimpleNamespace(by_name={"attic": attic, "cellar": cellar})
+    wanted = {22}
+    edge.claims = SimpleNamespace(shut=SimpleNamespace(opening=wanted.__contains__))
+    cellar.session, cellar.away_until = None, 90.0
+    edge._close_ports(attic)
+    assert closed == [], "another member's decision is under way"
+    wanted.clear()
+    cellar.away_until = 150.0
     edge._close_ports(attic)
     assert closed == []
     cellar.session = object()
     edge._close_ports(attic)
     assert closed == []
     cellar.session, cellar.away_until = None, 90.0
-    wanted = {22}
-    edge.claims = SimpleNamespace(shut=SimpleNamespace(opening=wanted.__contains__))
-    edge._close_ports(attic)
-    assert closed == [], "another member's decision is under way"
-    wanted.clear()
     edge._close_ports(attic)
     assert closed == [22]
 

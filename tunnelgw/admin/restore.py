@@ -181,8 +181,10 @@ def _swap(state_dir: Path, pending: Path) -> None:
     old, new = pending / _OLD, pending / _NEW
     if not (pending / _ASIDE).exists():
         old.mkdir(mode=0o700, exist_ok=True)
-        for name in set(_entries(state_dir)).difference(_entries(new)):
-            _put_aside(state_dir / name, old)
+        replaced = _entries(new)
+        for name in _entries(state_dir):
+            if name not in replaced:
+                _put_aside(state_dir / name, old)
         sync_folder(state_dir)
         sync_folder(old)
         (pending / _ASIDE).touch(mode=0o600)

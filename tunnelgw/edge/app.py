@@ -75,7 +75,7 @@ class Edge:
     _https: tuple[socket.socket, ...] = ()  # ours from `start` on
     _http: tuple[socket.socket, ...] = ()
     _accepted = False  # some time
-    left = False  # another process accepts
+    left = False  # another process accepts, or none: nothing is decided here any more
 
     def __init__(
         self,
@@ -281,7 +281,7 @@ class Edge:
     async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
         """Accept nothing new, let what is in progress end for `grace` seconds, close."""
         self.follower.stop()
-        self.left = True  # a decision that is still to come opens no port any more
+        self.left = True
         if self._wind_down is not None:
             self._wind_down.cancel()
         self._close_listeners()  # first: nobody new
@@ -344,9 +344,9 @@ class Edge:
         """Unless it, or another member of a port's group, is here or still waited for: perhaps it came back."""
         for route in self.table.routes_of(connector.name):
             port = route.port_unit
-            waited_for = any(self._waited_for(name) for name in self.table.holders(port))
-            if route.port and not waited_for and not self.claims.shut.opening(port):
-                self.ports.close(port)
+            if not port or self.claims.shut.opening(port) or any(map(self._waited_for, self.table.holders(port))):
+                continue
+            self.ports.close(port)
 
     def _waited_for(self, name: str) -> bool:
         connector = self.connectors.by_name.get(name)
